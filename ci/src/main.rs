@@ -1,0 +1,3 @@
+//! The jobs of `cargo ci`.
+
+fn main() {}

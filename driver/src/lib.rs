@@ -1,0 +1,1 @@
+//! Block devices driven from userspace.

@@ -1,0 +1,1 @@
+//! A userspace page cache.

@@ -1,0 +1,3 @@
+//! Administers uaio.
+
+fn main() {}
