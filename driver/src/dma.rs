@@ -332,9 +332,10 @@ impl DmaBuf {
     /// `true` may be old.
     #[inline]
     pub fn is_shared(&self) -> bool {
-        // Acquire: pairs with the release in `release`, so what the other handle's owner read from
-        // the frame happened before we write it.
-        self.references().load(Ordering::Acquire) != 1
+        // At least Acquire: pairs with `release`, so what the other handle's owner read from the
+        // frame happened before we write it. SeqCst, here and there, because a cache decides by it
+        // whether to wait, against a thread that gives its handle up and then looks who waits.
+        self.references().load(Ordering::SeqCst) != 1
     }
 
     /// Gives this handle up. The last one of a frame is returned as its only handle, exactly once
@@ -342,8 +343,9 @@ impl DmaBuf {
     #[must_use = "the last handle is the frame: dropping it returns the frame to the pool"]
     #[inline]
     pub fn release(self) -> Option<DmaBuf> {
-        // AcqRel: every access through the other handles happens before the frame is used again.
-        if self.references().fetch_sub(1, Ordering::AcqRel) == 1 {
+        // At least AcqRel: every access through the other handles happens before the frame is used
+        // again. SeqCst: see `is_shared`.
+        if self.references().fetch_sub(1, Ordering::SeqCst) == 1 {
             self.references().store(1, Ordering::Relaxed);
             return Some(self);
         }
