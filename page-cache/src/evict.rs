@@ -78,7 +78,10 @@ impl Policy for S3Fifo {
         loop {
             let main_done = self.main.len() == 0 || main_left == 0;
             if main_done && self.small.len() == 0 {
-                return None;
+                // What came over from the small queue last has not been looked at.
+                let slot = self.main.iter().find(|slot| usable(*slot))?;
+                self.main.remove(slot);
+                return Some(slot);
             }
             let from_small = main_done || self.small.len() >= self.small_target;
             let queue = if from_small { &mut self.small } else { &mut self.main };
