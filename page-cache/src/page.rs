@@ -430,3 +430,234 @@ impl Content {
         (self, old)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uaio_driver::{DmaPool, PoolOptions};
+
+    const BLOCK: usize = 512;
+    const ALL: Blocks = Blocks(0xff);
+    const SOME: Blocks = Blocks(0b0000_1111);
+
+    fn pool() -> DmaPool {
+        DmaPool::new(PoolOptions::frames(16)).unwrap()
+    }
+
+    fn content(pool: &DmaPool, valid: Blocks, dirty: Blocks) -> Content {
+        Content { frame: pool.take().unwrap(), valid, dirty, seq: 7 }
+    }
+
+    const STATES: [&str; 8] = [
+        "absent",
+        "reading",
+        "reading-stale",
+        "reading-held",
+        "clean",
+        "writing",
+        "dirty",
+        "writeback",
+    ];
+
+    fn page(state: &str, pool: &DmaPool) -> Page {
+        match state {
+            "absent" => Page::Absent,
+            "reading" => Page::Reading { held: None, stale: false },
+            "reading-stale" => Page::Reading { held: None, stale: true },
+            "reading-held" => Page::Reading { held: Some(content(pool, SOME, SOME)), stale: false },
+            "clean" => Page::Clean(content(pool, ALL, Blocks::NONE)),
+            "writing" => Page::Writing(content(pool, ALL, SOME)),
+            "dirty" => Page::Dirty(content(pool, ALL, SOME)),
+            "writeback" => Page::Writeback {
+                content: content(pool, ALL, Blocks::NONE),
+                writing: SOME,
+                oldest: 3,
+            },
+            other => panic!("no state {other}"),
+        }
+    }
+
+    fn name(page: &Page) -> &'static str {
+        match page {
+            Page::Absent => "absent",
+            Page::Reading { held: None, stale: false } => "reading",
+            Page::Reading { held: None, stale: true } => "reading-stale",
+            Page::Reading { held: Some(_), .. } => "reading-held",
+            Page::Clean(_) => "clean",
+            Page::Writing(_) => "writing",
+            Page::Dirty(_) => "dirty",
+            Page::Writeback { .. } => "writeback",
+        }
+    }
+
+    /// What an event does to each of [`STATES`], in that order: the next state, `busy` when the
+    /// caller has to queue, `panic` when the event cannot happen there.
+    fn table(event: &str) -> [&'static str; 8] {
+        const P: &str = "panic";
+        const B: &str = "busy";
+        match event {
+            "read miss" => ["reading", B, B, B, "reading-held", B, "reading-held", B],
+            "read ok" => [P, "clean", "absent", "dirty", P, P, P, P],
+            "read error" => [P, "absent", "absent", "dirty", P, P, P, P],
+            "write begins" => ["writing", B, B, B, "writing", B, "writing", B],
+            "write ends" => [P, P, P, P, P, "dirty", P, P],
+            "writeback starts" => [B, B, B, B, B, B, "writeback", B],
+            "rewrite" => [P, P, P, P, P, P, P, "writeback"],
+            "writeback ok" => [P, P, P, P, P, P, P, "clean"],
+            "writeback error" => [P, P, P, P, P, P, P, "dirty"],
+            "forget all" => {
+                ["absent", "reading-stale", "reading-stale", B, "absent", B, "absent", B]
+            }
+            "forget dirty blocks" => {
+                ["absent", "reading-stale", "reading-stale", B, "clean", B, "clean", B]
+            }
+            other => panic!("no event {other}"),
+        }
+    }
+
+    fn apply(event: &str, page: Page, pool: &DmaPool) -> &'static str {
+        let frame = || pool.take().unwrap();
+        let result = match event {
+            "read miss" => page.begin_read(),
+            "read ok" => Ok(page.end_read(frame(), ALL, true, BLOCK).0),
+            "read error" => Ok(page.end_read(frame(), ALL, false, BLOCK).0),
+            "write begins" => {
+                let fresh = page.needs_fresh_frame().then(frame);
+                page.begin_write(fresh).map(|(page, _)| page)
+            }
+            "write ends" => Ok(page.end_write(SOME, 9)),
+            "writeback starts" => page.begin_writeback(SOME).map(|(page, _)| page),
+            "rewrite" => Ok(page.rewrite(Some(frame()), SOME, 9).0),
+            "writeback ok" => Ok(page.end_writeback(true)),
+            "writeback error" => Ok(page.end_writeback(false)),
+            "forget all" => page.forget(ALL).map(|(page, _)| page),
+            "forget dirty blocks" => page.forget(SOME).map(|(page, _)| page),
+            other => panic!("no event {other}"),
+        };
+        result.map_or("busy", |page| name(&page))
+    }
+
+    #[test]
+    fn every_state_meets_every_event_as_the_table_says() {
+        let events = [
+            "read miss",
+            "read ok",
+            "read error",
+            "write begins",
+            "write ends",
+            "writeback starts",
+            "rewrite",
+            "writeback ok",
+            "writeback error",
+            "forget all",
+            "forget dirty blocks",
+        ];
+        // Panics are part of the table; their messages are not part of the output.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let mut wrong = Vec::new();
+        for event in events {
+            for (state, want) in STATES.iter().zip(table(event)) {
+                let got = std::panic::catch_unwind(|| {
+                    let pool = pool();
+                    apply(event, page(state, &pool), &pool)
+                });
+                let got = got.unwrap_or("panic");
+                if got != want {
+                    wrong.push(format!("{event} on {state}: {got} instead of {want}"));
+                }
+            }
+        }
+        std::panic::set_hook(hook);
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    fn fill(frame: &DmaBuf, byte: u8) {
+        frame.write(0, &[byte; FRAME_SIZE]);
+    }
+
+    fn block(page: &Page, index: usize) -> u8 {
+        let mut byte = [0];
+        page.content().unwrap().frame.read(index * BLOCK, &mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn a_fill_takes_only_the_missing_blocks() {
+        let pool = pool();
+        let held = content(&pool, SOME, SOME);
+        fill(&held.frame, 1);
+        let from_device = pool.take().unwrap();
+        fill(&from_device, 2);
+        let page = Page::Reading { held: Some(held), stale: false };
+        let (page, left) = page.end_read(from_device, ALL, true, BLOCK);
+        assert!(left.is_some(), "the frame of the request was kept");
+        assert_eq!(
+            (block(&page, 0), block(&page, 3), block(&page, 4), block(&page, 7)),
+            (1, 1, 2, 2)
+        );
+        let content = page.content().unwrap();
+        assert_eq!((content.valid, content.dirty), (ALL, SOME));
+    }
+
+    #[test]
+    fn a_page_dirtied_under_writeback_keeps_what_the_device_may_lose() {
+        let pool = pool();
+        let dirty = content(&pool, ALL, Blocks(0b11));
+        fill(&dirty.frame, 1);
+        let (page, request) = Page::Dirty(dirty).begin_writeback(Blocks(0b11)).unwrap();
+        assert!(page.needs_fresh_frame(), "the device is reading the frame");
+        let (page, old) = page.rewrite(pool.take(), Blocks(0b10), 9);
+        assert!(old.unwrap().release().is_none(), "the request has a handle");
+        page.content().unwrap().frame.write(BLOCK, &[2; BLOCK]);
+        assert_eq!(page.written_since(), Some(7));
+        assert_eq!(page.dirty_since(), Some(9));
+        // The device still reads what was there.
+        let mut seen = [0];
+        request.read(BLOCK, &mut seen);
+        assert_eq!(seen, [1]);
+        let page = page.end_writeback(false);
+        // Block 0 failed, block 1 was dirtied again: both are dirty, since the older write.
+        assert_eq!(page.content().unwrap().dirty, Blocks(0b11));
+        assert_eq!(page.dirty_since(), Some(7));
+        assert_eq!((block(&page, 0), block(&page, 1)), (1, 2));
+    }
+
+    #[test]
+    fn a_write_to_a_pinned_page_leaves_the_pin_a_snapshot() {
+        let pool = pool();
+        let clean = content(&pool, ALL, Blocks::NONE);
+        fill(&clean.frame, 1);
+        let pin = clean.frame.share();
+        let page = Page::Clean(clean);
+        assert!(page.needs_fresh_frame());
+        let (page, old) = page.begin_write(pool.take()).unwrap();
+        assert!(old.unwrap().release().is_none());
+        page.content().unwrap().frame.write(0, &[2]);
+        let mut seen = [0];
+        pin.read(0, &mut seen);
+        assert_eq!(seen, [1]);
+        assert_eq!((block(&page, 0), block(&page, 7)), (2, 1));
+    }
+
+    #[test]
+    fn what_is_left_of_a_page_with_gaps_stays_dirty_since_the_oldest_write() {
+        let pool = pool();
+        let dirty = content(&pool, ALL, Blocks(0b1001));
+        let (page, _request) = Page::Dirty(dirty).begin_writeback(Blocks(0b0001)).unwrap();
+        let page = page.end_writeback(true);
+        assert_eq!(page.content().unwrap().dirty, Blocks(0b1000));
+        assert_eq!(page.dirty_since(), Some(7));
+    }
+
+    #[test]
+    fn runs_and_spans_of_blocks() {
+        let blocks = Blocks(0b0110_1000);
+        assert_eq!(blocks.first_run(), Some((3, 1)));
+        assert_eq!(blocks.runs().collect::<Vec<_>>(), [(3, 1), (5, 2)]);
+        assert_eq!(blocks.span(), Some((3, 4)));
+        assert_eq!(Blocks::range(0, 8), ALL);
+        assert_eq!(Blocks::NONE.first_run(), None);
+        assert_eq!(Blocks::NONE.span(), None);
+    }
+}

@@ -21,6 +21,9 @@ pub(crate) struct Read {
     buffer: Buffer,
     first_page: u64,
     todo: PageSet,
+    /// Pages that held blocks of their own, newer perhaps than the device's, when we asked for the
+    /// rest: what the device gives is merged by the page machine, not copied by us.
+    merging: PageSet,
     /// Device requests in flight.
     outstanding: usize,
     /// Leave nothing in the cache.
@@ -55,6 +58,7 @@ impl Read {
             buffer,
             first_page,
             todo: PageSet::first((last_page - first_page + 1) as usize),
+            merging: PageSet::first(0),
             outstanding: 0,
             past,
             careful: false,
@@ -217,8 +221,17 @@ impl Read {
             return Visit::Blocked;
         };
         shard.stats.misses += 1;
-        let kind = if self.past { IoKind::ReadPast } else { IoKind::Fill };
-        if !self.past {
+        // What a page holds may be newer than the device: then even a read past the cache goes
+        // through the page, which merges the two.
+        let past = self.past && slot.is_none();
+        let kind = if past { IoKind::ReadPast } else { IoKind::Fill };
+        let place = (page - self.first_page) as usize;
+        if slot.is_some() {
+            self.merging.insert(place);
+        } else {
+            self.merging.remove(place);
+        }
+        if !past {
             let slot = slot.unwrap_or_else(|| shard.find_or_add(page));
             let begin = |page: Page| match page.begin_read() {
                 Ok(reading) => (reading, ()),
@@ -261,7 +274,8 @@ impl Read {
         for (page, frame) in (first..).zip(frames.drain(..)) {
             let blocks = core.blocks_of(&io, page);
             // What we came for is copied before anybody can evict it.
-            if result.is_ok() && blocks.contains(self.want(core, page)) {
+            let merges = self.merging.contains((page - self.first_page) as usize);
+            if result.is_ok() && !merges && blocks.contains(self.want(core, page)) {
                 self.copy(page, &frame);
             }
             if io.kind == IoKind::ReadPast {
