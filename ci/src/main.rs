@@ -1,3 +1,9 @@
-//! The jobs of `cargo ci`.
+//! `cargo ci JOB`; see the library of the same package.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    uaio_ci::main()
+}

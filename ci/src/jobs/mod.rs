@@ -1,0 +1,3 @@
+//! The jobs, one file each.
+
+pub mod guest;

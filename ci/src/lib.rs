@@ -1,0 +1,57 @@
+//! `cargo ci JOB`: checks, tests, demonstrates and measures uaio.
+//!
+//! One entry point for people and for machines. What needs ublk, VFIO or an NVMe drive runs in a QEMU guest made of
+//! Debian packages (see [`lab`]), so that a fresh Debian machine with Rust and no special hardware runs all of it.
+//!
+//! ```text
+//! jobs::{check, test, demo, bench, guest}
+//!   └─ scenario   scripts in ci/scenarios, what machine each needs, whether it passed
+//!        └─ guest     one boot: QEMU, console, time limit
+//!             ├─ machine   QEMU's arguments
+//!             ├─ payload   what is carried in
+//!             └─ lab       kernels and root disk, made once under target/lab
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod guest;
+pub mod jobs;
+pub mod lab;
+pub mod machine;
+pub mod packages;
+pub mod payload;
+pub mod process;
+pub mod scenario;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Checks, tests, demonstrates and measures uaio.
+#[derive(Debug, Parser)]
+#[command(name = "cargo ci", bin_name = "cargo ci", max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    job: Job,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Job {
+    /// Boot a guest and run a command or a shell in it
+    Guest(jobs::guest::Options),
+}
+
+/// Runs the job that the command line names.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().job {
+        Job::Guest(options) => jobs::guest::run(options),
+    };
+    match done {
+        Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("cargo ci: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
