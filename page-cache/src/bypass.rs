@@ -204,10 +204,10 @@ impl Bypass {
             let count = (per_page - first).min(self.end_lba - at);
             let granted = self.granted.take_if(|(of, _)| *of == page).map(|(_, frame)| frame);
             let mut shard = cache.shard(page);
-            let Some(frame) = granted.or_else(|| shard.take_frame()) else {
+            let Some(frame) = granted.or_else(|| shard.take_frame(None)) else {
                 if run.is_none() && self.outstanding == 0 {
                     self.waits_for = page;
-                    if let Some(frame) = shard.wait_frame(core.waiter(me, false)) {
+                    if let Some(frame) = shard.wait_frame(None, core.waiter(me, false)) {
                         self.granted = Some((page, frame));
                         continue;
                     }

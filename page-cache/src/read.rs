@@ -208,10 +208,10 @@ impl Read {
             return Visit::Blocked;
         }
         let granted = self.granted.take_if(|(of, _)| *of == page).map(|(_, frame)| frame);
-        let Some(frame) = granted.or_else(|| shard.take_frame()) else {
+        let Some(frame) = granted.or_else(|| shard.take_frame(slot)) else {
             if may_wait {
                 self.waits_for = page;
-                if let Some(frame) = shard.wait_frame(core.waiter(me, false)) {
+                if let Some(frame) = shard.wait_frame(slot, core.waiter(me, false)) {
                     self.granted = Some((page, frame));
                     return Visit::Forward;
                 }

@@ -243,24 +243,25 @@ impl Shard {
         self.entries.enqueue(&mut self.records[slot as usize].waiters, waiter);
     }
 
-    /// Takes a frame: a free one, or an evicted page's. Newcomers queue behind those who wait.
-    pub(crate) fn take_frame(&mut self) -> Option<DmaBuf> {
+    /// Takes a frame: a free one, or that of an evicted page other than `keep`, which the caller
+    /// has in hand. Newcomers queue behind those who wait.
+    pub(crate) fn take_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
         if !self.frame_waiters.is_empty() {
             return None;
         }
-        self.any_frame()
+        self.any_frame(keep)
     }
 
-    fn any_frame(&mut self) -> Option<DmaBuf> {
+    fn any_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
         let frame = match self.free.pop() {
             Some(frame) => frame,
-            None => self.evict()?,
+            None => self.evict(keep)?,
         };
         self.lent += 1;
         Some(frame)
     }
 
-    fn evict(&mut self) -> Option<DmaBuf> {
+    fn evict(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
         if self.clean == 0 {
             return None;
         }
@@ -269,6 +270,7 @@ impl Shard {
             let record = &records[slot as usize];
             // Pins are taken under this lock, so a frame that is not shared stays so.
             matches!(&record.page, Page::Clean(content) if !content.frame.is_shared())
+                && Some(slot) != keep
         })?;
         let Page::Clean(content) =
             std::mem::replace(&mut self.records[slot as usize].page, Page::Absent)
@@ -289,9 +291,9 @@ impl Shard {
     /// What stood in the way may have been a pin that was dropped, without this lock, after we
     /// looked. So: say that a frame is wanted, then look again. Whoever drops a pin drops it, then
     /// looks whether a frame is wanted. All four are SeqCst, so one of the two sees the other.
-    pub(crate) fn wait_frame(&mut self, waiter: Waiter) -> Option<DmaBuf> {
+    pub(crate) fn wait_frame(&mut self, keep: Option<u32>, waiter: Waiter) -> Option<DmaBuf> {
         self.wanted.store(true, Ordering::SeqCst);
-        if let Some(frame) = self.take_frame() {
+        if let Some(frame) = self.take_frame(keep) {
             self.wanted.store(false, Ordering::SeqCst);
             return Some(frame);
         }
@@ -329,7 +331,7 @@ impl Shard {
     /// lock, after whatever may have freed a frame: a frame put back, a page clean, a pin gone.
     pub(crate) fn hand_over(&mut self, wakes: &mut Wakes) {
         while !self.frame_waiters.is_empty() {
-            let Some(frame) = self.any_frame() else { return };
+            let Some(frame) = self.any_frame(None) else { return };
             let Some(waiter) = self.entries.pop(&mut self.frame_waiters) else {
                 unreachable!("the queue was not empty under this lock")
             };

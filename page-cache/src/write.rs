@@ -193,12 +193,12 @@ impl Write {
         let mut fresh = None;
         if fresh_needed {
             let granted = self.granted.take_if(|(of, _)| *of == page).map(|(_, frame)| frame);
-            fresh = granted.or_else(|| shard.take_frame());
+            fresh = granted.or_else(|| shard.take_frame(slot));
             if fresh.is_none() {
                 if !may_wait {
                     return Visit::Blocked;
                 }
-                if let Some(frame) = shard.wait_frame(core.waiter(me, false)) {
+                if let Some(frame) = shard.wait_frame(slot, core.waiter(me, false)) {
                     self.granted = Some((page, frame));
                     return Visit::Again;
                 }
