@@ -70,6 +70,11 @@ impl Suite<'_> {
         let geometry = self.device.geometry();
         let frame_blocks = FRAME_SIZE as u32 / geometry.block_size;
         let too_many = geometry.transfer_max_bytes / geometry.block_size + 1;
+        // A device that takes no more than a frame at a time sees the length before the frames.
+        let long = match frame_blocks + 1 < too_many {
+            true => Refusal::BadFrames,
+            false => Refusal::BadLength,
+        };
         let mut queue = self.open(4);
         let token = Token { slot: 7, generation: 9 };
         let one = || SgList::new(vec![self.device.pool().take().expect("a free frame")]);
@@ -78,7 +83,7 @@ impl Suite<'_> {
             (Request::read(token, Lba(u64::MAX), 1, one()), Refusal::OutOfRange),
             (Request::read(token, Lba(0), 0, one()), Refusal::BadLength),
             (Request::read(token, Lba(0), too_many, one()), Refusal::BadLength),
-            (Request::read(token, Lba(0), frame_blocks + 1, one()), Refusal::BadFrames),
+            (Request::read(token, Lba(0), frame_blocks + 1, one()), long),
             (Request::read(token, Lba(0), 1, SgList::empty()), Refusal::BadFrames),
             (Request::read(token, Lba(0), 1, SgList { offset: 2, ..one() }), Refusal::BadFrames),
             (

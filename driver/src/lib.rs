@@ -19,6 +19,7 @@
 //! | module | device | backend string of `aioctl` |
 //! |---|---|---|
 //! | [`ram`] | memory; the reference implementation, read it first | `ram:1G` |
+//! | [`sim`] | memory that delays, reorders, fails, tears and forgets, from one seed; for tests | - |
 //!
 //! Block devices **stack**: a cache, a fault injector, a limiter is a `BlockDevice` over a
 //! `BlockDevice`, and every one of them passes the same suite, [`conformance`].
