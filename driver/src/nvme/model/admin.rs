@@ -104,7 +104,7 @@ impl State {
             return Err(Status::INVALID_QUEUE_SIZE);
         }
         // CAP.CQR: physically contiguous.
-        if entry.cdw11.get() & 1 == 0 || entry.prp1.get() % 4096 != 0 {
+        if entry.cdw11.get() & 1 == 0 || !entry.prp1.get().is_multiple_of(4096) {
             return Err(Status::INVALID_FIELD);
         }
         Ok((qid, size + 1))
