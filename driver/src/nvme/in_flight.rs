@@ -20,34 +20,28 @@ pub(super) const DEPTH_MAX: u16 = SLOT_MASK;
 /// No slot.
 const NONE: u16 = u16::MAX;
 
-/// Whose slot it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tenant {
-    Nobody,
-    /// A request with a command of its own, or the first of a command that answers several.
-    Command,
-    /// A request that the command of another slot answers.
-    Follower,
-}
-
 #[derive(Debug)]
 struct Entry {
     token: Token,
-    data: SgList,
+    /// The tenant's memory; `None` is a free slot.
+    data: Option<SgList>,
     /// The identifier of the slot's present tenant, or of its next.
     cid: u16,
-    /// The next request that the same command answers.
+    /// In flight: the next request that the same command answers. Free: the next free slot.
     next: u16,
     /// How many deadline scans it has lived through.
     scans: u16,
-    tenant: Tenant,
+    /// The command of another slot answers it; it has none of its own.
+    follower: bool,
 }
 
-/// The table. Allocates once, when made.
+/// The table. Allocates once, when made; the free slots are a list through it, last in, first out.
 #[derive(Debug)]
 pub(super) struct InFlight {
     entries: Box<[Entry]>,
-    free: Vec<u16>,
+    /// The first free slot; [`NONE`] when all are taken.
+    free: u16,
+    len: u16,
 }
 
 /// A request that has its answer.
@@ -60,17 +54,17 @@ pub(super) struct Answered {
 }
 
 impl InFlight {
-    /// An empty table of `depth` slots, at most [`DEPTH_MAX`].
+    /// An empty table of `depth` slots, 1 to [`DEPTH_MAX`].
     pub(super) fn new(depth: u16) -> Self {
         let entry = |slot| Entry {
             token: Token::from_u64(0),
-            data: SgList::empty(),
+            data: None,
             cid: slot,
-            next: NONE,
+            next: if slot + 1 == depth { NONE } else { slot + 1 },
             scans: 0,
-            tenant: Tenant::Nobody,
+            follower: false,
         };
-        Self { entries: (0..depth).map(entry).collect(), free: (0..depth).rev().collect() }
+        Self { entries: (0..depth).map(entry).collect(), free: 0, len: 0 }
     }
 
     pub(super) fn depth(&self) -> usize {
@@ -79,32 +73,35 @@ impl InFlight {
 
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        usize::from(self.len)
     }
 
-    /// A free slot and the identifier of its next command; `None` when all are taken.
+    /// A free slot and the identifier of its next command; `None` when all are taken. The slot must be
+    /// [`put`](InFlight::put) to before the next one is asked for.
     #[inline]
-    pub(super) fn take_slot(&mut self) -> Option<(u16, u16)> {
-        let slot = self.free.pop()?;
-        Some((slot, self.entries[usize::from(slot)].cid))
+    pub(super) fn free_slot(&self) -> Option<(u16, u16)> {
+        // NONE is no slot of any table.
+        self.entries.get(usize::from(self.free)).map(|entry| (self.free, entry.cid))
     }
 
-    /// Puts a request with a command of its own into the slot.
+    /// Puts a request with a command of its own into the slot that `free_slot` gave.
     #[inline]
     pub(super) fn put(&mut self, slot: u16, token: Token, data: SgList) {
         let entry = &mut self.entries[usize::from(slot)];
+        self.free = entry.next;
+        self.len += 1;
         entry.token = token;
-        // Replaced by what was there when the last tenant left: an empty list, nothing to drop.
-        entry.data = data;
+        // There was nothing, so there is nothing to drop, which the compiler cannot know.
+        std::mem::forget(entry.data.replace(data));
         entry.next = NONE;
         entry.scans = 0;
-        entry.tenant = Tenant::Command;
+        entry.follower = false;
     }
 
     /// Puts a request into the slot that the command of `last`'s chain answers.
     pub(super) fn put_behind(&mut self, last: u16, slot: u16, token: Token) {
         self.put(slot, token, SgList::empty());
-        self.entries[usize::from(slot)].tenant = Tenant::Follower;
+        self.entries[usize::from(slot)].follower = true;
         self.entries[usize::from(last)].next = slot;
     }
 
@@ -118,33 +115,29 @@ impl InFlight {
     pub(super) fn complete(&mut self, cid: u16) -> Option<Answered> {
         let slot = cid & SLOT_MASK;
         let entry = self.entries.get(usize::from(slot))?;
-        if entry.cid != cid || entry.tenant != Tenant::Command {
+        if entry.cid != cid || entry.follower {
             return None;
         }
-        Some(self.vacate(slot))
+        self.take(slot)
     }
 
     /// Takes whatever request is in `slot` out.
-    pub(super) fn take(&mut self, slot: u16) -> Option<Answered> {
-        let entry = self.entries.get(usize::from(slot))?;
-        (entry.tenant != Tenant::Nobody).then(|| self.vacate(slot))
-    }
-
     #[inline]
-    fn vacate(&mut self, slot: u16) -> Answered {
-        let entry = &mut self.entries[usize::from(slot)];
-        entry.tenant = Tenant::Nobody;
-        entry.cid = entry.cid.wrapping_add(1 << SLOT_BITS);
+    pub(super) fn take(&mut self, slot: u16) -> Option<Answered> {
+        let entry = self.entries.get_mut(usize::from(slot))?;
+        let data = entry.data.take()?;
         let next = (entry.next != NONE).then_some(entry.next);
-        let answered = Answered { token: entry.token, data: std::mem::take(&mut entry.data), next };
-        self.free.push(slot);
-        answered
+        entry.cid = entry.cid.wrapping_add(1 << SLOT_BITS);
+        entry.next = self.free;
+        self.free = slot;
+        self.len -= 1;
+        Some(Answered { token: entry.token, data, next })
     }
 
     /// Lets every request grow older by one scan; whether one has lived through more than `limit`.
     pub(super) fn scan(&mut self, limit: u16) -> bool {
         let mut late = false;
-        for entry in self.entries.iter_mut().filter(|entry| entry.tenant != Tenant::Nobody) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.data.is_some()) {
             entry.scans = entry.scans.saturating_add(1);
             late |= entry.scans > limit;
         }
@@ -163,8 +156,8 @@ mod tests {
     #[test]
     fn an_identifier_is_good_once() {
         let mut table = InFlight::new(2);
-        let (slot, cid) = table.take_slot().unwrap();
-        assert!(table.complete(cid).is_none(), "taken, not yet in flight");
+        let (slot, cid) = table.free_slot().unwrap();
+        assert!(table.complete(cid).is_none(), "not yet in flight");
         table.put(slot, token(7), SgList::empty());
         assert_eq!(table.len(), 1);
         assert!(table.complete(cid ^ 1).is_none(), "another slot");
@@ -172,7 +165,7 @@ mod tests {
         assert!(table.complete(0x3ff).is_none(), "no such slot");
         assert_eq!(table.complete(cid).unwrap().token, token(7));
         assert!(table.complete(cid).is_none(), "a second time");
-        let (again, next) = table.take_slot().unwrap();
+        let (again, next) = table.free_slot().unwrap();
         assert_eq!(again, slot);
         assert_ne!(next, cid);
         table.put(again, token(8), SgList::empty());
@@ -185,22 +178,23 @@ mod tests {
     fn no_identifier_is_ffff() {
         let mut table = InFlight::new(DEPTH_MAX);
         for _ in 0..64 {
-            let taken: Vec<_> = std::iter::from_fn(|| table.take_slot()).collect();
-            assert_eq!(taken.len(), usize::from(DEPTH_MAX));
-            for (slot, cid) in taken {
+            let mut cids = Vec::new();
+            while let Some((slot, cid)) = table.free_slot() {
                 assert_ne!(cid, u16::MAX);
                 table.put(slot, token(0), SgList::empty());
-                assert!(table.complete(cid).is_some());
+                cids.push(cid);
             }
+            assert_eq!(cids.len(), usize::from(DEPTH_MAX));
+            assert!(cids.into_iter().all(|cid| table.complete(cid).is_some()));
         }
     }
 
     #[test]
     fn followers_are_answered_by_their_leader_only() {
         let mut table = InFlight::new(3);
-        let (leader, cid) = table.take_slot().unwrap();
+        let (leader, cid) = table.free_slot().unwrap();
         table.put(leader, token(1), SgList::empty());
-        let (follower, follower_cid) = table.take_slot().unwrap();
+        let (follower, follower_cid) = table.free_slot().unwrap();
         table.put_behind(leader, follower, token(2));
         assert!(table.complete(follower_cid).is_none(), "it has no command");
         let first = table.complete(cid).unwrap();
@@ -214,7 +208,7 @@ mod tests {
     #[test]
     fn a_request_is_late_after_more_scans_than_the_limit() {
         let mut table = InFlight::new(2);
-        let (slot, _) = table.take_slot().unwrap();
+        let (slot, _) = table.free_slot().unwrap();
         table.put(slot, token(1), SgList::empty());
         assert_eq!([(); 4].map(|()| table.scan(3)), [false, false, false, true]);
     }

@@ -17,32 +17,28 @@ pub(super) const TRANSFER_MAX_BYTES: u32 = 1 << 20;
 const LIST_ENTRIES: usize = FRAME_SIZE / 8;
 const _: () = assert!(TRANSFER_MAX_BYTES as usize / FRAME_SIZE <= LIST_ENTRIES);
 
-/// Where frames are in the device's view, and where the slot's list is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PrpSpace<'a> {
-    /// IOVA of the pool's first frame.
-    pub(super) pool_iova: u64,
-    /// The slot's list page.
-    pub(super) list: &'a [AtomicU64],
-    /// IOVA of the list page.
-    pub(super) list_iova: u64,
-}
-
-/// PRP1 and PRP2 of a run that starts at `offset` in the first of `frames`; the list is written when
-/// one is needed. `frames` is not empty and at most one longer than the list.
+/// PRP1 and PRP2 of a run that starts at `offset` in the first of `frames`, with the pool's first frame
+/// at `pool_iova`. When a list is needed, `list` gives the slot's page and its IOVA, and it is written.
+/// `frames` is at most one longer than the list.
 #[inline]
-pub(super) fn describe(frames: &[DmaBuf], offset: u32, space: PrpSpace<'_>) -> (u64, u64) {
-    let iova = |frame: &DmaBuf| space.pool_iova + u64::from(frame.index()) * FRAME_SIZE as u64;
+pub(super) fn describe<'a>(
+    frames: &[DmaBuf],
+    offset: u32,
+    pool_iova: u64,
+    list: impl FnOnce() -> (&'a [AtomicU64], u64),
+) -> (u64, u64) {
+    let iova = |frame: &DmaBuf| pool_iova + u64::from(frame.index()) * FRAME_SIZE as u64;
     match frames {
-        [] => (0, 0),
         [only] => (iova(only) + u64::from(offset), 0),
+        [] => (0, 0),
         [first, second] => (iova(first) + u64::from(offset), iova(second)),
         [first, rest @ ..] => {
-            for (entry, frame) in space.list.iter().zip(rest) {
+            let (list, list_iova) = list();
+            for (entry, frame) in list.iter().zip(rest) {
                 // Relaxed: ordered before the device's read of the list by the doorbell's write.
                 entry.store(iova(frame).to_le(), Ordering::Relaxed);
             }
-            (iova(first) + u64::from(offset), space.list_iova)
+            (iova(first) + u64::from(offset), list_iova)
         }
     }
 }
@@ -74,9 +70,8 @@ mod tests {
             random.shuffle(&mut frames);
             // What an earlier command left in the list must not matter.
             list.words().iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
-            let space =
-                PrpSpace { pool_iova: pool.iova().0, list: list.words(), list_iova: list.iova().0 };
-            let (prp1, prp2) = describe(&frames, offset, space);
+            let page = || (list.words(), list.iova().0);
+            let (prp1, prp2) = describe(&frames, offset, pool.iova().0, page);
             let pieces = walk(&pool, prp1, prp2, len_bytes).unwrap();
             let mut want = Vec::new();
             let data = SgList { frames, offset };

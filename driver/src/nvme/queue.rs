@@ -20,9 +20,9 @@ use super::discard::{DsmLimits, Gathering};
 use super::failure::{Failure, Fate, Quiet, Violation};
 use super::in_flight::{Answered, InFlight};
 use super::namespace::NamespaceUse;
-use super::prp::{self, PrpSpace};
+use super::prp;
 use super::registers::Doorbell;
-use super::ring::{CompletionRing, Cqe, SubmissionRing};
+use super::ring::{CompletionRing, Drain, SubmissionRing};
 use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, CDW12_FUA, Opcode};
 
 /// Every how many polls with something in flight a look at the clock is due. The clock is read by a
@@ -60,11 +60,52 @@ pub(super) struct QueueTarget {
     pub(super) namespace_use: NamespaceUse,
 }
 
+/// What [`Geometry::check`] lets reads and writes do, in the form that is quickest to compare with.
+#[derive(Clone, Copy, Debug)]
+struct TransferLimits {
+    blocks: u64,
+    transfer_max_blocks: u32,
+    block_shift: u32,
+    writable: bool,
+}
+
+impl TransferLimits {
+    fn new(target: &QueueTarget) -> Self {
+        let Geometry { block_size, blocks, transfer_max_bytes, .. } = target.geometry;
+        Self {
+            blocks,
+            transfer_max_blocks: transfer_max_bytes / block_size,
+            block_shift: block_size.ilog2(),
+            writable: !target.capabilities.read_only,
+        }
+    }
+
+    /// Whether it is a read or a write that nothing is wrong with. `false` says nothing.
+    #[inline]
+    fn admit(&self, request: &Request) -> bool {
+        let Request { op, lba, blocks, data: SgList { frames, offset }, .. } = request;
+        let data = match op {
+            Op::Read => true,
+            Op::Write { .. } => self.writable,
+            Op::Flush | Op::Discard | Op::WriteZeroes { .. } => false,
+        };
+        let misaligned = offset & ((1 << self.block_shift) - 1);
+        data && blocks.wrapping_sub(1) < self.transfer_max_blocks
+            && (*offset as usize) < FRAME_SIZE
+            && misaligned == 0
+            && lba.0 < self.blocks
+            && self.blocks - lba.0 >= u64::from(*blocks)
+            // At most 1 MiB and a frame, so nothing overflows.
+            && frames.len() == ((offset + (blocks << self.block_shift)) as usize).div_ceil(FRAME_SIZE)
+    }
+}
+
 /// A queue pair of an NVMe controller, on one namespace.
 #[derive(Debug)]
 pub(super) struct NvmeQueue {
     memory: QueueMemory,
     in_flight: InFlight,
+    limits: TransferLimits,
     target: QueueTarget,
     pool: DmaPool,
     pool_iova: u64,
@@ -119,6 +160,7 @@ impl NvmeQueue {
         let parts = controller.parts();
         Self {
             in_flight: InFlight::new(depth),
+            limits: TransferLimits::new(&target),
             pool_iova: parts.pool.iova().0,
             lists_iova: memory.lists.iova().0,
             pool: parts.pool.clone(),
@@ -144,7 +186,11 @@ impl NvmeQueue {
         if !self.fate.is_running() {
             return Err(Refusal::Failed);
         }
-        self.target.geometry.check(&self.target.capabilities, request)?;
+        // What nearly every request is, in a few comparisons; the rules are those of the geometry,
+        // which decides about the others and says what is wrong with them.
+        if !self.limits.admit(request) {
+            self.target.geometry.check(&self.target.capabilities, request)?;
+        }
         if request.data.frames.iter().all(|frame| self.pool.owns(frame)) {
             Ok(())
         } else {
@@ -165,14 +211,12 @@ impl NvmeQueue {
             }
             Op::Discard => (Opcode::DATASET_MANAGEMENT, 0),
         };
-        let start = usize::from(slot) * LIST_WORDS;
-        let space = PrpSpace {
-            pool_iova: self.pool_iova,
-            list: &self.memory.lists.words()[start..start + LIST_WORDS],
-            list_iova: self.list_iova(slot),
-        };
         let SgList { frames, offset } = &request.data;
-        let (prp1, prp2) = prp::describe(frames, *offset, space);
+        let (prp1, prp2) = prp::describe(frames, *offset, self.pool_iova, || {
+            let start = usize::from(slot) * LIST_WORDS;
+            let list = &self.memory.lists.words()[start..start + LIST_WORDS];
+            (list, self.list_iova(slot))
+        });
         // Flush has no blocks: its dwords 10 to 12 are reserved and stay zero.
         let (slba, cdw12) = match request.op {
             Op::Flush => (0, 0),
@@ -246,18 +290,36 @@ impl NvmeQueue {
         self.write_entry(Opcode::DATASET_MANAGEMENT, cid, list, 0, cdw10_11, 0);
     }
 
-    /// Checks one completion and takes the request out that it answers.
+    /// Checks what has completed and answers it, up to `budget` requests.
     #[inline]
-    fn complete(&mut self, cqe: Cqe) -> Result<Answered, Violation> {
+    fn reap(&mut self, budget: usize, out: &mut Vec<Completion>) -> (usize, Result<(), Violation>) {
+        let Self { memory: QueueMemory { sq, cq, .. }, in_flight, answering, .. } = self;
         let qid = self.qid;
-        if cqe.sqid() != qid {
-            return Err(Violation::WrongQueue { qid, sqid: cqe.sqid() });
-        }
-        if !self.memory.sq.fetched(cqe.sqhd()) {
-            return Err(Violation::BadHead { qid, sqhd: cqe.sqhd() });
-        }
-        let cid = cqe.cid();
-        self.in_flight.complete(cid).ok_or(Violation::UnknownCommand { qid, cid })
+        let mut checked = Ok(());
+        let count = cq.drain(budget, |cqe| {
+            if cqe.sqid() != qid {
+                checked = Err(Violation::WrongQueue { qid, sqid: cqe.sqid() });
+                return Drain::Refuse;
+            }
+            if !sq.fetched(cqe.sqhd()) {
+                checked = Err(Violation::BadHead { qid, sqhd: cqe.sqhd() });
+                return Drain::Refuse;
+            }
+            let Some(Answered { token, data, next }) = in_flight.complete(cqe.cid()) else {
+                checked = Err(Violation::UnknownCommand { qid, cid: cqe.cid() });
+                return Drain::Refuse;
+            };
+            // Success is SCT and SC 0; the other bits of the field do not make an error.
+            let status = cqe.status();
+            let result = if status.0 & 0x7ff == 0 { Ok(()) } else { Err(status.to_io_error()) };
+            out.push(Completion { token, result, data });
+            if next.is_none() {
+                return Drain::Next;
+            }
+            *answering = next.map(|next| (next, result));
+            Drain::Stop
+        });
+        (count, checked)
     }
 
     /// Answers the rest of the requests of a command that answers several.
@@ -342,7 +404,7 @@ impl IoQueue for NvmeQueue {
         if let Err(reason) = self.check(&request) {
             return Err(Refused { request, reason });
         }
-        let Some((slot, cid)) = self.in_flight.take_slot() else {
+        let Some((slot, cid)) = self.in_flight.free_slot() else {
             return Err(Refused { request, reason: Refusal::Full });
         };
         self.uncommitted += 1;
@@ -372,35 +434,23 @@ impl IoQueue for NvmeQueue {
             return self.poll_failed(budget, out);
         }
         let mut moved = 0;
-        let mut consumed = false;
+        let mut consumed = 0;
         loop {
             if self.answering.is_some() {
                 moved += self.poll_answering(budget - moved, out);
             }
-            if moved >= budget {
+            let (count, checked) = self.reap(budget - moved, out);
+            moved += count;
+            consumed += count;
+            if let Err(violation) = checked {
+                self.fate.fail(Failure::Protocol(violation));
+                return moved;
+            }
+            if self.answering.is_none() || moved == budget {
                 break;
             }
-            let Some(cqe) = self.memory.cq.peek() else { break };
-            let answered = match self.complete(cqe) {
-                Ok(answered) => answered,
-                Err(violation) => {
-                    self.fate.fail(Failure::Protocol(violation));
-                    return moved;
-                }
-            };
-            self.memory.cq.advance();
-            consumed = true;
-            let status = cqe.status();
-            // Success is SCT and SC 0; the other bits of the field do not make an error.
-            let result = if status.0 & 0x7ff == 0 { Ok(()) } else { Err(status.to_io_error()) };
-            let Answered { token, data, next } = answered;
-            out.push(Completion { token, result, data });
-            moved += 1;
-            if let Some(next) = next {
-                self.answering = Some((next, result));
-            }
         }
-        if consumed {
+        if consumed > 0 {
             self.cq_doorbell.ring(self.memory.cq.head());
             if usize::from(self.memory.sq.unfetched()) > self.in_flight.len() {
                 self.fate.fail(Failure::Protocol(Violation::Unfetched { qid: self.qid }));

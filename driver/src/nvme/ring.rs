@@ -58,9 +58,8 @@ impl SubmissionRing {
     /// The words of the next entry, to be written in place. They hold what was last built there; words
     /// that no command of the queue ever writes stay zero from the start.
     #[inline]
-    pub(super) fn entry(&self) -> &[AtomicU64] {
-        let start = usize::from(self.tail) * SQE_WORDS;
-        &self.region.words()[start..start + SQE_WORDS]
+    pub(super) fn entry(&self) -> &[AtomicU64; SQE_WORDS] {
+        &self.region.words().as_chunks().0[usize::from(self.tail)]
     }
 
     /// Takes the entry that was built into the ring.
@@ -146,6 +145,26 @@ pub(super) struct CompletionRing {
 
 const PHASE: u64 = 1 << 48;
 
+/// How to go on after a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drain {
+    /// It is taken: the next one.
+    Next,
+    /// It is taken: enough.
+    Stop,
+    /// It is not taken.
+    Refuse,
+}
+
+#[inline]
+fn peek(entry: &[AtomicU64; CQE_WORDS], phase: u64) -> Option<Cqe> {
+    // Acquire: pairs with the device's write of the phase bit, the last thing it does; what it wrote
+    // to frames before is seen after this. The one load takes the whole half of the entry, so nothing
+    // that is checked later can change between check and use.
+    let word = u64::from_le(entry[1].load(Ordering::Acquire));
+    (word & PHASE == phase).then_some(Cqe { word })
+}
+
 impl CompletionRing {
     /// A ring for `depth` commands, zeroed; `None` when the pool has no room for it.
     pub(super) fn new(pool: &DmaPool, depth: u16) -> Option<Self> {
@@ -166,12 +185,36 @@ impl CompletionRing {
     /// The next completion, if there is one.
     #[inline]
     pub(super) fn peek(&self) -> Option<Cqe> {
-        let word = &self.region.words()[usize::from(self.head) * CQE_WORDS + 1];
-        // Acquire: pairs with the device's write of the phase bit, the last thing it does; what it
-        // wrote to frames before is seen after this. The one load takes the whole half of the entry,
-        // so nothing that is checked below can change between check and use.
-        let word = u64::from_le(word.load(Ordering::Acquire));
-        (word & PHASE == self.phase).then_some(Cqe { word })
+        let entries = self.region.words().as_chunks().0;
+        peek(&entries[usize::from(self.head)], self.phase)
+    }
+
+    /// Takes up to `budget` completions out, each by a call of `take`, which says how to go on; how
+    /// many were taken.
+    #[inline]
+    pub(super) fn drain(&mut self, budget: usize, mut take: impl FnMut(Cqe) -> Drain) -> usize {
+        // Looked up once a batch; the head and the phase stay in registers.
+        let entries = self.region.words().as_chunks().0;
+        let (mut head, mut phase) = (self.head, self.phase);
+        let mut count = 0;
+        while count < budget {
+            let Some(cqe) = peek(&entries[usize::from(head)], phase) else { break };
+            let then = take(cqe);
+            if then == Drain::Refuse {
+                break;
+            }
+            count += 1;
+            head = (head + 1) & self.mask;
+            if head == 0 {
+                phase ^= PHASE;
+            }
+            if then == Drain::Stop {
+                break;
+            }
+        }
+        self.head = head;
+        self.phase = phase;
+        count
     }
 
     /// Dword 0 of the completion that `peek` gave.
