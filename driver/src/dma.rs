@@ -484,6 +484,12 @@ impl DmaRegion {
         // lives; the memory is only reached atomically, volatilely or by a device.
         unsafe { std::slice::from_raw_parts(start, self.len_bytes() / 8) }
     }
+
+    /// Gives the frames up for ever, so that dropping the region does not return them: for a device
+    /// that will not let go of them. The region is empty afterwards.
+    pub fn leak(&mut self) {
+        self.frames = 0;
+    }
 }
 
 impl Drop for DmaRegion {

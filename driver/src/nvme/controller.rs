@@ -1,0 +1,654 @@
+//! A controller: from reset to queue pairs, and back (Base 2.0c §3.5, §3.6).
+
+use std::collections::BTreeSet;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::block::Health;
+use crate::clock::Clock;
+use crate::dma::DmaPool;
+use crate::error::DeviceError;
+use crate::vfio::{PciAddress, VfioFunction};
+
+use super::admin::{AdminError, AdminQueue};
+use super::discard::DsmLimits;
+use super::failure::{Failure, Fate};
+use super::in_flight;
+use super::info::{ControllerInfo, NamespaceInfo};
+use super::namespace::NvmeNamespace;
+use super::queue::QueueMemory;
+use super::registers::{Function, Properties, queues_in_bar};
+use super::ring::{self, CompletionRing, SubmissionRing};
+use super::spec::command::{IOCQES, IOSQES, cns};
+use super::spec::register::{SHN_NORMAL, SHST_COMPLETE};
+use super::spec::{
+    Aqa, Cap, Cc, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, Status,
+};
+
+/// Namespaces that this driver lists; a controller may claim 2^32.
+const NAMESPACES_MAX: usize = 1024;
+
+/// How a controller is to be driven.
+#[derive(Clone, Copy, Debug)]
+pub struct ControllerOptions {
+    /// How many I/O queues to ask for. Each costs memory of the pool only when it is opened.
+    pub queues_max: u16,
+    /// How long an I/O command may take before the controller is given up.
+    pub command_timeout: Duration,
+    /// How long an admin command may take before the controller is given up.
+    pub admin_timeout: Duration,
+}
+
+impl Default for ControllerOptions {
+    /// Up to 64 queues; 30 s a command of either kind, as the Linux driver's `io_timeout`.
+    fn default() -> Self {
+        Self {
+            queues_max: 64,
+            command_timeout: Duration::from_secs(30),
+            admin_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// An NVMe controller, enabled, with its admin queue. Its namespaces are the block devices
+/// ([`namespace`](NvmeController::namespace)); they share its queues.
+///
+/// # Teardown
+///
+/// [`close`](NvmeController::close) shuts it down in order when no queue is open; so does dropping the
+/// last reference to it and to its namespaces. Only then its memory is unmapped. If it does not stop,
+/// and the IOMMU cannot be made to stop it, its memory is leaked.
+#[derive(Debug)]
+pub struct NvmeController {
+    info: ControllerInfo,
+    cap: Cap,
+    dsm: DsmLimits,
+    write_zeroes_max_bytes_log2: u8,
+    options: ControllerOptions,
+    fate: Arc<Fate>,
+    properties: Properties,
+    shared: Mutex<Shared>,
+    pool: DmaPool,
+    clock: Arc<dyn Clock>,
+    function: Arc<dyn Function>,
+}
+
+/// What the control paths share.
+#[derive(Debug)]
+struct Shared {
+    admin: AdminQueue,
+    /// Queue identifiers in use.
+    queues: BTreeSet<u16>,
+    /// Namespaces that are open.
+    namespaces: BTreeSet<u32>,
+    closed: bool,
+}
+
+/// What queues need of their controller.
+#[derive(Debug)]
+pub(super) struct Parts<'a> {
+    pub(super) pool: &'a DmaPool,
+    pub(super) fate: &'a Arc<Fate>,
+    pub(super) function: &'a Arc<dyn Function>,
+    pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) cap: Cap,
+    pub(super) command_timeout: Duration,
+}
+
+impl NvmeController {
+    /// Takes the NVMe drive at `address`, bound to vfio-pci, maps `pool` for it and starts it.
+    /// Blocks, for at most a few times CAP.TO.
+    ///
+    /// # Errors
+    ///
+    /// One line that says what to do: no such address, not an NVMe drive, no IOMMU, bound to another
+    /// driver, a group shared with another device, no permission, held by another process; or what
+    /// the controller did wrong.
+    pub fn open(
+        address: PciAddress,
+        pool: DmaPool,
+        options: ControllerOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, DeviceError> {
+        let function = VfioFunction::open(address, &pool)?;
+        Self::start(Arc::new(function), pool, options, clock)
+    }
+
+    /// Starts the controller behind `function`, for which `pool` is mapped. Blocks as
+    /// [`open`](NvmeController::open).
+    ///
+    /// # Errors
+    ///
+    /// What the controller did wrong or did not do in time. It is disabled then.
+    pub fn start(
+        function: Arc<dyn Function>,
+        pool: DmaPool,
+        options: ControllerOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, DeviceError> {
+        let properties = Properties::new(Arc::clone(&function));
+        let start = Start { function, pool, options, clock, properties };
+        start.run().map(Arc::new)
+    }
+
+    /// How many frames of the pool a queue of `depth` takes while it is open.
+    pub fn frames_for_queue(depth: u16) -> usize {
+        let (submission, completion) = ring::frames_for(depth);
+        submission + completion + usize::from(depth)
+    }
+
+    /// How many frames of the pool the controller itself takes.
+    pub const fn frames_for_controller() -> usize {
+        AdminQueue::FRAMES
+    }
+
+    /// What it says about itself and its namespaces.
+    pub fn identify(&self) -> &ControllerInfo {
+        &self.info
+    }
+
+    /// Its active namespaces.
+    pub fn namespaces(&self) -> &[NamespaceInfo] {
+        &self.info.namespaces
+    }
+
+    /// Opens a namespace as a block device. A namespace is open once at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Invalid`] when there is no such namespace, it is open already, or its format is
+    /// not supported; [`DeviceError::Failed`] when the controller serves no more.
+    pub fn namespace(self: &Arc<Self>, nsid: u32) -> Result<Arc<NvmeNamespace>, DeviceError> {
+        let name = &self.info.name;
+        self.check_running()?;
+        let Some(info) = self.info.namespaces.iter().find(|info| info.nsid == nsid) else {
+            let there: Vec<_> = self.info.namespaces.iter().map(|ns| ns.nsid.to_string()).collect();
+            let there = there.join(", ");
+            return Err(DeviceError::Invalid(format!(
+                "{name}: no namespace {nsid}; there are: {there}"
+            )));
+        };
+        if let Some(why) = info.unsupported() {
+            return Err(DeviceError::Invalid(format!("{name}: {why}")));
+        }
+        if !self.lock().namespaces.insert(nsid) {
+            return Err(DeviceError::Invalid(format!("{name}: namespace {nsid} is open already")));
+        }
+        Ok(Arc::new(NvmeNamespace::new(Arc::clone(self), info)))
+    }
+
+    /// How it is.
+    pub fn health(&self) -> Health {
+        match self.fate.failure() {
+            None => Health::Good,
+            Some(failure) => Health::Failed(failure.io_error()),
+        }
+    }
+
+    /// Why it serves no more; `None` while it does.
+    pub fn failure(&self) -> Option<Failure> {
+        self.fate.failure()
+    }
+
+    /// Shuts the controller down in order (CC.SHN), which makes its volatile cache stable, and disables
+    /// it. Takes effect once. Blocks, bounded by RTD3E (at least 1 s) and CAP.TO.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Failed`] when queues are still open or the controller had failed before;
+    /// [`DeviceError::TimedOut`] when it did not shut down. In the last two cases it is closed.
+    pub fn close(&self) -> Result<(), DeviceError> {
+        let mut shared = self.lock();
+        if shared.closed {
+            return Ok(());
+        }
+        if !shared.queues.is_empty() {
+            return Err(DeviceError::Failed {
+                device: self.info.name.clone(),
+                reason: format!("{} of its queues are still open", shared.queues.len()),
+            });
+        }
+        shared.closed = true;
+        let result = self.check_running().and_then(|()| self.shut_down());
+        self.fate.fail(Failure::Closed);
+        if !self.fate.wait_quiet() {
+            self.leak(&mut shared);
+        }
+        result
+    }
+
+    /// Normal shutdown (Base 2.0c §3.6.1): the queues are deleted, then SHN is set and SHST waited for.
+    fn shut_down(&self) -> Result<(), DeviceError> {
+        if let Some(cc) = self.properties.cc() {
+            self.properties.set_cc(cc.with_shn(SHN_NORMAL));
+        }
+        let timeout = self.info.shutdown_timeout;
+        let done = wait(&self.properties, &*self.clock, timeout, |csts| {
+            csts.shst() == SHST_COMPLETE || csts.cfs()
+        });
+        match done {
+            Ok(csts) if csts.cfs() => Err(self.failed(Failure::Fatal)),
+            Ok(_) => Ok(()),
+            Err(Waited::Gone) => Err(self.failed(Failure::Removed)),
+            Err(Waited::For(waited_ms)) => Err(DeviceError::TimedOut {
+                what: format!("{}: the shutdown (CSTS.SHST)", self.info.name),
+                waited_ms,
+            }),
+        }
+    }
+
+    /// Gives up what the controller may use for ever. The function keeps it mapped, and its pool.
+    fn leak(&self, shared: &mut Shared) {
+        shared.admin.leak();
+        mem::forget(Arc::clone(&self.function));
+        mem::forget(self.pool.clone());
+    }
+
+    pub(super) fn parts(&self) -> Parts<'_> {
+        Parts {
+            pool: &self.pool,
+            fate: &self.fate,
+            function: &self.function,
+            clock: &self.clock,
+            cap: self.cap,
+            command_timeout: self.options.command_timeout,
+        }
+    }
+
+    pub(super) fn dsm_limits(&self) -> DsmLimits {
+        self.dsm
+    }
+
+    /// What one Write Zeroes may cover, in bytes as a power of two.
+    pub(super) fn write_zeroes_max_bytes_log2(&self) -> u8 {
+        self.write_zeroes_max_bytes_log2
+    }
+
+    pub(super) fn check_running(&self) -> Result<(), DeviceError> {
+        self.fate.failure().map_or(Ok(()), |failure| Err(self.failed(failure)))
+    }
+
+    fn failed(&self, failure: Failure) -> DeviceError {
+        failed(&self.info.name, failure)
+    }
+
+    /// Makes a queue pair: its identifier, its interrupt vector and its memory.
+    pub(super) fn create_queue(
+        &self,
+        depth: u16,
+    ) -> Result<(u16, Option<u16>, QueueMemory), DeviceError> {
+        self.check_running()?;
+        let shared = &mut *self.lock();
+        let max = self.info.queues_max;
+        let Some(qid) = (1..=max).find(|qid| !shared.queues.contains(qid)) else {
+            return Err(DeviceError::NoMoreQueues { max });
+        };
+        let memory = self.queue_memory(depth).ok_or_else(|| self.no_memory(depth))?;
+        let vector = (qid < self.function.vectors()).then_some(qid);
+        let named = |error| self.admin_error("create a queue", error);
+        let admin = &mut shared.admin;
+        let created = admin.create_cq(qid, &memory.cq, vector).map_err(named).and_then(|()| {
+            admin.create_sq(qid, &memory.sq).map_err(|error| {
+                // Nothing can be in flight on it; when this fails too, the controller has.
+                let _ = admin.delete_cq(qid);
+                named(error)
+            })
+        });
+        match created {
+            Ok(()) => {
+                shared.queues.insert(qid);
+                Ok((qid, vector, memory))
+            }
+            Err(error) => {
+                if self.fate.failure().is_some() && !self.fate.wait_quiet() {
+                    let QueueMemory { mut sq, mut cq, mut lists } = memory;
+                    sq.leak();
+                    cq.leak();
+                    lists.leak();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn queue_memory(&self, depth: u16) -> Option<QueueMemory> {
+        Some(QueueMemory {
+            sq: SubmissionRing::new(&self.pool, depth)?,
+            cq: CompletionRing::new(&self.pool, depth)?,
+            lists: self.pool.take_region(usize::from(depth))?,
+        })
+    }
+
+    fn no_memory(&self, depth: u16) -> DeviceError {
+        let frames = Self::frames_for_queue(depth);
+        DeviceError::NoMemory {
+            bytes: (frames * crate::dma::FRAME_SIZE) as u64,
+            source: std::io::Error::other(format!(
+                "a queue of depth {depth} needs {frames} frames and the pool has no such runs free"
+            )),
+        }
+    }
+
+    /// Deletes a queue pair, submission queue first, so that nothing completes into a queue that is
+    /// gone. Whether the controller is done with its memory. Blocks, bounded by the admin timeout.
+    pub(super) fn delete_queue(&self, qid: u16) -> bool {
+        let mut shared = self.lock();
+        if qid < self.function.vectors() {
+            self.function.set_interrupt(qid, false);
+        }
+        let deleted = shared.admin.delete_sq(qid).and_then(|()| shared.admin.delete_cq(qid));
+        if let Err(AdminError::Status(_)) = deleted {
+            // It holds on to the queue's memory: only disabling it lets go.
+            self.fate.fail(Failure::Fatal);
+        }
+        let quiet = deleted.is_ok() || self.fate.wait_quiet();
+        shared.queues.remove(&qid);
+        quiet
+    }
+
+    /// A namespace is not open any more. Whether it was the last one.
+    pub(super) fn put_namespace(&self, nsid: u32) -> bool {
+        let mut shared = self.lock();
+        shared.namespaces.remove(&nsid);
+        shared.namespaces.is_empty()
+    }
+
+    /// Whether `nsid` is the only namespace that is open.
+    pub(super) fn is_last_namespace(&self, nsid: u32) -> bool {
+        self.lock().namespaces.iter().all(|&open| open == nsid)
+    }
+
+    fn admin_error(&self, what: &str, error: AdminError) -> DeviceError {
+        admin_error(&self.info.name, what, error)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for NvmeController {
+    fn drop(&mut self) {
+        // Queues hold a reference to their controller, so none is open. What close says cannot be
+        // told to anybody any more; it has disabled the controller or leaked the memory either way.
+        let _ = self.close();
+    }
+}
+
+/// Bring-up, step by step.
+struct Start {
+    function: Arc<dyn Function>,
+    pool: DmaPool,
+    options: ControllerOptions,
+    clock: Arc<dyn Clock>,
+    properties: Properties,
+}
+
+impl Start {
+    fn run(self) -> Result<NvmeController, DeviceError> {
+        let cap = self.properties.cap().ok_or_else(|| self.failed(Failure::Removed))?;
+        self.check(cap)?;
+        // CAP.TO is in units of 500 ms; 0 is a controller that promises nothing.
+        let ready_timeout = Duration::from_millis(500) * u32::from(cap.to().max(1));
+        self.disable(ready_timeout)?;
+        let fate =
+            Arc::new(Fate::new(Arc::clone(&self.function), Arc::clone(&self.clock), ready_timeout));
+        let admin = AdminQueue::new(
+            &self.pool,
+            &self.function,
+            cap,
+            self.options.admin_timeout,
+            Arc::clone(&fate),
+            Arc::clone(&self.clock),
+        );
+        let bytes = (AdminQueue::FRAMES * crate::dma::FRAME_SIZE) as u64;
+        let mut admin = admin.ok_or_else(|| DeviceError::NoMemory {
+            bytes,
+            source: std::io::Error::other("the pool has no frames free for the admin queue"),
+        })?;
+        match self
+            .enable(&admin, ready_timeout)
+            .and_then(|()| self.learn(&mut admin, cap, ready_timeout))
+        {
+            Ok((info, dsm, write_zeroes_max_bytes_log2)) => Ok(NvmeController {
+                info,
+                cap,
+                dsm,
+                write_zeroes_max_bytes_log2,
+                options: self.options,
+                fate,
+                properties: self.properties,
+                shared: Mutex::new(Shared {
+                    admin,
+                    queues: BTreeSet::new(),
+                    namespaces: BTreeSet::new(),
+                    closed: false,
+                }),
+                pool: self.pool,
+                clock: self.clock,
+                function: self.function,
+            }),
+            Err(error) => {
+                // The controller knows of the admin queue's memory: it goes back when it is quiet.
+                fate.fail(Failure::Closed);
+                if !fate.wait_quiet() {
+                    admin.leak();
+                    mem::forget(self.function);
+                    mem::forget(self.pool);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether this driver can drive what CAP describes.
+    fn check(&self, cap: Cap) -> Result<(), DeviceError> {
+        let name = self.function.name();
+        // Bit 0 the NVM command set; bit 6 I/O command sets, of which NVM is selected by 000b too
+        // only when bit 0 is set as well (Base 2.0c figure 36).
+        if cap.css() & 1 == 0 {
+            return Err(DeviceError::Invalid(format!(
+                "{name}: the controller does not do the NVM command set (CAP.CSS {:#x})",
+                cap.css()
+            )));
+        }
+        if cap.mpsmin() != 0 {
+            return Err(DeviceError::Invalid(format!(
+                "{name}: the controller's smallest memory page is {} bytes; 4096 are needed",
+                4096u64 << cap.mpsmin()
+            )));
+        }
+        if cap.mqes() == 0 {
+            return Err(DeviceError::Protocol {
+                device: name.to_owned(),
+                what: "CAP.MQES is 0; a queue has at least two entries".to_owned(),
+            });
+        }
+        if queues_in_bar(cap, self.function.len_bytes()) == 0 {
+            return Err(DeviceError::Protocol {
+                device: name.to_owned(),
+                what: "the doorbells of an I/O queue are outside of BAR 0".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Base 2.0c §3.5.1 step 1 and §3.7.2: a controller that somebody left enabled is reset.
+    fn disable(&self, timeout: Duration) -> Result<(), DeviceError> {
+        let cc = self.properties.cc().ok_or_else(|| self.failed(Failure::Removed))?;
+        if cc.en() {
+            // EN may only be cleared once RDY has followed it. A controller that never does is reset
+            // all the same: there is nothing else to try.
+            let _ = self.wait(timeout, "CSTS.RDY = 1", |csts| csts.rdy() || csts.cfs());
+        }
+        if cc.en() || cc.shn() != 0 {
+            self.properties.set_cc(cc.with_en(false).with_shn(0));
+        }
+        self.wait(timeout, "CSTS.RDY = 0 after CC.EN = 0", |csts| !csts.rdy())?;
+        Ok(())
+    }
+
+    /// Base 2.0c §3.5.1 steps 2 to 5.
+    fn enable(&self, admin: &AdminQueue, timeout: Duration) -> Result<(), DeviceError> {
+        let aqa = Aqa::new()
+            .with_asqs(admin.sq().size_zero_based())
+            .with_acqs(admin.cq().size_zero_based());
+        self.properties.set_admin_queue(aqa, admin.sq().iova(), admin.cq().iova());
+        let cc = Cc::new().with_iosqes(IOSQES).with_iocqes(IOCQES);
+        self.properties.set_cc(cc.with_en(true));
+        let csts =
+            self.wait(timeout, "CSTS.RDY = 1 after CC.EN = 1", |csts| csts.rdy() || csts.cfs())?;
+        if csts.cfs() { Err(self.failed(Failure::Fatal)) } else { Ok(()) }
+    }
+
+    /// Base 2.0c §3.5.1 steps 6 to 9: identify, number of queues, namespaces.
+    fn learn(
+        &self,
+        admin: &mut AdminQueue,
+        cap: Cap,
+        ready_timeout: Duration,
+    ) -> Result<(ControllerInfo, DsmLimits, u8), DeviceError> {
+        let name = self.function.name();
+        let named = |what: &'static str| move |error| admin_error(name, what, error);
+        let id: IdentifyController =
+            admin.identify_as(cns::CONTROLLER, 0).map_err(named("identify the controller"))?;
+        if id.sqes & 0xf > IOSQES || id.cqes & 0xf > IOCQES {
+            return Err(DeviceError::Protocol {
+                device: name.to_owned(),
+                what: format!("queue entries of 2^{} and 2^{} bytes", id.sqes & 0xf, id.cqes & 0xf),
+            });
+        }
+        let version = self.properties.version().ok_or_else(|| self.failed(Failure::Removed))?;
+        let wanted = self.options.queues_max.max(1);
+        let wanted = wanted.min(queues_in_bar(cap, self.function.len_bytes()));
+        let queues_max =
+            admin.set_number_of_queues(wanted).map_err(named("set the number of queues"))?;
+        let mut info =
+            ControllerInfo::new(name, &id, version, queues_max, depth_max(cap), ready_timeout);
+        // Optional before 2.0: a controller that does not know it says so.
+        let nvm = match admin.identify_as::<IdentifyControllerNvm>(cns::CONTROLLER_CSI, 0) {
+            Ok(nvm) => Some(nvm),
+            Err(AdminError::Status(_)) => None,
+            Err(error) => return Err(admin_error(name, "identify the command set", error)),
+        };
+        // Without the report, Write Zeroes is kept to MDTS, as the Linux driver does.
+        let write_zeroes_log2 = match &nvm {
+            Some(nvm) if nvm.wzsl == 0 => u8::MAX,
+            Some(nvm) => nvm.wzsl.saturating_add(12),
+            None => info.transfer_max_bytes.ilog2() as u8,
+        };
+        info.namespaces = self.learn_namespaces(admin)?;
+        Ok((info, DsmLimits::new(nvm.as_ref()), write_zeroes_log2))
+    }
+
+    fn learn_namespaces(&self, admin: &mut AdminQueue) -> Result<Vec<NamespaceInfo>, DeviceError> {
+        let name = self.function.name();
+        let named = |what: &'static str| move |error| admin_error(name, what, error);
+        let mut found = Vec::new();
+        let mut after = 0;
+        // Each list has up to 1024 identifiers above the last one's; ascending, so it ends.
+        while found.len() < NAMESPACES_MAX {
+            let list = admin.active_namespaces(after).map_err(named("list the namespaces"))?;
+            for nsid in &list {
+                if *nsid <= after {
+                    return Err(DeviceError::Protocol {
+                        device: name.to_owned(),
+                        what: format!("namespace {nsid} is listed after namespace {after}"),
+                    });
+                }
+                after = *nsid;
+                match admin.identify_as::<IdentifyNamespace>(cns::NAMESPACE, *nsid) {
+                    Ok(id) => found.extend(NamespaceInfo::new(*nsid, &id)),
+                    // A namespace of another command set, or one that was detached meanwhile.
+                    Err(AdminError::Status(_)) => {}
+                    Err(error) => return Err(admin_error(name, "identify a namespace", error)),
+                }
+            }
+            if list.len() < 1024 {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn wait(
+        &self,
+        timeout: Duration,
+        what: &str,
+        done: impl Fn(super::spec::Csts) -> bool,
+    ) -> Result<super::spec::Csts, DeviceError> {
+        wait(&self.properties, &*self.clock, timeout, done).map_err(|waited| match waited {
+            Waited::Gone => self.failed(Failure::Removed),
+            Waited::For(waited_ms) => DeviceError::TimedOut {
+                what: format!("{}: {what}", self.function.name()),
+                waited_ms,
+            },
+        })
+    }
+
+    fn failed(&self, failure: Failure) -> DeviceError {
+        failed(self.function.name(), failure)
+    }
+}
+
+/// Why a wait for CSTS ended without what it waited for.
+enum Waited {
+    Gone,
+    /// For so many milliseconds.
+    For(u64),
+}
+
+fn wait(
+    properties: &Properties,
+    clock: &dyn Clock,
+    timeout: Duration,
+    done: impl Fn(super::spec::Csts) -> bool,
+) -> Result<super::spec::Csts, Waited> {
+    let start = clock.now();
+    loop {
+        let csts = properties.csts().ok_or(Waited::Gone)?;
+        if done(csts) {
+            return Ok(csts);
+        }
+        let waited = clock.now().saturating_sub(start);
+        if waited >= timeout {
+            return Err(Waited::For(waited.as_millis() as u64));
+        }
+        clock.sleep(Duration::from_millis(1));
+    }
+}
+
+/// How many commands a queue holds: rings are powers of two, and one entry stays unused.
+fn depth_max(cap: Cap) -> u16 {
+    let entries = u32::from(cap.mqes()) + 1;
+    let power_of_two = 1 << entries.ilog2();
+    (power_of_two - 1).min(u32::from(in_flight::DEPTH_MAX)) as u16
+}
+
+fn failed(name: &str, failure: Failure) -> DeviceError {
+    DeviceError::Failed { device: name.to_owned(), reason: failure.to_string() }
+}
+
+fn admin_error(name: &str, what: &str, error: AdminError) -> DeviceError {
+    match error {
+        AdminError::Failed(failure) => failed(name, failure),
+        AdminError::Status(Status(status)) => DeviceError::Failed {
+            device: name.to_owned(),
+            reason: format!("the controller refused to {what} (status {status:#x})"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_follows_mqes() {
+        for (mqes, depth) in [(1, 1), (2, 1), (3, 3), (127, 127), (128, 127), (2047, 1023)] {
+            assert_eq!(depth_max(Cap::new().with_mqes(mqes)), depth, "MQES {mqes}");
+        }
+        assert_eq!(depth_max(Cap::new().with_mqes(u16::MAX)), 1023);
+    }
+}

@@ -1,0 +1,188 @@
+//! A namespace: the block device.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::block::{BlockDevice, Capabilities, Geometry, Health, IoQueue, QueueOptions};
+use crate::dma::DmaPool;
+use crate::error::DeviceError;
+use crate::request::Request;
+use crate::slots::Token;
+
+use super::controller::NvmeController;
+use super::info::NamespaceInfo;
+use super::queue::{NvmeQueue, QueueTarget};
+use super::spec::command::NLB_MAX;
+
+/// A namespace of an [`NvmeController`], as a block device.
+///
+/// Several namespaces of a controller can be open at once; they share its queues, so
+/// [`Capabilities::queues_max`] is what all of them have together.
+#[derive(Debug)]
+pub struct NvmeNamespace {
+    name: String,
+    nsid: u32,
+    geometry: Geometry,
+    capabilities: Capabilities,
+    deallocates_to_zeroes: bool,
+    controller: Arc<NvmeController>,
+    open_queues: Arc<AtomicUsize>,
+    closed: AtomicBool,
+}
+
+/// One open queue of a namespace, counted for as long as it lives.
+#[derive(Debug)]
+pub(super) struct NamespaceUse(Arc<AtomicUsize>);
+
+impl NamespaceUse {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for NamespaceUse {
+    fn drop(&mut self) {
+        // Release: pairs with the Acquire in `close`, which finds the queue gone with all it did.
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl NvmeNamespace {
+    pub(super) fn new(controller: Arc<NvmeController>, info: &NamespaceInfo) -> Self {
+        let id = controller.identify();
+        let block_size = info.block_size as u32;
+        let write_zeroes_max_bytes =
+            1u64.checked_shl(controller.write_zeroes_max_bytes_log2().into()).unwrap_or(u64::MAX);
+        let write_zeroes_max_blocks =
+            (write_zeroes_max_bytes / u64::from(block_size)).min(NLB_MAX.into()) as u32;
+        Self {
+            name: format!("nvme:{}/{}", id.name, info.nsid),
+            nsid: info.nsid,
+            geometry: Geometry {
+                block_size,
+                blocks: info.blocks,
+                transfer_max_bytes: id.transfer_max_bytes,
+                discard_max_blocks: match id.discards {
+                    true => controller.dsm_limits().range_blocks,
+                    false => 0,
+                },
+                write_zeroes_max_blocks: if id.writes_zeroes { write_zeroes_max_blocks } else { 0 },
+            },
+            capabilities: Capabilities {
+                volatile_cache: id.volatile_cache,
+                fua: true,
+                read_only: info.read_only,
+                queues_max: id.queues_max,
+                depth_max: id.depth_max,
+            },
+            deallocates_to_zeroes: info.deallocates_to_zeroes,
+            open_queues: Arc::new(AtomicUsize::new(0)),
+            closed: AtomicBool::new(false),
+            controller,
+        }
+    }
+
+    /// The controller it is of.
+    pub fn controller(&self) -> &Arc<NvmeController> {
+        &self.controller
+    }
+
+    fn queue(&self, depth: u16) -> Result<NvmeQueue, DeviceError> {
+        let namespace_use = NamespaceUse::new(&self.open_queues);
+        let (qid, vector, memory) = self.controller.create_queue(depth)?;
+        let target = QueueTarget {
+            nsid: self.nsid,
+            geometry: self.geometry,
+            capabilities: self.capabilities,
+            dsm: self.controller.dsm_limits(),
+            deallocates_to_zeroes: self.deallocates_to_zeroes,
+            namespace_use,
+        };
+        Ok(NvmeQueue::new(Arc::clone(&self.controller), qid, vector, depth, memory, target))
+    }
+
+    /// Makes stable what the controller's volatile cache has of this namespace.
+    fn flush(&self) -> Result<(), DeviceError> {
+        let mut queue = self.queue(1)?;
+        let mut out = Vec::with_capacity(1);
+        queue
+            .submit(Request::flush(Token::from_u64(0)))
+            .map_err(|refused| self.failed(refused.reason))?;
+        queue.commit();
+        // Bounded by the command's deadline.
+        while queue.poll(1, &mut out) == 0 {
+            self.controller.parts().clock.sleep(Duration::from_micros(50));
+        }
+        out[0].result.map_err(|error| self.failed(error))
+    }
+
+    fn failed(&self, reason: impl std::fmt::Display) -> DeviceError {
+        DeviceError::Failed { device: self.name.clone(), reason: reason.to_string() }
+    }
+}
+
+impl BlockDevice for NvmeNamespace {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn pool(&self) -> &DmaPool {
+        self.controller.parts().pool
+    }
+
+    fn health(&self) -> Health {
+        self.controller.health()
+    }
+
+    fn open_queue(&self, options: QueueOptions) -> Result<Box<dyn IoQueue>, DeviceError> {
+        let most = self.capabilities.depth_max;
+        if options.depth == 0 || options.depth > most {
+            return Err(DeviceError::Invalid(format!(
+                "{}: a queue depth of {} is not possible: take 1 to {most}",
+                self.name, options.depth
+            )));
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(self.failed("it is closed"));
+        }
+        Ok(Box::new(self.queue(options.depth)?))
+    }
+
+    /// Closes the namespace: flushes what the volatile cache has of it, and shuts the controller down
+    /// when no other namespace of it is open.
+    fn close(&self) -> Result<(), DeviceError> {
+        let open = self.open_queues.load(Ordering::Acquire);
+        if open > 0 {
+            return Err(self.failed(format_args!("{open} of its queues are still open")));
+        }
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        if self.controller.is_last_namespace(self.nsid) {
+            // The shutdown makes everything stable.
+            self.controller.put_namespace(self.nsid);
+            return self.controller.close();
+        }
+        let flushed = if self.capabilities.volatile_cache { self.flush() } else { Ok(()) };
+        self.controller.put_namespace(self.nsid);
+        flushed
+    }
+}
+
+impl Drop for NvmeNamespace {
+    fn drop(&mut self) {
+        if !self.closed.load(Ordering::Relaxed) {
+            self.controller.put_namespace(self.nsid);
+        }
+    }
+}

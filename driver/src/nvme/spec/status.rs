@@ -1,0 +1,109 @@
+//! Status of a completed command, Base 2.0c §3.3.3.2.1.
+
+use crate::error::{IoError, IoErrorKind};
+
+/// The status field of a completion without its phase bit: SC in bits 7:0, SCT in 10:8, CRD in 12:11,
+/// More in 13, Do Not Retry in 14. An open set: vendors have codes of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Status(pub u16);
+
+impl Status {
+    /// Generic: Successful Completion.
+    pub const SUCCESS: Self = Self(0x000);
+    /// Generic: Invalid Command Opcode.
+    pub const INVALID_OPCODE: Self = Self(0x001);
+    /// Generic: Invalid Field in Command.
+    pub const INVALID_FIELD: Self = Self(0x002);
+    /// Generic: Data Transfer Error.
+    pub const DATA_TRANSFER_ERROR: Self = Self(0x004);
+    /// Generic: Internal Error.
+    pub const INTERNAL_ERROR: Self = Self(0x006);
+    /// Generic: Command Abort Requested.
+    pub const ABORT_REQUESTED: Self = Self(0x007);
+    /// Generic: Command Aborted due to SQ Deletion.
+    pub const ABORTED_SQ_DELETION: Self = Self(0x008);
+    /// Generic: Invalid Namespace or Format.
+    pub const INVALID_NAMESPACE: Self = Self(0x00b);
+    /// Generic: PRP Offset Invalid.
+    pub const PRP_OFFSET_INVALID: Self = Self(0x013);
+    /// Generic: Namespace is Write Protected.
+    pub const NAMESPACE_WRITE_PROTECTED: Self = Self(0x020);
+    /// Generic (NVM command set): LBA Out of Range.
+    pub const LBA_OUT_OF_RANGE: Self = Self(0x080);
+    /// Generic (NVM command set): Capacity Exceeded.
+    pub const CAPACITY_EXCEEDED: Self = Self(0x081);
+    /// Command specific: Completion Queue Invalid.
+    pub const COMPLETION_QUEUE_INVALID: Self = Self(0x100);
+    /// Command specific: Invalid Queue Identifier.
+    pub const INVALID_QUEUE_IDENTIFIER: Self = Self(0x101);
+    /// Command specific: Invalid Queue Size.
+    pub const INVALID_QUEUE_SIZE: Self = Self(0x102);
+    /// Command specific: Invalid Queue Deletion.
+    pub const INVALID_QUEUE_DELETION: Self = Self(0x10c);
+    /// Command specific (NVM command set): Attempted Write to Read Only Range.
+    pub const WRITE_TO_READ_ONLY_RANGE: Self = Self(0x182);
+    /// Media and data integrity: Write Fault.
+    pub const WRITE_FAULT: Self = Self(0x280);
+    /// Media and data integrity: Unrecovered Read Error.
+    pub const UNRECOVERED_READ_ERROR: Self = Self(0x281);
+
+    /// Do Not Retry.
+    pub const DNR: u16 = 1 << 14;
+
+    /// SCT and SC alone, to be compared with the constants.
+    pub const fn code(self) -> Self {
+        Self(self.0 & 0x7ff)
+    }
+
+    /// Status Code Type: 0 generic, 1 command specific, 2 media and data integrity, 3 path, 7 vendor.
+    pub const fn sct(self) -> u16 {
+        self.0 >> 8 & 7
+    }
+
+    /// Whether the controller says that trying the same again will fail again.
+    pub const fn do_not_retry(self) -> bool {
+        self.0 & Self::DNR != 0
+    }
+
+    /// What the status means to the submitter.
+    pub const fn to_io_error(self) -> IoError {
+        let kind = match self.code() {
+            Self::INVALID_OPCODE => IoErrorKind::Unsupported,
+            Self::INVALID_FIELD | Self::PRP_OFFSET_INVALID | Self::LBA_OUT_OF_RANGE => {
+                IoErrorKind::Invalid
+            }
+            Self::ABORT_REQUESTED | Self::ABORTED_SQ_DELETION => IoErrorKind::Cancelled,
+            Self::INVALID_NAMESPACE => IoErrorKind::Gone,
+            Self::NAMESPACE_WRITE_PROTECTED | Self::WRITE_TO_READ_ONLY_RANGE => {
+                IoErrorKind::ReadOnly
+            }
+            Self::CAPACITY_EXCEEDED => IoErrorKind::NoSpace,
+            other if other.sct() == 2 => IoErrorKind::Media,
+            _ => IoErrorKind::Device,
+        };
+        IoError { kind, status: self.0 & (Self::DNR | 0x7ff), do_not_retry: self.do_not_retry() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_keeps_its_code_beside_the_translation() {
+        let error = Status(Status::UNRECOVERED_READ_ERROR.0 | Status::DNR | 1 << 13).to_io_error();
+        assert_eq!(error.kind, IoErrorKind::Media);
+        assert_eq!(error.status, 0x4281, "SCT<<8 | SC | DNR<<14, without More");
+        assert!(error.do_not_retry);
+        let error = Status::INTERNAL_ERROR.to_io_error();
+        assert_eq!((error.kind, error.do_not_retry), (IoErrorKind::Device, false));
+    }
+
+    #[test]
+    fn every_status_is_some_error() {
+        for raw in 1..1 << 15 {
+            let error = Status(raw).to_io_error();
+            assert_eq!(error.kind == IoErrorKind::Media, raw >> 8 & 7 == 2, "{raw:#x}");
+        }
+    }
+}
