@@ -155,7 +155,7 @@ pub(super) fn wait_until_gone(id: u32, deadline: Duration) -> Result<(), ServerE
     let start = Instant::now();
     while Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists() {
         if start.elapsed() >= deadline {
-            return Err(timed_out("the kernel's letting go of the device", deadline));
+            return Err(timed_out("waiting for the kernel to let go of the device", deadline));
         }
         std::thread::sleep(LOOK_EVERY);
     }

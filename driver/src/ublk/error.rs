@@ -63,7 +63,7 @@ pub enum ServerError {
         queue: u16,
     },
     /// A step took longer than the caller was ready to wait. It goes on; ask again.
-    #[error("{step} did not end within {waited_ms} ms")]
+    #[error("timed out after {waited_ms} ms: {step}")]
     TimedOut {
         /// What is being waited for.
         step: String,

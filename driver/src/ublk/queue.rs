@@ -16,7 +16,7 @@
 //! | [`Armed::Ready`] | takes the next turn |
 //! | [`Armed::MustPoll`] | spins, then yields, then naps: see [`PollOptions`] |
 //!
-//! Every sleep ends by itself after [`TICK`], so that a device whose deadlines are only noticed in
+//! Every sleep ends by itself after a tick, so that a device whose deadlines are only noticed in
 //! `poll` notices them.
 
 use std::sync::Arc;
@@ -40,10 +40,8 @@ use super::tags::{BadTag, Tags, Turn};
 
 /// How many completions a turn takes at most, so that new requests are not kept waiting.
 const BUDGET: usize = 128;
-/// The longest sleep while requests are in flight.
-const TICK: Duration = Duration::from_millis(100);
-/// The longest sleep of an idle queue.
-const IDLE_TICK: Duration = Duration::from_secs(1);
+/// How many ticks an idle queue sleeps through.
+const IDLE_TICKS: u32 = 10;
 
 /// How a queue thread waits for a device that only can be polled.
 ///
@@ -58,13 +56,22 @@ pub struct PollOptions {
     pub yield_turns: u32,
     /// How long each wait after those is. A new request ends it early.
     pub nap: Duration,
+    /// The longest sleep while requests are in flight at a device that tells of completions; ten of
+    /// them when none are. Nothing that a device tells of waits for it: it is how soon a device that
+    /// looks at its deadlines in `poll` looks at them.
+    pub tick: Duration,
 }
 
 impl Default for PollOptions {
     /// Some tens of microseconds of spinning, some hundreds of yielding (a flash drive answers
-    /// within both), then naps of 50 µs.
+    /// within both), then naps of 50 µs. A tick of 100 ms.
     fn default() -> Self {
-        Self { spin_turns: 200, yield_turns: 1000, nap: Duration::from_micros(50) }
+        Self {
+            spin_turns: 200,
+            yield_turns: 1000,
+            nap: Duration::from_micros(50),
+            tick: Duration::from_millis(100),
+        }
     }
 }
 
@@ -231,7 +238,8 @@ impl QueueLoop {
         // `arm` looks at the device's queue once more, after the announcement: the doorbell's step 3.
         let waited = match self.device.arm() {
             Armed::Yes => {
-                let at_most = if self.busy() { TICK } else { IDLE_TICK };
+                let tick = self.poll.tick;
+                let at_most = if self.busy() { tick } else { tick.saturating_mul(IDLE_TICKS) };
                 ring.sleep(self.device.event_fd(), at_most)
             }
             Armed::Ready => Self::enter_if_wanted(ring),
@@ -243,7 +251,7 @@ impl QueueLoop {
 
     fn back_off(&mut self, ring: &mut Ring<'_>) -> std::io::Result<()> {
         self.idle_turns = self.idle_turns.saturating_add(1);
-        let PollOptions { spin_turns, yield_turns, nap } = self.poll;
+        let PollOptions { spin_turns, yield_turns, nap, .. } = self.poll;
         if self.idle_turns > spin_turns.saturating_add(yield_turns) {
             return ring.sleep(None, nap);
         }

@@ -566,10 +566,7 @@ fn wait_for_node(path: &Path, id: u32) -> Result<(), ServerError> {
             return Ok(());
         }
         if start.elapsed() >= NODE_PATIENCE {
-            return Err(control::timed_out(
-                "the appearance of the block device's node",
-                NODE_PATIENCE,
-            ));
+            return Err(control::timed_out("waiting for the block device's node", NODE_PATIENCE));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
