@@ -24,6 +24,8 @@
 //! Block devices **stack**: a cache, a fault injector, a limiter is a `BlockDevice` over a
 //! `BlockDevice`, and every one of them passes the same suite, [`conformance`].
 //!
+//! [`ublk`] goes the other way: it makes an ordinary `/dev/ublkbN` of any of them.
+//!
 //! # Errors
 //!
 //! Three tiers. A completion carries [`IoError`], small and `Copy`, with the device's own status
