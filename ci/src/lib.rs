@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cargo;
 pub mod guest;
 pub mod jobs;
 pub mod lab;
@@ -21,6 +22,7 @@ pub mod machine;
 pub mod packages;
 pub mod payload;
 pub mod process;
+pub mod runner;
 pub mod scenario;
 
 use std::process::ExitCode;
@@ -38,14 +40,17 @@ struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 enum Job {
+    /// Run the host's tests and the scenarios in guests
+    Test(jobs::test::Options),
     /// Boot a guest and run a command or a shell in it
-    Guest(jobs::guest::Options),
+    Guest(Box<jobs::guest::Options>),
 }
 
 /// Runs the job that the command line names.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().job {
-        Job::Guest(options) => jobs::guest::run(options),
+        Job::Test(options) => jobs::test::run(&options),
+        Job::Guest(options) => jobs::guest::run(*options),
     };
     match done {
         Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),

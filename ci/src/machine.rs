@@ -222,7 +222,8 @@ impl Machine {
 
     /// What the kernel is told beside its root and console.
     pub fn kernel_args(&self) -> String {
-        let mut args = vec!["panic=-1".to_string(), "quiet".into()];
+        // The clock of an emulated processor is one clock, however late its watchdog runs.
+        let mut args = vec!["panic=-1".to_string(), "quiet".into(), "tsc=reliable".into()];
         if self.iommu_bits.is_some() {
             args.extend(["intel_iommu=on".into(), "iommu=pt".into()]);
         }

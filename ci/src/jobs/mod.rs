@@ -1,3 +1,4 @@
 //! The jobs, one file each.
 
 pub mod guest;
+pub mod test;
