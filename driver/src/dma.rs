@@ -1,0 +1,583 @@
+//! Memory that devices read and write: one pool of frames, mapped once.
+//!
+//! A pool is one mapping, made of hugepages where there are some and of ordinary pages where not.
+//! It is mapped for the IOMMU once and registered with io_uring once; its `vm-memory` address *is*
+//! the IOVA. It is given out as frames of [`FRAME_SIZE`] bytes ([`DmaBuf`]) and, at start, as
+//! contiguous regions for rings ([`DmaRegion`]).
+//!
+//! The pool stays mapped for the device for as long as it lives, and the device is not trusted: a
+//! frame may change under our hands. So nothing here gives out `&[u8]`: frames are copied in and out
+//! through volatile slices, or looked at as atomics.
+#![expect(
+    unsafe_code,
+    reason = "reference counts that keep a mapping alive; madvise; atomics over mapped memory"
+)]
+
+use std::fmt;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileSlice};
+
+use crate::error::DeviceError;
+
+/// Size of a frame in bytes: the page of the cache, the memory page of NVMe (CC.MPS = 0), and the
+/// smallest page of the IOMMU.
+pub const FRAME_SIZE: usize = 4096;
+
+const HUGE_PAGE_SIZE: usize = 2 << 20;
+const WORDS_PER_FRAME: usize = FRAME_SIZE / 8;
+
+/// An I/O virtual address: where a device finds the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Iova(pub u64);
+
+/// How a pool is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolOptions {
+    /// How many frames, at least 1.
+    pub frames: usize,
+    /// The IOVA of the first byte, 4096-aligned. A device that maps the pool checks it against its
+    /// own aperture. The default, 4 GiB, is above the interrupt window of x86 and inside the 39 bits
+    /// of the smallest Intel IOMMU.
+    pub iova: Iova,
+    /// Whether to try hugepages first. Without any, ordinary pages are taken silently.
+    pub hugepages: bool,
+}
+
+impl PoolOptions {
+    /// `frames` frames at the default address, in hugepages if there are some.
+    pub fn frames(frames: usize) -> Self {
+        Self { frames, iova: Iova(4 << 30), hugepages: true }
+    }
+}
+
+/// Which frames are free, as a bitmap with a hint. Only control paths and start-up take it: whoever
+/// moves data takes the frames it needs when it starts and keeps them.
+struct FreeMap {
+    /// A set bit is a free frame.
+    words: Vec<u64>,
+    free: usize,
+    hint: usize,
+}
+
+impl FreeMap {
+    fn new(frames: usize) -> Self {
+        let mut words = vec![u64::MAX; frames.div_ceil(64)];
+        if !frames.is_multiple_of(64) {
+            words[frames / 64] = (1 << (frames % 64)) - 1;
+        }
+        Self { words, free: frames, hint: 0 }
+    }
+
+    fn is_free(&self, index: usize) -> bool {
+        self.words[index / 64] >> (index % 64) & 1 == 1
+    }
+
+    fn take_one(&mut self) -> Option<usize> {
+        if self.free == 0 {
+            return None;
+        }
+        let count = self.words.len();
+        let word = (self.hint..count).chain(0..self.hint).find(|&word| self.words[word] != 0)?;
+        self.hint = word;
+        let index = word * 64 + self.words[word].trailing_zeros() as usize;
+        self.take(index);
+        Some(index)
+    }
+
+    /// First fit from the end, so that rings stay away from the frames.
+    fn take_run(&mut self, frames: usize) -> Option<usize> {
+        let mut run = 0;
+        for index in (0..self.words.len() * 64).rev() {
+            run = if self.is_free(index) { run + 1 } else { 0 };
+            if run == frames {
+                (index..index + frames).for_each(|index| self.take(index));
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, index: usize) {
+        self.words[index / 64] &= !(1 << (index % 64));
+        self.free -= 1;
+    }
+
+    fn put(&mut self, index: usize) {
+        assert!(!self.is_free(index), "frame {index} was freed twice");
+        self.words[index / 64] |= 1 << (index % 64);
+        self.free += 1;
+    }
+}
+
+struct PoolInner {
+    region: GuestRegionMmap,
+    /// First byte of the mapping; constant, kept beside the region to save the look-ups.
+    base: NonNull<u8>,
+    huge: bool,
+    frames: usize,
+    /// References to each frame; 0 for one that is free.
+    references: Box<[AtomicU32]>,
+    free: Mutex<FreeMap>,
+}
+
+// SAFETY: `base` points into the mapping that `region` owns, which lives as long as `self` and is
+// only reached through volatile accesses and atomics.
+unsafe impl Send for PoolInner {}
+// SAFETY: as for Send; every field is `Sync` but `base`, which is constant.
+unsafe impl Sync for PoolInner {}
+
+/// A pool of frames. Cloning it is another handle to the same memory; the memory goes when the last
+/// handle, frame and region are gone.
+#[derive(Clone)]
+pub struct DmaPool {
+    inner: Arc<PoolInner>,
+}
+
+impl DmaPool {
+    /// Maps the memory: hugepages if asked for and there, ordinary pages if not. The mapping is not
+    /// inherited by a forked child (`MADV_DONTFORK`).
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Invalid`] for no frames or a bad address, [`DeviceError::NoMemory`].
+    pub fn new(options: PoolOptions) -> Result<Self, DeviceError> {
+        let PoolOptions { frames, iova, hugepages } = options;
+        if frames == 0 || frames > u32::MAX as usize / 2 {
+            return Err(DeviceError::Invalid(format!("a pool of {frames} frames is not possible")));
+        }
+        if !iova.0.is_multiple_of(FRAME_SIZE as u64) {
+            return Err(DeviceError::Invalid(format!("IOVA {:#x} is not 4096-aligned", iova.0)));
+        }
+        let len_bytes = frames * FRAME_SIZE;
+        let (region, huge) = map(len_bytes, hugepages)
+            .map_err(|source| DeviceError::NoMemory { bytes: len_bytes as u64, source })?;
+        let base = NonNull::new(region.as_ptr()).expect("a mapping is never at address zero");
+        advise(base, len_bytes, libc::MADV_DONTFORK)
+            .map_err(|source| DeviceError::Os { what: "madvise(MADV_DONTFORK)".into(), source })?;
+        if !huge {
+            // Advice only: a kernel without transparent hugepages says EINVAL and nothing is lost.
+            let _ = advise(base, len_bytes, libc::MADV_HUGEPAGE);
+        }
+        let region = GuestRegionMmap::new(region, GuestAddress(iova.0))
+            .ok_or_else(|| DeviceError::Invalid(format!("IOVA {:#x} is too high", iova.0)))?;
+        Ok(Self {
+            inner: Arc::new(PoolInner {
+                region,
+                base,
+                huge,
+                frames,
+                references: (0..frames).map(|_| AtomicU32::new(0)).collect(),
+                free: Mutex::new(FreeMap::new(frames)),
+            }),
+        })
+    }
+
+    /// Takes one frame; `None` when all are taken. Its contents are whatever the last owner left.
+    pub fn take(&self) -> Option<DmaBuf> {
+        let index = self.lock().take_one()?;
+        self.inner.references[index].store(1, Ordering::Relaxed);
+        // A live frame holds one strong reference to the pool, whatever the number of its handles.
+        let pool = Arc::into_raw(Arc::clone(&self.inner)).cast_mut();
+        let pool = NonNull::new(pool).expect("an Arc is never null");
+        Some(DmaBuf { pool, index: index as u32 })
+    }
+
+    /// Takes `frames` frames that follow each other in memory and in IOVA, zeroed: for rings, at
+    /// start. `None` when there is no such run.
+    pub fn take_region(&self, frames: usize) -> Option<DmaRegion> {
+        if frames == 0 {
+            return None;
+        }
+        let first = self.lock().take_run(frames)?;
+        let region = DmaRegion { pool: self.clone(), first, frames };
+        region.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        Some(region)
+    }
+
+    /// How many frames the pool has.
+    pub fn frames(&self) -> usize {
+        self.inner.frames
+    }
+
+    /// How many frames are free.
+    pub fn free_frames(&self) -> usize {
+        self.lock().free
+    }
+
+    /// Size in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.inner.frames * FRAME_SIZE
+    }
+
+    /// The IOVA of the first byte.
+    pub fn iova(&self) -> Iova {
+        Iova(self.inner.region.start_addr().0)
+    }
+
+    /// The first byte in this process: for mapping it (VFIO) and registering it (io_uring), in the
+    /// modules that may.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.inner.base.as_ptr()
+    }
+
+    /// Whether it lies in hugepages.
+    pub fn is_huge(&self) -> bool {
+        self.inner.huge
+    }
+
+    /// Whether two handles are of one pool.
+    pub fn same_as(&self, other: &DmaPool) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// Whether `frame` is of this pool.
+    #[inline]
+    pub fn owns(&self, frame: &DmaBuf) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.inner), frame.pool.as_ptr())
+    }
+
+    /// The memory as a `vm-memory` region whose guest address is the IOVA: what a device model sees.
+    pub fn region(&self) -> &GuestRegionMmap {
+        &self.inner.region
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, FreeMap> {
+        // The map is consistent between any two statements that can panic.
+        self.inner.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for DmaPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaPool")
+            .field("frames", &self.frames())
+            .field("iova", &self.iova())
+            .field("huge", &self.is_huge())
+            .finish()
+    }
+}
+
+fn map(len_bytes: usize, hugepages: bool) -> io::Result<(MmapRegion, bool)> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    if hugepages && len_bytes.is_multiple_of(HUGE_PAGE_SIZE) {
+        // Without MAP_NORESERVE: the hugepages are reserved now or the call fails now.
+        if let Ok(region) = MmapRegion::build(None, len_bytes, prot, flags | libc::MAP_HUGETLB) {
+            return Ok((region, true));
+        }
+    }
+    match MmapRegion::build(None, len_bytes, prot, flags) {
+        Ok(region) => Ok((region, false)),
+        Err(vm_memory::mmap::MmapRegionError::Mmap(error)) => Err(error),
+        Err(other) => Err(io::Error::other(other.to_string())),
+    }
+}
+
+fn advise(base: NonNull<u8>, len_bytes: usize, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: the range is exactly one mapping that the caller owns; neither advice used here
+    // (DONTFORK, HUGEPAGE) changes its contents.
+    match unsafe { libc::madvise(base.as_ptr().cast(), len_bytes, advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A handle to one frame of a pool.
+///
+/// There may be several handles to a frame ([`share`](DmaBuf::share)): a page under writeback shares
+/// its frame with the request, a reader pins the frame it copies from. The rule is by ownership, not
+/// by lock: a frame is written by nobody but its only handle, or by the device that a read request
+/// hands it to. Breaking the rule tears data, but is not undefined: all accesses are volatile.
+///
+/// # Invariants
+///
+/// `index` is below the number of frames, the frame's reference count is at least 1 while a handle
+/// lives, and a live frame holds one strong reference to the pool.
+pub struct DmaBuf {
+    pool: NonNull<PoolInner>,
+    index: u32,
+}
+
+// SAFETY: a handle is a counted reference to a frame of a pool that is Send and Sync.
+unsafe impl Send for DmaBuf {}
+// SAFETY: as for Send; `&DmaBuf` gives volatile and atomic access only.
+unsafe impl Sync for DmaBuf {}
+
+impl DmaBuf {
+    #[inline]
+    fn pool(&self) -> &PoolInner {
+        // SAFETY: by the type's invariant this frame holds a strong reference to the pool.
+        unsafe { self.pool.as_ref() }
+    }
+
+    #[inline]
+    fn references(&self) -> &AtomicU32 {
+        &self.pool().references[self.index as usize]
+    }
+
+    /// One more handle to the same frame.
+    #[must_use]
+    #[inline]
+    pub fn share(&self) -> DmaBuf {
+        // Relaxed: like Arc's, the new handle comes from one that is alive.
+        self.references().fetch_add(1, Ordering::Relaxed);
+        DmaBuf { pool: self.pool, index: self.index }
+    }
+
+    /// Whether this is not the only handle. A `false` stays true until this handle is shared; a
+    /// `true` may be old.
+    #[inline]
+    pub fn is_shared(&self) -> bool {
+        // At least Acquire: pairs with `release`, so what the other handle's owner read from the
+        // frame happened before we write it. SeqCst, here and there, because a cache decides by it
+        // whether to wait, against a thread that gives its handle up and then looks who waits.
+        self.references().load(Ordering::SeqCst) != 1
+    }
+
+    /// Gives this handle up. The last one of a frame is returned as its only handle, exactly once
+    /// however many threads race: whoever keeps frames of its own puts it back where it belongs.
+    #[must_use = "the last handle is the frame: dropping it returns the frame to the pool"]
+    #[inline]
+    pub fn release(self) -> Option<DmaBuf> {
+        // At least AcqRel: every access through the other handles happens before the frame is used
+        // again. SeqCst: see `is_shared`.
+        if self.references().fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.references().store(1, Ordering::Relaxed);
+            return Some(self);
+        }
+        std::mem::forget(self);
+        None
+    }
+
+    /// The frame's number in its pool.
+    #[inline]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Where a device finds the frame.
+    #[inline]
+    pub fn iova(&self) -> Iova {
+        Iova(self.pool().region.start_addr().0 + self.index as u64 * FRAME_SIZE as u64)
+    }
+
+    /// The frame's first byte in this process, for system calls that take an address, in the modules
+    /// that may. Valid for [`FRAME_SIZE`] bytes while a handle lives.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        // SAFETY: INVARIANT index < frames, so the offset stays inside the mapping.
+        unsafe { self.pool().base.as_ptr().add(self.index as usize * FRAME_SIZE) }
+    }
+
+    /// The frame as a volatile slice of [`FRAME_SIZE`] bytes.
+    #[inline]
+    pub fn slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: the pointer is valid for FRAME_SIZE bytes for as long as `self` is borrowed.
+        unsafe { VolatileSlice::new(self.as_ptr(), FRAME_SIZE) }
+    }
+
+    /// The frame as little words that may change at any time, without a copy.
+    #[inline]
+    pub fn words(&self) -> &[AtomicU64; WORDS_PER_FRAME] {
+        // SAFETY: the frame is 4096-aligned, readable and writable, FRAME_SIZE bytes long and alive
+        // while `self` is borrowed; the memory is only reached atomically, volatilely or by a device.
+        unsafe { &*self.as_ptr().cast() }
+    }
+
+    /// Copies out of the frame, from `offset` on.
+    ///
+    /// # Panics
+    ///
+    /// When the range is outside the frame.
+    #[inline]
+    pub fn read(&self, offset: usize, out: &mut [u8]) {
+        assert!(offset <= FRAME_SIZE && out.len() <= FRAME_SIZE - offset, "outside the frame");
+        self.part(offset, out.len()).copy_to(out);
+    }
+
+    /// Copies into the frame, from `offset` on.
+    ///
+    /// # Panics
+    ///
+    /// When the range is outside the frame.
+    #[inline]
+    pub fn write(&self, offset: usize, data: &[u8]) {
+        assert!(offset <= FRAME_SIZE && data.len() <= FRAME_SIZE - offset, "outside the frame");
+        self.part(offset, data.len()).copy_from(data);
+    }
+
+    /// Copies `len_bytes` of another frame into this one.
+    ///
+    /// # Panics
+    ///
+    /// When a range is outside its frame.
+    #[inline]
+    pub fn copy_from(&self, offset: usize, from: &DmaBuf, from_offset: usize, len_bytes: usize) {
+        from.part(from_offset, len_bytes).copy_to_volatile_slice(self.part(offset, len_bytes));
+    }
+
+    /// Fills a part with zeroes.
+    ///
+    /// # Panics
+    ///
+    /// When the range is outside the frame.
+    pub fn zero(&self, offset: usize, len_bytes: usize) {
+        const ZEROES: [u8; FRAME_SIZE] = [0; FRAME_SIZE];
+        self.write(offset, &ZEROES[..len_bytes]);
+    }
+
+    #[inline]
+    fn part(&self, offset: usize, len_bytes: usize) -> VolatileSlice<'_> {
+        self.slice().subslice(offset, len_bytes).expect("a range outside the frame")
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        if self.references().fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        // SAFETY: INVARIANT a live frame holds one strong reference, made by `take` with
+        // `Arc::into_raw`; the frame ends here, so it is taken back exactly once.
+        let inner = unsafe { Arc::from_raw(self.pool.as_ptr()) };
+        DmaPool { inner }.lock().put(self.index as usize);
+    }
+}
+
+impl fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaBuf({})", self.index)
+    }
+}
+
+/// Frames that follow each other in memory and in IOVA: the rings of a queue pair, PRP lists.
+/// Goes back to the pool when dropped; whoever drops it has made sure the device is done with it.
+pub struct DmaRegion {
+    pool: DmaPool,
+    first: usize,
+    frames: usize,
+}
+
+impl DmaRegion {
+    /// Where a device finds the first byte.
+    pub fn iova(&self) -> Iova {
+        Iova(self.pool.iova().0 + (self.first * FRAME_SIZE) as u64)
+    }
+
+    /// Size in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.frames * FRAME_SIZE
+    }
+
+    /// The region as 64-bit words that the device may change at any time. Values are in the
+    /// machine's byte order; device structures are little-endian.
+    #[inline]
+    pub fn words(&self) -> &[AtomicU64] {
+        let base = self.pool.as_ptr();
+        // SAFETY: `first` is a frame of the pool, so the offset stays inside its mapping.
+        let start = unsafe { base.add(self.first * FRAME_SIZE) }.cast::<AtomicU64>();
+        // SAFETY: the frames are taken for this region, 4096-aligned, and mapped while `self.pool`
+        // lives; the memory is only reached atomically, volatilely or by a device.
+        unsafe { std::slice::from_raw_parts(start, self.len_bytes() / 8) }
+    }
+}
+
+impl Drop for DmaRegion {
+    fn drop(&mut self) {
+        let mut free = self.pool.lock();
+        (self.first..self.first + self.frames).for_each(|index| free.put(index));
+    }
+}
+
+impl fmt::Debug for DmaRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaRegion({:?}, {} frames)", self.iova(), self.frames)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(frames: usize) -> DmaPool {
+        DmaPool::new(PoolOptions::frames(frames)).unwrap()
+    }
+
+    #[test]
+    fn every_frame_is_given_once_and_comes_back() {
+        let pool = pool(130);
+        let mut frames: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+        let mut indexes: Vec<_> = frames.iter().map(DmaBuf::index).collect();
+        indexes.sort_unstable();
+        assert_eq!(indexes, (0..130).collect::<Vec<_>>());
+        assert_eq!(pool.free_frames(), 0);
+        let last = frames.pop().unwrap();
+        let index = last.index();
+        drop(last);
+        assert_eq!(pool.take().unwrap().index(), index);
+        drop(frames);
+        assert_eq!(pool.free_frames(), 130);
+    }
+
+    #[test]
+    fn a_frame_outlives_the_last_pool_handle() {
+        let frame = pool(1).take().unwrap();
+        frame.write(0, b"still here");
+        let mut out = [0; 10];
+        frame.read(0, &mut out);
+        assert_eq!(&out, b"still here");
+    }
+
+    #[test]
+    fn release_returns_the_frame_to_exactly_one_of_many() {
+        let pool = pool(1);
+        for _ in 0..200 {
+            let first = pool.take().unwrap();
+            let handles: Vec<_> = (0..3).map(|_| first.share()).chain([first.share()]).collect();
+            let threads: Vec<_> = handles
+                .into_iter()
+                .map(|handle| std::thread::spawn(move || handle.release().is_some()))
+                .collect();
+            let mut last = usize::from(first.release().is_some());
+            last += threads.into_iter().map(|t| usize::from(t.join().unwrap())).sum::<usize>();
+            assert_eq!(last, 1);
+            assert_eq!(pool.free_frames(), 1);
+        }
+    }
+
+    #[test]
+    fn regions_are_contiguous_zeroed_and_apart_from_frames() {
+        let pool = pool(8);
+        let dirty = pool.take().unwrap();
+        dirty.write(0, &[0xff; FRAME_SIZE]);
+        drop(dirty);
+        let region = pool.take_region(8).unwrap();
+        assert_eq!(region.iova(), pool.iova());
+        assert!(region.words().iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        assert!(pool.take().is_none());
+        assert!(pool.take_region(1).is_none());
+        drop(region);
+        assert_eq!(pool.free_frames(), 8);
+    }
+
+    #[test]
+    fn iova_follows_the_frame() {
+        let options = PoolOptions { iova: Iova(0x10_0000), ..PoolOptions::frames(4) };
+        let pool = DmaPool::new(options).unwrap();
+        let frame = pool.take().unwrap();
+        assert_eq!(frame.iova(), Iova(0x10_0000 + u64::from(frame.index()) * 4096));
+        assert!(pool.owns(&frame));
+        assert!(!super::tests::pool(1).owns(&frame));
+    }
+
+    #[test]
+    fn bad_options_are_refused() {
+        assert!(DmaPool::new(PoolOptions::frames(0)).is_err());
+        let odd = PoolOptions { iova: Iova(0x123), ..PoolOptions::frames(1) };
+        assert_eq!(DmaPool::new(odd).unwrap_err().to_string(), "IOVA 0x123 is not 4096-aligned");
+    }
+}

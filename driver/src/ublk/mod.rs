@@ -1,0 +1,1 @@
+//! The server: any [`BlockDevice`](crate::BlockDevice) becomes `/dev/ublkbN`.

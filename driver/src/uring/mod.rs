@@ -1,0 +1,1 @@
+//! Files and kernel block devices through io_uring.

@@ -1,0 +1,1 @@
+//! VFIO: the only place that touches PCI.

@@ -1,0 +1,106 @@
+//! Ranges that bypass the cache, for as long as they do.
+//!
+//! A discard, a write-zeroes or a direct write changes the device under the cache. Such an operation
+//! enters its range here, then makes the pages in it forget what they hold, then goes to the device,
+//! and leaves. Meanwhile nobody may bring a page of the range in or write to one.
+//!
+//! Why nothing slips through: an operation looks here while it holds its page's shard lock, and the
+//! range is entered before the pages are walked. If it looks before the walk reaches its page, the
+//! walk finds the page being read (and makes that read stale), being written (and waits), or there
+//! (and empties it). If it looks after, the range has been entered: it waits.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
+
+/// The ranges under bypass, in pages.
+#[derive(Default)]
+pub(crate) struct Barriers {
+    /// How many there are, so that the data path pays one load when there are none.
+    active: AtomicUsize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    ranges: Vec<Barrier>,
+    entries: WaitTable,
+    next_id: u64,
+}
+
+struct Barrier {
+    id: u64,
+    pages: Range<u64>,
+    waiters: WaitQueue,
+}
+
+/// An entered range; to be left.
+#[derive(Debug)]
+#[must_use = "a range that is not left blocks its pages for ever"]
+pub(crate) struct BarrierId(u64);
+
+impl Barriers {
+    pub(crate) fn reserve_waiters(&self, operations: usize) {
+        let mut inner = self.inner.lock();
+        inner.entries.reserve(operations);
+        inner.ranges.reserve(operations);
+    }
+
+    /// Enters a range, or queues the waiter on one that overlaps it.
+    pub(crate) fn enter(
+        &self,
+        pages: Range<u64>,
+        waiter: impl FnOnce() -> Waiter,
+    ) -> Option<BarrierId> {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let overlaps = |other: &Range<u64>| other.start < pages.end && pages.start < other.end;
+        if let Some(other) = inner.ranges.iter_mut().find(|other| overlaps(&other.pages)) {
+            inner.entries.enqueue(&mut other.waiters, waiter());
+            return None;
+        }
+        let id = inner.next_id;
+        inner.next_id += 1;
+        inner.ranges.push(Barrier { id, pages, waiters: WaitQueue::EMPTY });
+        // Relaxed: who looks does so under the page's shard lock, which the walk takes after this.
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Some(BarrierId(id))
+    }
+
+    /// Whether a page is in a range; call it under the page's shard lock.
+    #[inline]
+    pub(crate) fn covers(&self, page: u64) -> bool {
+        self.active.load(Ordering::Relaxed) != 0
+            && self.inner.lock().ranges.iter().any(|range| range.pages.contains(&page))
+    }
+
+    /// Queues the waiter on the range that covers a page. `false` when it has been left meanwhile:
+    /// look again.
+    pub(crate) fn wait(&self, page: u64, waiter: Waiter) -> bool {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        match inner.ranges.iter_mut().find(|range| range.pages.contains(&page)) {
+            Some(range) => {
+                inner.entries.enqueue(&mut range.waiters, waiter);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Leaves a range; everybody who waits for it looks again.
+    pub(crate) fn leave(&self, id: BarrierId, wakes: &mut Wakes) {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        if let Some(at) = inner.ranges.iter().position(|range| range.id == id.0) {
+            let mut range = inner.ranges.swap_remove(at);
+            self.active.fetch_sub(1, Ordering::Relaxed);
+            while let Some(waiter) = inner.entries.pop(&mut range.waiters) {
+                wakes.push(waiter, Wakeup::Retry);
+            }
+        }
+    }
+}

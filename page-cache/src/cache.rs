@@ -1,0 +1,523 @@
+//! The cache: what all its users share.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
+
+use crate::barrier::Barriers;
+use crate::errors::{ErrorLog, WritebackError};
+use crate::evict::S3Fifo;
+use crate::page::Blocks;
+use crate::room::DirtyRoom;
+use crate::shard::{self, Shard};
+use crate::stats::CacheStats;
+use crate::wait::{Waiter, Wakes, Wakeup};
+
+/// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
+const PAGES_TOGETHER: u64 = 8;
+
+/// What an acknowledged write means. *Stable* is on media that survives power loss.
+///
+/// | | `Writeback` | `Writethrough` | `None` |
+/// |---|---|---|---|
+/// | write | in the cache | on the device (its cache, if it has one) | on the device (its cache) |
+/// | write that is to be stable | stable | stable | stable |
+/// | flush | all acknowledged earlier is stable | same | same |
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Writes are acknowledged from the cache and written later.
+    #[default]
+    Writeback,
+    /// Writes are acknowledged when the device has them; reads are cached.
+    Writethrough,
+    /// Nothing stays in the cache.
+    None,
+}
+
+/// How a cache is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheOptions {
+    /// How many frames of the device's pool it takes; at least [`CacheOptions::FRAMES_MIN`].
+    pub frames: usize,
+    /// What an acknowledged write means.
+    pub mode: CacheMode,
+    /// Shards, a power of two; 0 for as many as suit the number of frames.
+    pub shards: usize,
+    /// Room for dirty pages, as part of all frames in percent, 1 to 90. Below this the limit is set
+    /// by the write rate seen, so that a flush takes about two seconds.
+    pub dirty_max_percent: u8,
+}
+
+impl CacheOptions {
+    /// The fewest frames a cache works with.
+    pub const FRAMES_MIN: usize = 16;
+
+    /// A write-back cache of `frames` frames.
+    pub fn frames(frames: usize) -> Self {
+        Self { frames, mode: CacheMode::Writeback, shards: 0, dirty_max_percent: 50 }
+    }
+}
+
+/// Why a cache could not be made.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// An option is out of range.
+    #[error("{0}")]
+    Invalid(String),
+    /// The device's pool has fewer free frames than were asked for.
+    #[error("the cache needs {wanted} frames of 4096 bytes and the pool has {free} free")]
+    NoFrames {
+        /// How many were asked for.
+        wanted: usize,
+        /// How many there are.
+        free: usize,
+    },
+}
+
+/// A flush that waits: for everything up to `seq` to be on the device, and then for a device flush.
+pub(crate) struct Ticket {
+    pub(crate) seq: u64,
+    pub(crate) waiter: Waiter,
+}
+
+/// What the flusher is asked for.
+#[derive(Default)]
+pub(crate) struct Orders {
+    pub(crate) tickets: Vec<Ticket>,
+    pub(crate) flushes: u64,
+    /// Failed pages are to be tried again at once.
+    pub(crate) retry_failed: bool,
+}
+
+/// A page cache over one block device.
+///
+/// Shared between threads. Whoever does I/O through it does so on a [`Lane`](crate::Lane), which
+/// owns a queue of the device; one [`Flusher`](crate::Flusher) writes dirty pages back and must be
+/// turned for as long as the cache is used.
+pub struct Cache {
+    device: Arc<dyn BlockDevice>,
+    mode: CacheMode,
+    shards: Box<[ShardCell]>,
+    pub(crate) room: DirtyRoom,
+    pub(crate) barriers: Barriers,
+    pub(crate) errors: ErrorLog,
+    pub(crate) orders: Mutex<Orders>,
+    flusher: Mutex<Option<Arc<dyn Wake>>>,
+    seq: AtomicU64,
+    pub(crate) device_flushes: AtomicU64,
+    block_size: usize,
+    blocks: u64,
+    frames: usize,
+    dirty_max: usize,
+}
+
+/// A shard on cache lines of its own.
+#[repr(align(128))]
+struct ShardCell {
+    lock: Mutex<Shard>,
+    /// Whether somebody waits for a frame of it; see `Shard::wait_frame`.
+    wanted: Arc<AtomicBool>,
+}
+
+/// One opener of a cache: each is told once of writeback errors that happened while it was open.
+#[derive(Debug)]
+pub struct Handle {
+    seen: AtomicU64,
+}
+
+impl Cache {
+    /// A cache that takes its frames from the device's pool, for good.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError`], with nothing taken.
+    pub fn new(
+        device: Arc<dyn BlockDevice>,
+        options: CacheOptions,
+    ) -> Result<Arc<Self>, CacheError> {
+        let CacheOptions { frames, mode, shards, dirty_max_percent } = options;
+        if frames < CacheOptions::FRAMES_MIN {
+            return Err(CacheError::Invalid(format!(
+                "a cache of {frames} frames is too small: the minimum is {} frames of 4096 bytes",
+                CacheOptions::FRAMES_MIN
+            )));
+        }
+        if !(1..=90).contains(&dirty_max_percent) {
+            return Err(CacheError::Invalid(format!(
+                "a dirty limit of {dirty_max_percent} % is not possible: take 1 to 90"
+            )));
+        }
+        let shards = match shards {
+            // 8 MiB a shard, so that the spread of the hash evens out inside each.
+            0 => (frames / 2048).clamp(1, 64).next_power_of_two(),
+            count if count.is_power_of_two() && count * CacheOptions::FRAMES_MIN <= frames => count,
+            count => {
+                return Err(CacheError::Invalid(format!(
+                    "{count} shards are not possible: take a power of two up to {}",
+                    frames / CacheOptions::FRAMES_MIN
+                )));
+            }
+        };
+        let pool = device.pool();
+        let mut taken: Vec<DmaBuf> = (0..frames).map_while(|_| pool.take()).collect();
+        if taken.len() < frames {
+            let free = taken.len();
+            return Err(CacheError::NoFrames { wanted: frames, free });
+        }
+        let shards = (0..shards)
+            .rev()
+            .map(|left| {
+                let own = taken.split_off(taken.len() - taken.len() / (left + 1));
+                let policy = Box::new(S3Fifo::new(own.len()));
+                let wanted = Arc::new(AtomicBool::new(false));
+                let lock = Mutex::new(Shard::new(own, policy, Arc::clone(&wanted)));
+                ShardCell { lock, wanted }
+            })
+            .collect();
+        let geometry = device.geometry();
+        let dirty_max = (frames * usize::from(dirty_max_percent) / 100).max(1);
+        Ok(Arc::new(Self {
+            mode,
+            shards,
+            // Until the write rate is known: what a slow drive writes in two seconds, 128 MiB.
+            room: DirtyRoom::new(dirty_max.min(32 << 10)),
+            barriers: Barriers::default(),
+            errors: ErrorLog::default(),
+            orders: Mutex::default(),
+            flusher: Mutex::default(),
+            seq: AtomicU64::new(0),
+            device_flushes: AtomicU64::new(0),
+            block_size: geometry.block_size as usize,
+            blocks: geometry.blocks,
+            frames,
+            dirty_max,
+            device,
+        }))
+    }
+
+    /// The device below.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
+    /// What an acknowledged write means.
+    pub fn mode(&self) -> CacheMode {
+        self.mode
+    }
+
+    /// Capacity in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.blocks * self.block_size as u64
+    }
+
+    /// A new opener, which has seen all errors so far.
+    pub fn open(&self) -> Arc<Handle> {
+        Arc::new(Handle { seen: AtomicU64::new(self.errors.total()) })
+    }
+
+    /// Copies a range that is wholly cached into `out`, in the caller's thread, and says whether it
+    /// was. On `false` the contents of `out` are undefined and nothing has been started.
+    ///
+    /// Never blocks but for a shard's lock, never does I/O.
+    pub fn try_read(&self, offset: u64, out: &mut [u8]) -> bool {
+        let mut done = 0;
+        while done < out.len() {
+            let at = offset + done as u64;
+            let in_page = (at % FRAME_SIZE as u64) as usize;
+            let len = (FRAME_SIZE - in_page).min(out.len() - done);
+            let Some(pin) = self.pin_blocks(at / FRAME_SIZE as u64, self.touched(in_page, len))
+            else {
+                return false;
+            };
+            pin.frame().read(in_page, &mut out[done..done + len]);
+            done += len;
+        }
+        true
+    }
+
+    /// Pins the page at `offset` (a multiple of 4096) if all of it is cached: what it holds can then
+    /// be looked at without a copy. Writers go on in a frame of their own meanwhile, so a pin is a
+    /// snapshot. Hold it briefly: a pinned frame serves nobody else.
+    pub fn try_pin(&self, offset: u64) -> Option<PagePin<'_>> {
+        let page = offset / FRAME_SIZE as u64;
+        if !offset.is_multiple_of(FRAME_SIZE as u64) || page >= self.pages() {
+            return None;
+        }
+        self.pin_blocks(page, self.existing(page))
+    }
+
+    #[inline]
+    fn pin_blocks(&self, page: u64, want: Blocks) -> Option<PagePin<'_>> {
+        let mut shard = self.shard(page);
+        let slot = shard.find(page)?;
+        let content = shard.page(slot).readable()?;
+        if !content.valid.contains(want) {
+            return None;
+        }
+        let frame = content.frame.share();
+        shard.touch(slot);
+        shard.stats.hits += 1;
+        Some(PagePin { cache: self, page, frame: Some(frame) })
+    }
+
+    /// What it has done and holds. Takes each shard's lock in turn.
+    pub fn stats(&self) -> CacheStats {
+        let mut stats = CacheStats { frames: self.frames as u64, ..CacheStats::default() };
+        for shard in self.shards() {
+            let shard = shard.lock();
+            let own = &shard.stats;
+            stats.hits += own.hits;
+            stats.misses += own.misses;
+            stats.merged += own.merged;
+            stats.evicted += own.evicted;
+            stats.frame_waits += own.frame_waits;
+            stats.written_back += own.written_back;
+            stats.writeback_errors += own.writeback_errors;
+            stats.cached += shard.count().cached as u64;
+            stats.dirty_bytes += (shard.dirty_len() * FRAME_SIZE) as u64;
+            stats.writeback_bytes += (shard.writeback_len() * FRAME_SIZE) as u64;
+            stats.failed += shard.failed_len() as u64;
+        }
+        let room = self.room.usage();
+        stats.room_waits = room.waits;
+        stats.dirty_limit_bytes = (room.limit * FRAME_SIZE) as u64;
+        stats.device_flushes = self.device_flushes.load(Ordering::Relaxed);
+        stats.flushes = self.orders.lock().flushes;
+        stats
+    }
+
+    /// Writebacks that have failed since the cache was made, by range.
+    pub fn writeback_errors(&self) -> Vec<WritebackError> {
+        self.errors.ranges()
+    }
+
+    /// The ranges of bytes that the device does not have yet, in order, neighbours joined: what
+    /// would be lost if the cache went now.
+    pub fn dirty_ranges(&self) -> Vec<Range<u64>> {
+        let mut runs = Vec::new();
+        for shard in self.shards() {
+            let shard = shard.lock();
+            // A page under writeback may still fail: it counts until the device has it.
+            for slot in shard.dirty().chain(shard.writing()) {
+                let start = shard.key(slot) * FRAME_SIZE as u64;
+                for (first, count) in shard.page(slot).unwritten().runs() {
+                    let from = start + u64::from(first) * self.block_size as u64;
+                    runs.push(from..from + u64::from(count) * self.block_size as u64);
+                }
+            }
+        }
+        runs.sort_unstable_by_key(|run| run.start);
+        runs.dedup_by(|next, last| {
+            let joins = next.start <= last.end;
+            if joins {
+                last.end = last.end.max(next.end);
+            }
+            joins
+        });
+        runs
+    }
+
+    /// Panics when a frame was lost or a waiter stands where nothing wakes it.
+    ///
+    /// # Panics
+    ///
+    /// As said; for tests.
+    pub fn assert_sound(&self) {
+        self.shards().for_each(|shard| shard.lock().assert_sound());
+    }
+
+    /// Frames that are neither free nor hold a page: with requests and pins. For tests.
+    pub fn frames_lent(&self) -> usize {
+        self.shards().map(|shard| shard.lock().count().lent).sum()
+    }
+
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> {
+        self.shards.iter().map(|cell| &cell.lock)
+    }
+
+    #[inline]
+    fn cell(&self, page: u64) -> &ShardCell {
+        let group = shard::hash(page / PAGES_TOGETHER) >> 32;
+        &self.shards[group as usize & (self.shards.len() - 1)]
+    }
+
+    #[inline]
+    pub(crate) fn shard(&self, page: u64) -> MutexGuard<'_, Shard> {
+        self.cell(page).lock.lock()
+    }
+
+    pub(crate) fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    pub(crate) fn blocks_per_page(&self) -> u64 {
+        (FRAME_SIZE / self.block_size) as u64
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.blocks.div_ceil(self.blocks_per_page())
+    }
+
+    pub(crate) fn dirty_max(&self) -> usize {
+        self.dirty_max
+    }
+
+    /// The blocks of a page that the device has: all but on the last page of an odd size.
+    pub(crate) fn existing(&self, page: u64) -> Blocks {
+        let first = page * self.blocks_per_page();
+        Blocks::range(0, (self.blocks - first).min(self.blocks_per_page()) as u32)
+    }
+
+    /// The blocks that `len` bytes from `offset` in a page touch.
+    #[inline]
+    pub(crate) fn touched(&self, offset: usize, len: usize) -> Blocks {
+        let first = offset / self.block_size;
+        let end = (offset + len).div_ceil(self.block_size);
+        Blocks::range(first as u32, (end - first) as u32)
+    }
+
+    /// The next sequence number. Call it under the shard lock of the page it is for, so that a
+    /// flush that reads a later number finds the page when it takes that lock.
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.seq.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The last sequence number given out.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.seq.load(Ordering::Acquire)
+    }
+
+    /// Asks for everything acknowledged so far to be stable; the waiter gets the result.
+    pub(crate) fn order_flush(&self, waiter: Waiter) {
+        let mut orders = self.orders.lock();
+        orders.flushes += 1;
+        orders.retry_failed = true;
+        let seq = self.last_seq();
+        orders.tickets.push(Ticket { seq, waiter });
+        drop(orders);
+        match &*self.flusher.lock() {
+            Some(flusher) => flusher.wake(),
+            // Nobody would ever answer.
+            None => self.fail_tickets(&mut Wakes::default(), NO_FLUSHER, |_| true),
+        }
+    }
+
+    pub(crate) fn ring_flusher(&self) {
+        if let Some(flusher) = &*self.flusher.lock() {
+            flusher.wake();
+        }
+    }
+
+    /// Names the flusher; without one, whoever needs it fails instead of waiting for ever.
+    pub(crate) fn set_flusher(&self, wake: Option<Arc<dyn Wake>>, wakes: &mut Wakes) {
+        let mut flusher = self.flusher.lock();
+        let broken = if wake.is_some() { None } else { Some(NO_FLUSHER) };
+        *flusher = wake;
+        self.room.set_broken(broken, wakes);
+        if let Some(error) = broken {
+            self.fail_tickets(wakes, error, |_| true);
+        }
+    }
+
+    /// Makes room for the wait entries of `operations` more operations, everywhere they may wait.
+    pub(crate) fn reserve_waiters(&self, operations: usize) {
+        self.shards().for_each(|shard| shard.lock().reserve_waiters(operations));
+        self.room.reserve_waiters(operations);
+        self.barriers.reserve_waiters(operations);
+        self.orders.lock().tickets.reserve(operations);
+    }
+
+    /// Gives a pin of `page` up.
+    #[inline]
+    pub(crate) fn unpin(&self, page: u64, frame: DmaBuf) {
+        let last = frame.release();
+        // SeqCst: pairs with `Shard::wait_frame`. Either this sees that a frame is wanted, or the
+        // one who wants it saw that this pin is gone.
+        if last.is_some() || self.cell(page).wanted.load(Ordering::SeqCst) {
+            self.unpin_slow(page, last);
+        }
+    }
+
+    #[cold]
+    fn unpin_slow(&self, page: u64, last: Option<DmaBuf>) {
+        let mut wakes = Wakes::default();
+        let mut shard = self.shard(page);
+        if let Some(frame) = last {
+            shard.put_frame(frame);
+        }
+        shard.hand_over(&mut wakes);
+        drop(shard);
+        wakes.run();
+    }
+
+    /// What every wait ends with when the device has failed for good.
+    pub(crate) fn device_error(&self) -> Option<IoError> {
+        match self.device.health() {
+            Health::Good => None,
+            Health::Failed(error) => Some(error),
+        }
+    }
+
+    /// Fails every flush that waits.
+    pub(crate) fn fail_tickets(
+        &self,
+        wakes: &mut Wakes,
+        error: IoError,
+        covers: impl Fn(u64) -> bool,
+    ) {
+        let mut orders = self.orders.lock();
+        orders.tickets.retain(|ticket| {
+            let failed = covers(ticket.seq);
+            if failed {
+                wakes.push(ticket.waiter.clone(), Wakeup::Ended(Err(error)));
+            }
+            !failed
+        });
+    }
+}
+
+impl Handle {
+    /// The error this handle has not been told of, if there is one; the next call says `None`.
+    pub(crate) fn take_error(&self, cache: &Cache) -> Option<IoError> {
+        let (error, total) = cache.errors.since(self.seen.load(Ordering::Relaxed));
+        self.seen.store(total, Ordering::Relaxed);
+        error
+    }
+}
+
+/// A page that stays where it is while somebody looks at it.
+pub struct PagePin<'a> {
+    cache: &'a Cache,
+    page: u64,
+    frame: Option<DmaBuf>,
+}
+
+impl PagePin<'_> {
+    /// The page's frame; read only.
+    #[inline]
+    pub fn frame(&self) -> &DmaBuf {
+        match &self.frame {
+            Some(frame) => frame,
+            None => unreachable!("a pin has its frame until it is dropped"),
+        }
+    }
+}
+
+impl Drop for PagePin<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(frame) = self.frame.take() {
+            self.cache.unpin(self.page, frame);
+        }
+    }
+}
+
+/// The error of what needs a flusher when there is none.
+const NO_FLUSHER: IoError = IoError::new(IoErrorKind::Cancelled);
+
+/// The error of an operation that lies outside the device.
+pub(crate) const OUT_OF_RANGE: IoError = IoError::new(IoErrorKind::Invalid);

@@ -1,0 +1,648 @@
+//! A lane: one owner's way through the cache, with a device queue of its own.
+//!
+//! A lane steps operations. An operation is started, takes its first step at once in the caller's
+//! thread, and either is finished or has left its entry on one wait queue or has device requests in
+//! flight. [`turn`](Lane::turn) steps what was woken, sends what has gathered with one commit, polls
+//! the device and settles what it completed; finished operations are taken out with
+//! [`pop_finished`](Lane::pop_finished). Nothing in here blocks.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use uaio_driver::{
+    Armed, Completion, DeviceError, DmaBuf, FRAME_SIZE, IoError, IoErrorKind, IoQueue, IoResult,
+    Lba, Op, QueueOptions, Request, SgList, Slots, Token, Wake,
+};
+
+use crate::buffer::Buffer;
+use crate::bypass::Bypass;
+use crate::cache::{Cache, Handle, OUT_OF_RANGE};
+use crate::page::Blocks;
+use crate::read::Read;
+use crate::retry::{RunQueue, Step};
+use crate::wait::{Waiter, Wakes, Wakeup};
+use crate::write::Write;
+
+/// What an operation on the cache does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpKind {
+    /// Fill the buffer. `direct` leaves nothing in the cache, but sees what is there.
+    Read {
+        /// Bring nothing into the cache.
+        direct: bool,
+    },
+    /// Write the buffer, in the way the cache's mode says.
+    Write {
+        /// Finish only when stable (O_DSYNC, FUA), whatever the mode.
+        stable: bool,
+        /// Go past the cache; the range must be aligned to device blocks.
+        direct: bool,
+    },
+    /// Finish when everything that was finished before is stable.
+    Flush,
+    /// The blocks are not needed any more; aligned to device blocks.
+    Discard,
+    /// The blocks read as zeroes afterwards; aligned to device blocks.
+    WriteZeroes {
+        /// The device may free them.
+        may_unmap: bool,
+    },
+}
+
+/// An operation, with the memory it owns until it is finished.
+#[derive(Debug)]
+pub struct Operation {
+    /// Comes back in [`Finished`].
+    pub token: Token,
+    /// What to do.
+    pub kind: OpKind,
+    /// First byte on the device.
+    pub offset: u64,
+    /// How many bytes; 0 for a flush. Reads and writes: at most [`Lane::LEN_MAX`].
+    pub len: u64,
+    /// Where the data goes to or comes from: at least `len` bytes.
+    pub buffer: Buffer,
+    /// On whose behalf: who is told of errors.
+    pub handle: Arc<Handle>,
+}
+
+/// An operation that is over.
+#[derive(Debug)]
+#[must_use = "a finished operation is answered to whoever started it"]
+pub struct Finished {
+    /// The operation's token.
+    pub token: Token,
+    /// How it went.
+    pub result: IoResult,
+    /// Its memory.
+    pub buffer: Buffer,
+}
+
+/// A device request in flight, and what it is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Io {
+    /// The lane's operation it belongs to.
+    pub(crate) operation: Token,
+    pub(crate) kind: IoKind,
+    /// First block on the device.
+    pub(crate) lba: u64,
+    pub(crate) blocks: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IoKind {
+    /// Reads missing blocks into pages in Reading.
+    Fill,
+    /// Reads into frames that are not pages'.
+    ReadPast,
+    /// Writes dirty blocks of pages in Writeback.
+    Store,
+    /// Writes frames that are not pages', or none.
+    Bypass,
+    /// Makes stable what the device has.
+    Flush,
+}
+
+/// A command that is being gathered: neighbouring pages, one frame each.
+#[derive(Debug)]
+pub(crate) struct Run {
+    kind: IoKind,
+    lba: u64,
+    blocks: u32,
+    frames: Vec<DmaBuf>,
+    offset: u32,
+    fua: bool,
+}
+
+/// A set of pages by their place in an operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageSet([u64; 5]);
+
+impl PageSet {
+    /// The first `count` pages.
+    pub(crate) fn first(count: usize) -> Self {
+        let mut set = Self([0; 5]);
+        (0..count).for_each(|at| set.0[at / 64] |= 1 << (at % 64));
+        set
+    }
+
+    pub(crate) fn insert(&mut self, at: usize) {
+        self.0[at / 64] |= 1 << (at % 64);
+    }
+
+    pub(crate) fn remove(&mut self, at: usize) {
+        self.0[at / 64] &= !(1 << (at % 64));
+    }
+
+    pub(crate) fn contains(&self, at: usize) -> bool {
+        self.0[at / 64] >> (at % 64) & 1 == 1
+    }
+
+    pub(crate) fn next_from(&self, at: usize) -> Option<usize> {
+        let mut word = at / 64;
+        let mut bits = *self.0.get(word)? & (u64::MAX << (at % 64));
+        loop {
+            if bits != 0 {
+                return Some(word * 64 + bits.trailing_zeros() as usize);
+            }
+            word += 1;
+            bits = *self.0.get(word)?;
+        }
+    }
+}
+
+/// What steps need beside the operation: the cache, the device queue and what is in flight on it.
+pub(crate) struct Core {
+    pub(crate) cache: Arc<Cache>,
+    queue: Box<dyn IoQueue>,
+    ios: Slots<Io>,
+    run: Arc<RunQueue>,
+    pub(crate) wakes: Wakes,
+    /// Vectors of frames whose request is over, to be used again.
+    spare: Vec<Vec<DmaBuf>>,
+    /// Operations that wait for a request slot, in order.
+    slot_waiters: VecDeque<Token>,
+    /// Requests that the device did not take: answered like the others.
+    early: VecDeque<(Io, IoError, SgList)>,
+    completions: Vec<Completion>,
+    /// The most a read or write command may carry, in pages.
+    pages_max: usize,
+}
+
+impl Core {
+    pub(crate) fn new(
+        cache: Arc<Cache>,
+        operations: usize,
+        depth: u16,
+        wake: Arc<dyn Wake>,
+    ) -> Result<Self, DeviceError> {
+        let depth = depth.min(cache.device().capabilities().depth_max);
+        let options = QueueOptions { depth, wake: Arc::clone(&wake) };
+        let queue = cache.device().open_queue(options)?;
+        let depth = queue.depth();
+        let transfer_max = cache.device().geometry().transfer_max_bytes as usize;
+        let pages_max = (transfer_max / FRAME_SIZE).min(Lane::PAGES_MAX);
+        cache.reserve_waiters(operations);
+        Ok(Self {
+            run: RunQueue::new(operations, wake),
+            ios: Slots::new(depth),
+            wakes: Wakes::with_capacity(64),
+            spare: (0..=depth).map(|_| Vec::with_capacity(pages_max)).collect(),
+            slot_waiters: VecDeque::with_capacity(operations),
+            early: VecDeque::with_capacity(depth),
+            completions: Vec::with_capacity(depth),
+            pages_max,
+            queue,
+            cache,
+        })
+    }
+
+    /// An entry for a wait queue, for this lane's operation.
+    pub(crate) fn waiter(&self, operation: Token, reads: bool) -> Waiter {
+        Waiter { target: self.run.clone(), token: operation, reads }
+    }
+
+    /// Whether a new command could be sent beside one that is being gathered.
+    pub(crate) fn slot_free(&self, gathering: Option<&Run>) -> bool {
+        self.slots_free(gathering, 0)
+    }
+
+    /// Whether a new command could be sent beside one that is being gathered, and `spare` more.
+    pub(crate) fn slots_free(&self, gathering: Option<&Run>, spare: usize) -> bool {
+        self.ios.free() > usize::from(gathering.is_some()) + spare
+    }
+
+    pub(crate) fn wait_slot(&mut self, operation: Token) {
+        self.slot_waiters.push_back(operation);
+    }
+
+    /// Adds blocks of one page to the command being gathered, or sends that and begins another.
+    /// The caller has seen that a slot is free.
+    #[expect(clippy::too_many_arguments, reason = "one call site each for reads and writes")]
+    pub(crate) fn gather(
+        &mut self,
+        operation: Token,
+        run: &mut Option<Run>,
+        kind: IoKind,
+        page: u64,
+        blocks: Blocks,
+        frame: DmaBuf,
+        fua: bool,
+    ) -> usize {
+        let Some((first, count)) = blocks.first_run() else {
+            panic!("a command for no block of page {page}")
+        };
+        let lba = page * self.cache.blocks_per_page() + u64::from(first);
+        let mut sent = 0;
+        if let Some(open) = run {
+            let joins = open.kind == kind
+                && open.fua == fua
+                && open.lba + u64::from(open.blocks) == lba
+                && first == 0
+                && open.frames.len() < self.pages_max;
+            if joins {
+                open.blocks += count;
+                open.frames.push(frame);
+                return 0;
+            }
+            sent = self.send(operation, run);
+        }
+        let mut frames = self.spare.pop().unwrap_or_default();
+        frames.push(frame);
+        let offset = first * self.cache.block_size() as u32;
+        *run = Some(Run { kind, lba, blocks: count, frames, offset, fua });
+        sent
+    }
+
+    /// Sends the command that was gathered, if there is one, and says how many were sent.
+    pub(crate) fn send(&mut self, operation: Token, run: &mut Option<Run>) -> usize {
+        let Some(Run { kind, lba, blocks, frames, offset, fua }) = run.take() else { return 0 };
+        let op = match kind {
+            IoKind::Fill | IoKind::ReadPast => Op::Read,
+            IoKind::Store | IoKind::Bypass => Op::Write { fua },
+            IoKind::Flush => Op::Flush,
+        };
+        let io = Io { operation, kind, lba, blocks };
+        self.submit(io, op, SgList { frames, offset });
+        1
+    }
+
+    /// Sends one command. A free slot is there.
+    pub(crate) fn submit(&mut self, io: Io, op: Op, data: SgList) {
+        let Ok(token) = self.ios.insert(io) else { panic!("a command without a free slot") };
+        let request = Request { token, op, lba: Lba(io.lba), blocks: io.blocks, data };
+        if let Err(refused) = self.queue.submit(request) {
+            self.ios.remove(token);
+            // There was a slot and the geometry was kept, so the device has failed.
+            let error = self.cache.device_error();
+            let error = error.unwrap_or(IoError::new(IoErrorKind::Device));
+            self.early.push_back((io, error, refused.request.data));
+        }
+    }
+
+    /// The frames of a request are dealt with; the vector is kept for the next.
+    pub(crate) fn recycle(&mut self, frames: Vec<DmaBuf>) {
+        debug_assert!(frames.is_empty(), "frames were left in a request");
+        if self.spare.len() < self.ios.capacity() {
+            self.spare.push(frames);
+        }
+    }
+
+    /// The blocks of `page` that a request covers.
+    pub(crate) fn blocks_of(&self, io: &Io, page: u64) -> Blocks {
+        let per_page = self.cache.blocks_per_page();
+        let start = page * per_page;
+        let from = io.lba.max(start);
+        let to = (io.lba + u64::from(io.blocks)).min(start + per_page);
+        Blocks::range((from - start) as u32, (to - from) as u32)
+    }
+
+    /// The pages of a request whose device write has ended go on; says how each did.
+    pub(crate) fn end_store(
+        &mut self,
+        io: &Io,
+        result: IoResult,
+        mut frames: Vec<DmaBuf>,
+        mut failed: impl FnMut(&Cache, u64, u64),
+    ) {
+        let cache = Arc::clone(&self.cache);
+        let first = io.lba / cache.blocks_per_page();
+        let mut room = 0;
+        for (page, frame) in (first..).zip(frames.drain(..)) {
+            let mut shard = cache.shard(page);
+            let Some(slot) = shard.find(page) else { panic!("page {page} left while written") };
+            let oldest = shard.page(slot).written_since().unwrap_or(0);
+            let end = |page: crate::page::Page| (page.end_writeback(result.is_ok()), ());
+            let ((), released) = shard.transition(slot, &mut self.wakes, end);
+            room += released.room;
+            if let Some(frame) = frame.release() {
+                shard.put_frame(frame);
+            }
+            match result {
+                Ok(()) => shard.stats.written_back += 1,
+                Err(_) => {
+                    shard.stats.writeback_errors += 1;
+                    shard.set_failed(slot, true);
+                    failed(&cache, page, oldest);
+                }
+            }
+            shard.hand_over(&mut self.wakes);
+        }
+        cache.room.release(room, &mut self.wakes);
+        self.recycle(frames);
+    }
+
+    /// One committed batch of completions, with what each is for.
+    pub(crate) fn next_completion(&mut self) -> Option<(Io, IoResult, SgList)> {
+        if let Some((io, error, data)) = self.early.pop_front() {
+            return Some((io, Err(error), data));
+        }
+        let Completion { token, result, data } = self.completions.pop()?;
+        let Some(io) = self.ios.remove(token) else {
+            panic!("the device queue completed a request twice: {token:?}")
+        };
+        Some((io, result, data))
+    }
+
+    pub(crate) fn commit(&mut self) {
+        self.queue.commit();
+    }
+
+    /// Moves completions in, to be taken with [`next_completion`](Core::next_completion).
+    pub(crate) fn poll(&mut self) -> usize {
+        let budget = self.ios.capacity();
+        self.queue.poll(budget, &mut self.completions) + self.early.len()
+    }
+
+    /// The operation that has waited longest for a slot, when there is one free.
+    pub(crate) fn next_slot_waiter(&mut self) -> Option<Token> {
+        if self.ios.free() == 0 { None } else { self.slot_waiters.pop_front() }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.ios.len() + self.early.len()
+    }
+
+    pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.event_fd()
+    }
+
+    pub(crate) fn pop_woken(&self) -> Option<(Token, Wakeup)> {
+        self.run.pop()
+    }
+
+    /// Gives back what an operation was handed and does not need, so that it goes to the next.
+    pub(crate) fn give_back(&mut self, page: u64, wakeup: Wakeup) {
+        match wakeup {
+            Wakeup::Retry | Wakeup::Ended(_) => {}
+            Wakeup::Filled(frame, _) => self.cache.unpin(page, frame),
+            Wakeup::Frame(frame) => {
+                let mut shard = self.cache.shard(page);
+                shard.put_frame(frame);
+                shard.hand_over(&mut self.wakes);
+            }
+            Wakeup::Room => self.cache.room.release(1, &mut self.wakes),
+        }
+    }
+
+    pub(crate) fn arm(&mut self) -> Armed {
+        if !self.run.is_empty() || !self.early.is_empty() || !self.slot_waiters.is_empty() {
+            // Whoever waits for a slot has one as soon as something in flight completes.
+            if self.run.is_empty() && self.early.is_empty() && self.ios.free() == 0 {
+                return self.queue.arm();
+            }
+            return Armed::Ready;
+        }
+        if self.ios.is_empty() { Armed::Yes } else { self.queue.arm() }
+    }
+}
+
+/// What an operation is doing.
+#[derive(Debug)]
+enum Work {
+    Read(Read),
+    Write(Write),
+    Bypass(Bypass),
+    Flush(Flush),
+}
+
+/// A flush: an order to the flusher, and the wait for it.
+#[derive(Debug)]
+struct Flush {
+    handle: Arc<Handle>,
+    ordered: bool,
+}
+
+impl Flush {
+    fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
+        match (self.ordered, wakeup) {
+            (false, _) => {
+                self.ordered = true;
+                core.cache.order_flush(core.waiter(me, false));
+                Step::Waiting
+            }
+            (true, Wakeup::Ended(result)) => {
+                // A writeback that failed and has healed since is told once, here.
+                let earlier = self.handle.take_error(&core.cache);
+                Step::Done(result.and(earlier.map_or(Ok(()), Err)))
+            }
+            (true, wakeup) => {
+                core.give_back(0, wakeup);
+                Step::Waiting
+            }
+        }
+    }
+}
+
+struct Entry {
+    user: Token,
+    work: Option<Work>,
+}
+
+/// One owner's way through a cache; see the module page.
+pub struct Lane {
+    core: Core,
+    entries: Slots<Entry>,
+    finished: VecDeque<Finished>,
+}
+
+impl Lane {
+    /// The most bytes one read or write may cover.
+    pub const LEN_MAX: u64 = 1 << 20;
+    /// The most pages [`LEN_MAX`](Self::LEN_MAX) bytes touch.
+    pub(crate) const PAGES_MAX: usize = (Self::LEN_MAX as usize / FRAME_SIZE) + 1;
+
+    /// A lane for `operations` operations at once, with a device queue of at most `depth` requests.
+    /// `wake` is rung, from any thread, when one of them can go on.
+    ///
+    /// # Errors
+    ///
+    /// When the device has no queue left.
+    pub fn new(
+        cache: Arc<Cache>,
+        operations: usize,
+        depth: u16,
+        wake: Arc<dyn Wake>,
+    ) -> Result<Self, DeviceError> {
+        Ok(Self {
+            core: Core::new(cache, operations, depth, wake)?,
+            entries: Slots::new(operations),
+            finished: VecDeque::with_capacity(operations),
+        })
+    }
+
+    /// The cache it goes through.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.core.cache
+    }
+
+    /// Starts an operation and takes its first step. Call [`turn`](Self::turn) soon after: it sends
+    /// what the step gathered.
+    ///
+    /// # Errors
+    ///
+    /// The operation, as it was, when as many are in flight as the lane holds.
+    pub fn start(&mut self, operation: Operation) -> Result<(), Operation> {
+        if self.entries.free() == 0 {
+            return Err(operation);
+        }
+        let Operation { token, kind, offset, len, buffer, handle } = operation;
+        let cache = &self.core.cache;
+        let end = offset.checked_add(len);
+        let aligned = (offset | len).is_multiple_of(cache.block_size() as u64);
+        let has_data = matches!(kind, OpKind::Read { .. } | OpKind::Write { .. });
+        let bypasses = matches!(
+            kind,
+            OpKind::Write { direct: true, .. } | OpKind::Discard | OpKind::WriteZeroes { .. }
+        );
+        let too_long = has_data && (len > Self::LEN_MAX || len > buffer.len() as u64);
+        if end.is_none_or(|end| end > cache.size_bytes()) || too_long || (bypasses && !aligned) {
+            self.finished.push_back(Finished { token, result: Err(OUT_OF_RANGE), buffer });
+            return Ok(());
+        }
+        if len == 0 && kind != OpKind::Flush {
+            self.finished.push_back(Finished { token, result: Ok(()), buffer });
+            return Ok(());
+        }
+        let none = cache.mode() == crate::CacheMode::None;
+        let work = match kind {
+            OpKind::Read { direct } => {
+                Work::Read(Read::new(cache, offset, len as usize, buffer, direct || none))
+            }
+            OpKind::Write { stable, direct } if direct || (none && aligned) => {
+                Work::Bypass(Bypass::write(cache, offset, len, buffer, stable))
+            }
+            OpKind::Write { stable, .. } => {
+                Work::Write(Write::new(cache, offset, len as usize, buffer, stable))
+            }
+            OpKind::Flush => Work::Flush(Flush { handle, ordered: false }),
+            OpKind::Discard => Work::Bypass(Bypass::blocks(cache, offset, len, Op::Discard)),
+            OpKind::WriteZeroes { may_unmap } => {
+                Work::Bypass(Bypass::blocks(cache, offset, len, Op::WriteZeroes { may_unmap }))
+            }
+        };
+        let entry = Entry { user: token, work: Some(work) };
+        let Ok(me) = self.entries.insert(entry) else { unreachable!("a free entry was seen") };
+        self.step(me, Wakeup::Retry);
+        self.core.wakes.run();
+        Ok(())
+    }
+
+    /// Steps what was woken, commits, polls the device and settles what it completed. Says whether
+    /// anything went on.
+    pub fn turn(&mut self) -> bool {
+        let mut busy = self.run_woken();
+        self.core.commit();
+        if self.core.poll() > 0 {
+            busy = true;
+            while let Some((io, result, data)) = self.core.next_completion() {
+                self.settle(io, result, data);
+            }
+            while let Some(token) = self.core.next_slot_waiter() {
+                self.step(token, Wakeup::Retry);
+            }
+        }
+        self.core.wakes.run();
+        // What completions and callbacks let go is sent in this turn, not the next.
+        busy |= self.run_woken();
+        self.core.commit();
+        busy
+    }
+
+    /// The next finished operation.
+    pub fn pop_finished(&mut self) -> Option<Finished> {
+        self.finished.pop_front()
+    }
+
+    /// Operations started and not yet taken out.
+    pub fn in_flight(&self) -> usize {
+        self.entries.len() + self.finished.len()
+    }
+
+    /// How many operations it holds at once.
+    pub fn depth(&self) -> usize {
+        self.entries.capacity()
+    }
+
+    /// Makes what was submitted visible to the device.
+    pub fn commit(&mut self) {
+        self.core.commit();
+    }
+
+    /// Prepares for the owner to sleep; as [`IoQueue::arm`].
+    pub fn arm(&mut self) -> Armed {
+        if self.finished.is_empty() { self.core.arm() } else { Armed::Ready }
+    }
+
+    /// As [`IoQueue::event_fd`].
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.core.event_fd()
+    }
+
+    fn run_woken(&mut self) -> bool {
+        let mut busy = false;
+        // At most as many as there are operations: one that wakes itself waits for the next turn.
+        for _ in 0..self.entries.capacity() {
+            let Some((token, wakeup)) = self.core.pop_woken() else { break };
+            busy = true;
+            self.step(token, wakeup);
+        }
+        self.core.wakes.run();
+        busy
+    }
+
+    fn step(&mut self, token: Token, wakeup: Wakeup) {
+        self.with(token, |work, core| match work {
+            Work::Read(read) => read.step(token, core, wakeup),
+            Work::Write(write) => write.step(token, core, wakeup),
+            Work::Bypass(bypass) => bypass.step(token, core, wakeup),
+            Work::Flush(flush) => flush.step(token, core, wakeup),
+        });
+    }
+
+    fn settle(&mut self, io: Io, result: IoResult, data: SgList) {
+        self.with(io.operation, |work, core| match work {
+            Work::Read(read) => read.settle(io.operation, core, io, result, data),
+            Work::Write(write) => write.settle(io.operation, core, io, result, data),
+            Work::Bypass(bypass) => bypass.settle(io.operation, core, io, result, data),
+            Work::Flush(_) => panic!("a flush has no device request of its own"),
+        });
+    }
+
+    /// Runs one step of an operation, and answers it when that was the last.
+    fn with(&mut self, token: Token, run: impl FnOnce(&mut Work, &mut Core) -> Step<IoResult>) {
+        let Some(entry) = self.entries.get_mut(token) else {
+            panic!("an operation was woken or completed after its end: {token:?}")
+        };
+        let Some(mut work) = entry.work.take() else { panic!("a step inside a step") };
+        let step = run(&mut work, &mut self.core);
+        let Step::Done(result) = step else {
+            if let Some(entry) = self.entries.get_mut(token) {
+                entry.work = Some(work);
+            }
+            return;
+        };
+        let Some(Entry { user, .. }) = self.entries.remove(token) else { return };
+        let buffer = match work {
+            Work::Read(read) => read.into_buffer(),
+            Work::Write(write) => write.into_buffer(),
+            Work::Bypass(bypass) => bypass.into_buffer(),
+            Work::Flush(_) => Buffer::None,
+        };
+        self.finished.push_back(Finished { token: user, result, buffer });
+    }
+}
+
+impl Drop for Lane {
+    /// Drains: every operation is stepped to its end. Bounded by the device's own deadlines, and for
+    /// flushes and room by the flusher, which outlives the lanes.
+    fn drop(&mut self) {
+        while !self.entries.is_empty() {
+            if !self.turn() {
+                std::thread::yield_now();
+            }
+            self.finished.clear();
+        }
+    }
+}

@@ -1,0 +1,663 @@
+//! The page machine: one enum, and every transition of it.
+//!
+//! | from | event | to | waiters | frame belongs to |
+//! |---|---|---|---|---|
+//! | absent | [`begin_read`](Page::begin_read) | Reading | first one queued | the request |
+//! | absent | [`begin_write`](Page::begin_write) of whole blocks | Writing | none | the page |
+//! | Clean, Dirty | `begin_read` of blocks that are not valid | Reading, holding what it has | queued | request and page, each its own |
+//! | Reading | [`end_read`](Page::end_read) ok, error | Clean or Dirty, or as before | all woken | the page, the pool |
+//! | Reading | [`forget`](Page::forget) | Reading, stale | kept | the request |
+//! | Clean, Dirty | `begin_write` | Writing | queued | the page |
+//! | Writing | [`end_write`](Page::end_write) | Dirty | all woken | the page |
+//! | Dirty | [`begin_writeback`](Page::begin_writeback) | Writeback | flushers queued | page and request share it |
+//! | Writeback | [`rewrite`](Page::rewrite) | Writeback, dirtied again | none | a fresh frame |
+//! | Writeback | [`end_writeback`](Page::end_writeback) ok | Clean, or Dirty if dirtied again | all woken | the page |
+//! | Writeback | `end_writeback` error | Dirty | all woken | the page |
+//! | Clean, Dirty | `forget` of every valid block | absent | none | the pool, once unpinned |
+//! | Clean | evicted | absent | none | the pool |
+//!
+//! Everything else is busy: the caller queues on the page and looks again.
+
+use uaio_driver::{DmaBuf, FRAME_SIZE};
+
+/// A set of device blocks inside one page, as a bit mask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Blocks(pub u8);
+
+impl Blocks {
+    /// No block.
+    pub const NONE: Self = Self(0);
+
+    /// `count` blocks from `first` on.
+    pub const fn range(first: u32, count: u32) -> Self {
+        Self((((1u32 << count) - 1) << first) as u8)
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all of `other` is in this.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// This without the other.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The first run of neighbours: `(first, count)`.
+    pub const fn first_run(self) -> Option<(u32, u32)> {
+        if self.is_empty() {
+            return None;
+        }
+        let first = self.0.trailing_zeros();
+        Some((first, (self.0 >> first).trailing_ones()))
+    }
+
+    /// From the first to the last, gaps included: `(first, count)`.
+    pub const fn span(self) -> Option<(u32, u32)> {
+        if self.is_empty() {
+            return None;
+        }
+        let first = self.0.trailing_zeros();
+        Some((first, 8 - self.0.leading_zeros() - first))
+    }
+
+    /// Each run of neighbours.
+    pub fn runs(self) -> impl Iterator<Item = (u32, u32)> {
+        let mut rest = self;
+        std::iter::from_fn(move || {
+            let (first, count) = rest.first_run()?;
+            rest = rest.without(Self::range(first, count));
+            Some((first, count))
+        })
+    }
+}
+
+/// What a page that is there holds.
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub(crate) frame: DmaBuf,
+    /// Blocks whose newest data is in the frame.
+    pub(crate) valid: Blocks,
+    /// Blocks that are newer than the device's; always valid too.
+    pub(crate) dirty: Blocks,
+    /// Sequence number of the oldest write in `dirty`; without meaning when that is empty.
+    pub(crate) seq: u64,
+}
+
+impl Content {
+    pub(crate) fn empty(frame: DmaBuf) -> Self {
+        Self { frame, valid: Blocks::NONE, dirty: Blocks::NONE, seq: 0 }
+    }
+
+    fn dirtied(&mut self, blocks: Blocks, seq: u64) {
+        if self.dirty.is_empty() {
+            self.seq = seq;
+        }
+        self.valid = self.valid.with(blocks);
+        self.dirty = self.dirty.with(blocks);
+    }
+
+    fn settled(self) -> Page {
+        if !self.dirty.is_empty() { Page::Dirty(self) } else { Page::Clean(self) }
+    }
+
+    /// Copies `blocks` of another frame into this one.
+    pub(crate) fn copy_blocks(&self, from: &DmaBuf, blocks: Blocks, block_size: usize) {
+        for (first, count) in blocks.runs() {
+            let at = first as usize * block_size;
+            self.frame.copy_from(at, from, at, count as usize * block_size);
+        }
+    }
+}
+
+/// A page: its state says who owns the frame.
+#[derive(Debug)]
+pub(crate) enum Page {
+    /// Not in the cache.
+    Absent,
+    /// A device read of missing blocks is in flight, into a frame of its own.
+    Reading {
+        /// What the page had before, when it had something.
+        held: Option<Content>,
+        /// What is being read was overtaken and must not be installed.
+        stale: bool,
+    },
+    /// As on the device.
+    Clean(Content),
+    /// A writer is copying into the frame.
+    Writing(Content),
+    /// Newer than the device.
+    Dirty(Content),
+    /// A device write of `writing` is in flight; request and page share the frame, unless the page
+    /// was dirtied again and has a fresh one.
+    Writeback {
+        /// What the page holds; `dirty` are blocks dirtied again or left for later.
+        content: Content,
+        /// Blocks being written.
+        writing: Blocks,
+        /// Sequence number of the oldest write among them.
+        oldest: u64,
+    },
+}
+
+/// The state does not allow the event now: queue on the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Busy;
+
+impl Page {
+    /// What the page holds, if it holds anything.
+    pub(crate) fn content(&self) -> Option<&Content> {
+        match self {
+            Self::Absent | Self::Reading { held: None, .. } => None,
+            Self::Reading { held: Some(content), .. }
+            | Self::Clean(content)
+            | Self::Writing(content)
+            | Self::Dirty(content)
+            | Self::Writeback { content, .. } => Some(content),
+        }
+    }
+
+    /// The content, when a reader may copy from it now.
+    pub(crate) fn readable(&self) -> Option<&Content> {
+        match self {
+            Self::Clean(content) | Self::Dirty(content) | Self::Writeback { content, .. } => {
+                Some(content)
+            }
+            Self::Absent | Self::Reading { .. } | Self::Writing(_) => None,
+        }
+    }
+
+    /// Whether it has dirty blocks, and the sequence number of the oldest.
+    pub(crate) fn dirty_since(&self) -> Option<u64> {
+        let content = self.content()?;
+        (!content.dirty.is_empty()).then_some(content.seq)
+    }
+
+    /// Whether a writeback is in flight, and the sequence number of the oldest write in it.
+    pub(crate) fn written_since(&self) -> Option<u64> {
+        match self {
+            Self::Writeback { oldest, .. } => Some(*oldest),
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Clean(_)
+            | Self::Writing(_)
+            | Self::Dirty(_) => None,
+        }
+    }
+
+    /// The blocks that the device may not have: dirty, or in flight.
+    pub(crate) fn unwritten(&self) -> Blocks {
+        let dirty = self.content().map_or(Blocks::NONE, |content| content.dirty);
+        match self {
+            Self::Writeback { writing, .. } => dirty.with(*writing),
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Clean(_)
+            | Self::Writing(_)
+            | Self::Dirty(_) => dirty,
+        }
+    }
+
+    /// Whether it counts against the dirty limit: it holds data the device does not have yet, or a
+    /// writer has room for it.
+    pub(crate) fn holds_room(&self) -> bool {
+        matches!(self, Self::Writing(_))
+            || self.dirty_since().is_some()
+            || self.written_since().is_some()
+    }
+
+    /// A device read of blocks that are not valid starts.
+    pub(crate) fn begin_read(self) -> Result<Self, (Self, Busy)> {
+        match self {
+            Self::Absent => Ok(Self::Reading { held: None, stale: false }),
+            Self::Clean(content) | Self::Dirty(content) => {
+                Ok(Self::Reading { held: Some(content), stale: false })
+            }
+            Self::Reading { .. } | Self::Writing(_) | Self::Writeback { .. } => Err((self, Busy)),
+        }
+    }
+
+    /// The device read of `blocks` into `frame` has ended, well or not. Also gives back the frame
+    /// that the page does not take.
+    ///
+    /// # Panics
+    ///
+    /// When the page is not being read: each read ends once.
+    pub(crate) fn end_read(
+        self,
+        frame: DmaBuf,
+        blocks: Blocks,
+        ok: bool,
+        block_size: usize,
+    ) -> (Self, Option<DmaBuf>) {
+        match self {
+            Self::Reading { held: None, stale } => {
+                if !ok || stale {
+                    return (Self::Absent, Some(frame));
+                }
+                let content = Content { valid: blocks, ..Content::empty(frame) };
+                (Self::Clean(content), None)
+            }
+            Self::Reading { held: Some(mut content), stale } => {
+                if ok && !stale {
+                    // Blocks that are valid already may be dirty: the device's are older. Readers
+                    // that pin the frame look at valid blocks only.
+                    let missing = blocks.without(content.valid);
+                    content.copy_blocks(&frame, missing, block_size);
+                    content.valid = content.valid.with(missing);
+                }
+                (content.settled(), Some(frame))
+            }
+            Self::Absent
+            | Self::Clean(_)
+            | Self::Writing(_)
+            | Self::Dirty(_)
+            | Self::Writeback { .. } => panic!("a read ended on a page in {self:?}"),
+        }
+    }
+
+    /// A writer starts to copy. `fresh` is the frame for a page that has none, or whose frame is
+    /// pinned by readers: then what the frame holds is copied over, and the old frame comes back to
+    /// be released. Check [`needs_fresh_frame`](Page::needs_fresh_frame) first.
+    pub(crate) fn begin_write(
+        self,
+        fresh: Option<DmaBuf>,
+    ) -> Result<(Self, Option<DmaBuf>), (Self, Busy)> {
+        match (self, fresh) {
+            (Self::Absent, Some(frame)) => Ok((Self::Writing(Content::empty(frame)), None)),
+            (Self::Clean(content) | Self::Dirty(content), None) => {
+                Ok((Self::Writing(content), None))
+            }
+            (Self::Clean(content) | Self::Dirty(content), Some(frame)) => {
+                let (content, old) = content.moved_to(frame);
+                Ok((Self::Writing(content), Some(old)))
+            }
+            (page @ (Self::Reading { .. } | Self::Writing(_) | Self::Writeback { .. }), None) => {
+                Err((page, Busy))
+            }
+            (page, fresh) => panic!("a write begins on {page:?} with fresh frame {fresh:?}"),
+        }
+    }
+
+    /// Whether a write that begins now needs a frame: the page has none, or readers pin it, or the
+    /// device is reading it.
+    pub(crate) fn needs_fresh_frame(&self) -> bool {
+        match self {
+            Self::Absent => true,
+            Self::Clean(content) | Self::Dirty(content) | Self::Writeback { content, .. } => {
+                content.frame.is_shared()
+            }
+            Self::Reading { .. } | Self::Writing(_) => false,
+        }
+    }
+
+    /// The writer has copied `blocks`; the write has sequence number `seq`.
+    ///
+    /// # Panics
+    ///
+    /// When no writer is copying.
+    pub(crate) fn end_write(self, blocks: Blocks, seq: u64) -> Self {
+        match self {
+            Self::Writing(mut content) => {
+                content.dirtied(blocks, seq);
+                Self::Dirty(content)
+            }
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Clean(_)
+            | Self::Dirty(_)
+            | Self::Writeback { .. } => panic!("a write ended on a page in {self:?}"),
+        }
+    }
+
+    /// Moves a page under writeback to a fresh frame if the device still reads the old one, so that
+    /// `blocks` can be written into it at once, under the lock: it stays readable throughout.
+    ///
+    /// # Panics
+    ///
+    /// When the page is not under writeback, or the frame is needed and not given.
+    pub(crate) fn rewrite(
+        self,
+        fresh: Option<DmaBuf>,
+        blocks: Blocks,
+        seq: u64,
+    ) -> (Self, Option<DmaBuf>) {
+        let Self::Writeback { content, writing, oldest } = self else {
+            panic!("a rewrite of a page in {self:?}")
+        };
+        let (mut content, old) = match fresh {
+            Some(frame) => {
+                let (content, old) = content.moved_to(frame);
+                (content, Some(old))
+            }
+            None => {
+                assert!(!content.frame.is_shared(), "the device is reading this frame");
+                (content, None)
+            }
+        };
+        content.dirtied(blocks, seq);
+        (Self::Writeback { content, writing, oldest }, old)
+    }
+
+    /// A device write of `blocks`, all of them dirty, starts; the handle is the request's.
+    pub(crate) fn begin_writeback(self, blocks: Blocks) -> Result<(Self, DmaBuf), (Self, Busy)> {
+        match self {
+            Self::Dirty(mut content) => {
+                assert!(content.dirty.contains(blocks) && !blocks.is_empty(), "{blocks:?}");
+                content.dirty = content.dirty.without(blocks);
+                let (frame, oldest) = (content.frame.share(), content.seq);
+                Ok((Self::Writeback { content, writing: blocks, oldest }, frame))
+            }
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Clean(_)
+            | Self::Writing(_)
+            | Self::Writeback { .. } => Err((self, Busy)),
+        }
+    }
+
+    /// The device write has ended. A failed one leaves its blocks dirty, with their old number.
+    ///
+    /// # Panics
+    ///
+    /// When none was in flight.
+    pub(crate) fn end_writeback(self, ok: bool) -> Self {
+        match self {
+            Self::Writeback { mut content, writing, oldest } => {
+                if !ok {
+                    // A block dirtied again meanwhile holds newer data and is as dirty as before;
+                    // the others were copied along into the fresh frame.
+                    content.dirty = content.dirty.with(writing.and(content.valid));
+                    content.seq = oldest;
+                }
+                content.settled()
+            }
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Clean(_)
+            | Self::Writing(_)
+            | Self::Dirty(_) => panic!("a writeback ended on a page in {self:?}"),
+        }
+    }
+
+    /// The data of `blocks` is void: discarded, or overwritten on the device. Gives the frame back
+    /// when nothing is left.
+    pub(crate) fn forget(self, blocks: Blocks) -> Result<(Self, Option<DmaBuf>), (Self, Busy)> {
+        let mut content = match self {
+            Self::Absent => return Ok((Self::Absent, None)),
+            Self::Reading { held: None, .. } => {
+                return Ok((Self::Reading { held: None, stale: true }, None));
+            }
+            // What is held may be dirty, so it cannot just go: the few who meet this wait.
+            Self::Reading { held: Some(_), .. } | Self::Writing(_) | Self::Writeback { .. } => {
+                return Err((self, Busy));
+            }
+            Self::Clean(content) | Self::Dirty(content) => content,
+        };
+        content.valid = content.valid.without(blocks);
+        content.dirty = content.dirty.without(blocks);
+        if content.valid.is_empty() {
+            return Ok((Self::Absent, Some(content.frame)));
+        }
+        Ok((content.settled(), None))
+    }
+}
+
+impl Content {
+    /// The same content in another frame, and the old frame.
+    fn moved_to(mut self, frame: DmaBuf) -> (Self, DmaBuf) {
+        // The whole frame: cheaper to copy than to look at the runs of valid blocks.
+        frame.copy_from(0, &self.frame, 0, FRAME_SIZE);
+        let old = std::mem::replace(&mut self.frame, frame);
+        (self, old)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uaio_driver::{DmaPool, PoolOptions};
+
+    const BLOCK: usize = 512;
+    const ALL: Blocks = Blocks(0xff);
+    const SOME: Blocks = Blocks(0b0000_1111);
+
+    fn pool() -> DmaPool {
+        DmaPool::new(PoolOptions::frames(16)).unwrap()
+    }
+
+    fn content(pool: &DmaPool, valid: Blocks, dirty: Blocks) -> Content {
+        Content { frame: pool.take().unwrap(), valid, dirty, seq: 7 }
+    }
+
+    const STATES: [&str; 8] = [
+        "absent",
+        "reading",
+        "reading-stale",
+        "reading-held",
+        "clean",
+        "writing",
+        "dirty",
+        "writeback",
+    ];
+
+    fn page(state: &str, pool: &DmaPool) -> Page {
+        match state {
+            "absent" => Page::Absent,
+            "reading" => Page::Reading { held: None, stale: false },
+            "reading-stale" => Page::Reading { held: None, stale: true },
+            "reading-held" => Page::Reading { held: Some(content(pool, SOME, SOME)), stale: false },
+            "clean" => Page::Clean(content(pool, ALL, Blocks::NONE)),
+            "writing" => Page::Writing(content(pool, ALL, SOME)),
+            "dirty" => Page::Dirty(content(pool, ALL, SOME)),
+            "writeback" => Page::Writeback {
+                content: content(pool, ALL, Blocks::NONE),
+                writing: SOME,
+                oldest: 3,
+            },
+            other => panic!("no state {other}"),
+        }
+    }
+
+    fn name(page: &Page) -> &'static str {
+        match page {
+            Page::Absent => "absent",
+            Page::Reading { held: None, stale: false } => "reading",
+            Page::Reading { held: None, stale: true } => "reading-stale",
+            Page::Reading { held: Some(_), .. } => "reading-held",
+            Page::Clean(_) => "clean",
+            Page::Writing(_) => "writing",
+            Page::Dirty(_) => "dirty",
+            Page::Writeback { .. } => "writeback",
+        }
+    }
+
+    /// What an event does to each of [`STATES`], in that order: the next state, `busy` when the
+    /// caller has to queue, `panic` when the event cannot happen there.
+    fn table(event: &str) -> [&'static str; 8] {
+        const P: &str = "panic";
+        const B: &str = "busy";
+        match event {
+            "read miss" => ["reading", B, B, B, "reading-held", B, "reading-held", B],
+            "read ok" => [P, "clean", "absent", "dirty", P, P, P, P],
+            "read error" => [P, "absent", "absent", "dirty", P, P, P, P],
+            "write begins" => ["writing", B, B, B, "writing", B, "writing", B],
+            "write ends" => [P, P, P, P, P, "dirty", P, P],
+            "writeback starts" => [B, B, B, B, B, B, "writeback", B],
+            "rewrite" => [P, P, P, P, P, P, P, "writeback"],
+            "writeback ok" => [P, P, P, P, P, P, P, "clean"],
+            "writeback error" => [P, P, P, P, P, P, P, "dirty"],
+            "forget all" => {
+                ["absent", "reading-stale", "reading-stale", B, "absent", B, "absent", B]
+            }
+            "forget dirty blocks" => {
+                ["absent", "reading-stale", "reading-stale", B, "clean", B, "clean", B]
+            }
+            other => panic!("no event {other}"),
+        }
+    }
+
+    fn apply(event: &str, page: Page, pool: &DmaPool) -> &'static str {
+        let frame = || pool.take().unwrap();
+        let result = match event {
+            "read miss" => page.begin_read(),
+            "read ok" => Ok(page.end_read(frame(), ALL, true, BLOCK).0),
+            "read error" => Ok(page.end_read(frame(), ALL, false, BLOCK).0),
+            "write begins" => {
+                let fresh = page.needs_fresh_frame().then(frame);
+                page.begin_write(fresh).map(|(page, _)| page)
+            }
+            "write ends" => Ok(page.end_write(SOME, 9)),
+            "writeback starts" => page.begin_writeback(SOME).map(|(page, _)| page),
+            "rewrite" => Ok(page.rewrite(Some(frame()), SOME, 9).0),
+            "writeback ok" => Ok(page.end_writeback(true)),
+            "writeback error" => Ok(page.end_writeback(false)),
+            "forget all" => page.forget(ALL).map(|(page, _)| page),
+            "forget dirty blocks" => page.forget(SOME).map(|(page, _)| page),
+            other => panic!("no event {other}"),
+        };
+        result.map_or("busy", |page| name(&page))
+    }
+
+    #[test]
+    fn every_state_meets_every_event_as_the_table_says() {
+        let events = [
+            "read miss",
+            "read ok",
+            "read error",
+            "write begins",
+            "write ends",
+            "writeback starts",
+            "rewrite",
+            "writeback ok",
+            "writeback error",
+            "forget all",
+            "forget dirty blocks",
+        ];
+        // Panics are part of the table; their messages are not part of the output.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let mut wrong = Vec::new();
+        for event in events {
+            for (state, want) in STATES.iter().zip(table(event)) {
+                let got = std::panic::catch_unwind(|| {
+                    let pool = pool();
+                    apply(event, page(state, &pool), &pool)
+                });
+                let got = got.unwrap_or("panic");
+                if got != want {
+                    wrong.push(format!("{event} on {state}: {got} instead of {want}"));
+                }
+            }
+        }
+        std::panic::set_hook(hook);
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    fn fill(frame: &DmaBuf, byte: u8) {
+        frame.write(0, &[byte; FRAME_SIZE]);
+    }
+
+    fn block(page: &Page, index: usize) -> u8 {
+        let mut byte = [0];
+        page.content().unwrap().frame.read(index * BLOCK, &mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn a_fill_takes_only_the_missing_blocks() {
+        let pool = pool();
+        let held = content(&pool, SOME, SOME);
+        fill(&held.frame, 1);
+        let from_device = pool.take().unwrap();
+        fill(&from_device, 2);
+        let page = Page::Reading { held: Some(held), stale: false };
+        let (page, left) = page.end_read(from_device, ALL, true, BLOCK);
+        assert!(left.is_some(), "the frame of the request was kept");
+        assert_eq!(
+            (block(&page, 0), block(&page, 3), block(&page, 4), block(&page, 7)),
+            (1, 1, 2, 2)
+        );
+        let content = page.content().unwrap();
+        assert_eq!((content.valid, content.dirty), (ALL, SOME));
+    }
+
+    #[test]
+    fn a_page_dirtied_under_writeback_keeps_what_the_device_may_lose() {
+        let pool = pool();
+        let dirty = content(&pool, ALL, Blocks(0b11));
+        fill(&dirty.frame, 1);
+        let (page, request) = Page::Dirty(dirty).begin_writeback(Blocks(0b11)).unwrap();
+        assert!(page.needs_fresh_frame(), "the device is reading the frame");
+        let (page, old) = page.rewrite(pool.take(), Blocks(0b10), 9);
+        assert!(old.unwrap().release().is_none(), "the request has a handle");
+        page.content().unwrap().frame.write(BLOCK, &[2; BLOCK]);
+        assert_eq!(page.written_since(), Some(7));
+        assert_eq!(page.dirty_since(), Some(9));
+        // The device still reads what was there.
+        let mut seen = [0];
+        request.read(BLOCK, &mut seen);
+        assert_eq!(seen, [1]);
+        let page = page.end_writeback(false);
+        // Block 0 failed, block 1 was dirtied again: both are dirty, since the older write.
+        assert_eq!(page.content().unwrap().dirty, Blocks(0b11));
+        assert_eq!(page.dirty_since(), Some(7));
+        assert_eq!((block(&page, 0), block(&page, 1)), (1, 2));
+    }
+
+    #[test]
+    fn a_write_to_a_pinned_page_leaves_the_pin_a_snapshot() {
+        let pool = pool();
+        let clean = content(&pool, ALL, Blocks::NONE);
+        fill(&clean.frame, 1);
+        let pin = clean.frame.share();
+        let page = Page::Clean(clean);
+        assert!(page.needs_fresh_frame());
+        let (page, old) = page.begin_write(pool.take()).unwrap();
+        assert!(old.unwrap().release().is_none());
+        page.content().unwrap().frame.write(0, &[2]);
+        let mut seen = [0];
+        pin.read(0, &mut seen);
+        assert_eq!(seen, [1]);
+        assert_eq!((block(&page, 0), block(&page, 7)), (2, 1));
+    }
+
+    #[test]
+    fn what_is_left_of_a_page_with_gaps_stays_dirty_since_the_oldest_write() {
+        let pool = pool();
+        let dirty = content(&pool, ALL, Blocks(0b1001));
+        let (page, _request) = Page::Dirty(dirty).begin_writeback(Blocks(0b0001)).unwrap();
+        let page = page.end_writeback(true);
+        assert_eq!(page.content().unwrap().dirty, Blocks(0b1000));
+        assert_eq!(page.dirty_since(), Some(7));
+    }
+
+    #[test]
+    fn runs_and_spans_of_blocks() {
+        let blocks = Blocks(0b0110_1000);
+        assert_eq!(blocks.first_run(), Some((3, 1)));
+        assert_eq!(blocks.runs().collect::<Vec<_>>(), [(3, 1), (5, 2)]);
+        assert_eq!(blocks.span(), Some((3, 4)));
+        assert_eq!(Blocks::range(0, 8), ALL);
+        assert_eq!(Blocks::NONE.first_run(), None);
+        assert_eq!(Blocks::NONE.span(), None);
+    }
+}

@@ -1,0 +1,315 @@
+//! Reading through the cache.
+//!
+//! A read copies what is there, asks the device for what is absent (neighbouring pages in one
+//! command) and waits for pages that others are busy with, one at a time. A page once copied is not
+//! looked at again: each step leaves less to do.
+
+use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
+
+use crate::buffer::Buffer;
+use crate::cache::Cache;
+use crate::lane::{Core, Io, IoKind, PageSet, Run};
+use crate::page::{Blocks, Page};
+use crate::retry::Step;
+use crate::wait::Wakeup;
+
+/// A read in progress.
+#[derive(Debug)]
+pub(crate) struct Read {
+    offset: u64,
+    len: usize,
+    buffer: Buffer,
+    first_page: u64,
+    todo: PageSet,
+    /// Pages that held blocks of their own, newer perhaps than the device's, when we asked for the
+    /// rest: what the device gives is merged by the page machine, not copied by us.
+    merging: PageSet,
+    /// Device requests in flight.
+    outstanding: usize,
+    /// Leave nothing in the cache.
+    past: bool,
+    /// A command that covered more than we want failed: ask for exactly the blocks wanted, page by
+    /// page, so that a bad block costs only who wants it.
+    careful: bool,
+    error: Option<IoError>,
+    /// The page whose queue, or whose shard's frame queue, the entry is on.
+    waits_for: u64,
+    /// A frame that was handed to us, of the shard of this page.
+    granted: Option<(u64, DmaBuf)>,
+}
+
+/// What looking at a page came to.
+#[derive(PartialEq, Eq)]
+enum Visit {
+    /// Copied, or asked for.
+    Forward,
+    /// Not now; the entry was left on a queue if that was allowed.
+    Blocked,
+}
+
+impl Read {
+    pub(crate) fn new(cache: &Cache, offset: u64, len: usize, buffer: Buffer, past: bool) -> Self {
+        let first_page = offset / FRAME_SIZE as u64;
+        let last_page = (offset + len as u64 - 1) / FRAME_SIZE as u64;
+        debug_assert!(last_page < cache.pages());
+        Self {
+            offset,
+            len,
+            buffer,
+            first_page,
+            todo: PageSet::first((last_page - first_page + 1) as usize),
+            merging: PageSet::first(0),
+            outstanding: 0,
+            past,
+            careful: false,
+            error: None,
+            waits_for: first_page,
+            granted: None,
+        }
+    }
+
+    pub(crate) fn into_buffer(self) -> Buffer {
+        self.buffer
+    }
+
+    /// The part of `page` that is wanted: `(offset in page, length, position in the buffer)`.
+    fn part(&self, page: u64) -> (usize, usize, usize) {
+        let start = page * FRAME_SIZE as u64;
+        let from = self.offset.max(start);
+        let to = (self.offset + self.len as u64).min(start + FRAME_SIZE as u64);
+        ((from - start) as usize, (to - from) as usize, (from - self.offset) as usize)
+    }
+
+    fn want(&self, core: &Core, page: u64) -> Blocks {
+        let (offset, len, _) = self.part(page);
+        core.cache.touched(offset, len)
+    }
+
+    fn copy(&mut self, page: u64, frame: &DmaBuf) {
+        let (offset, len, position) = self.part(page);
+        self.buffer.fill(position, frame, offset, len);
+        self.todo.remove((page - self.first_page) as usize);
+    }
+
+    pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
+        let page = self.waits_for;
+        match wakeup {
+            Wakeup::Filled(frame, valid) => {
+                let todo = self.todo.contains((page - self.first_page) as usize);
+                if todo && valid.contains(self.want(core, page)) {
+                    self.copy(page, &frame);
+                }
+                core.cache.unpin(page, frame);
+            }
+            Wakeup::Frame(frame) => self.granted = Some((page, frame)),
+            Wakeup::Ended(Err(error)) => self.error = Some(error),
+            other @ (Wakeup::Retry | Wakeup::Room | Wakeup::Ended(Ok(()))) => {
+                core.give_back(page, other);
+            }
+        }
+        self.go_on(me, core)
+    }
+
+    fn go_on(&mut self, me: Token, core: &mut Core) -> Step<IoResult> {
+        let step = loop {
+            if self.error.is_none() {
+                self.visit_all(me, core);
+            }
+            if self.outstanding > 0 {
+                break Step::Waiting;
+            }
+            let Some(first) = self.todo.next_from(0).filter(|_| self.error.is_none()) else {
+                break Step::Done(self.error.map_or(Ok(()), Err));
+            };
+            // Nothing is in flight and something is not done: wait for the first such page.
+            let mut run = None;
+            let page = self.first_page + first as u64;
+            let visit = self.visit(me, core, page, &mut run, true);
+            self.outstanding += core.send(me, &mut run);
+            if visit == Visit::Blocked {
+                break Step::Waiting;
+            }
+        };
+        // No hold and wait: a frame that was not needed after all goes to the next.
+        if let Some((page, frame)) = self.granted.take() {
+            core.give_back(page, Wakeup::Frame(frame));
+        }
+        step
+    }
+
+    fn visit_all(&mut self, me: Token, core: &mut Core) {
+        let mut run = None;
+        let mut at = 0;
+        while let Some(next) = self.todo.next_from(at) {
+            at = next + 1;
+            let page = self.first_page + next as u64;
+            // What is in flight already is not asked for again: its page is in Reading, or, past
+            // the cache, this read waits for all of it before it looks again.
+            if self.past && self.outstanding > 0 && run.is_none() {
+                break;
+            }
+            self.visit(me, core, page, &mut run, false);
+        }
+        self.outstanding += core.send(me, &mut run);
+    }
+
+    /// Looks at one page: copies it, asks for it, or, if allowed, leaves the entry on one queue.
+    fn visit(
+        &mut self,
+        me: Token,
+        core: &mut Core,
+        page: u64,
+        run: &mut Option<Run>,
+        may_wait: bool,
+    ) -> Visit {
+        let want = self.want(core, page);
+        let cache = core.cache.clone();
+        let mut shard = cache.shard(page);
+        let slot = shard.find(page);
+        let mut missing = cache.existing(page);
+        if let Some(slot) = slot {
+            if let Some(content) = shard.page(slot).readable() {
+                if content.valid.contains(want) {
+                    let frame = content.frame.share();
+                    shard.touch(slot);
+                    shard.stats.hits += 1;
+                    drop(shard);
+                    self.copy(page, &frame);
+                    cache.unpin(page, frame);
+                    return Visit::Forward;
+                }
+                missing = missing.without(content.valid);
+            }
+            if !matches!(shard.page(slot), Page::Clean(_) | Page::Dirty(_)) {
+                if may_wait {
+                    shard.stats.merged += 1;
+                    self.waits_for = page;
+                    shard.wait_page(slot, core.waiter(me, true));
+                }
+                return Visit::Blocked;
+            }
+        }
+        if cache.barriers.covers(page) {
+            if may_wait {
+                self.waits_for = page;
+                if !cache.barriers.wait(page, core.waiter(me, false)) {
+                    return Visit::Forward;
+                }
+            }
+            return Visit::Blocked;
+        }
+        if self.careful {
+            missing = missing.and(want);
+        }
+        if !core.slot_free(run.as_ref()) {
+            if may_wait {
+                core.wait_slot(me);
+            }
+            return Visit::Blocked;
+        }
+        let granted = self.granted.take_if(|(of, _)| *of == page).map(|(_, frame)| frame);
+        let Some(frame) = granted.or_else(|| shard.take_frame(slot)) else {
+            if may_wait {
+                self.waits_for = page;
+                if let Some(frame) = shard.wait_frame(slot, core.waiter(me, false)) {
+                    self.granted = Some((page, frame));
+                    return Visit::Forward;
+                }
+                drop(shard);
+                core.cache.ring_flusher();
+            }
+            return Visit::Blocked;
+        };
+        shard.stats.misses += 1;
+        // What a page holds may be newer than the device: then even a read past the cache goes
+        // through the page, which merges the two.
+        let past = self.past && slot.is_none();
+        let kind = if past { IoKind::ReadPast } else { IoKind::Fill };
+        let place = (page - self.first_page) as usize;
+        if slot.is_some() {
+            self.merging.insert(place);
+        } else {
+            self.merging.remove(place);
+        }
+        if !past {
+            let slot = slot.unwrap_or_else(|| shard.find_or_add(page));
+            let begin = |page: Page| match page.begin_read() {
+                Ok(reading) => (reading, ()),
+                Err((page, _)) => panic!("a read begins on {page:?}"),
+            };
+            let ((), released) = shard.transition(slot, &mut core.wakes, begin);
+            debug_assert_eq!(released.room, 0, "a read frees no room");
+        }
+        drop(shard);
+        // From the first missing block to the last: what is valid in between is read along and
+        // not taken. A careful read asks for one run of blocks at a time.
+        let (first, count) = match (self.careful, missing.span(), missing.first_run()) {
+            (false, Some(span), _) => span,
+            (true, _, Some(run)) => run,
+            (_, None, _) | (_, _, None) => unreachable!("the page is missing a block we want"),
+        };
+        if self.careful {
+            self.outstanding += core.send(me, run);
+        }
+        let blocks = Blocks::range(first, count);
+        self.outstanding += core.gather(me, run, kind, page, blocks, frame, false);
+        Visit::Forward
+    }
+
+    /// A device read of ours has ended.
+    pub(crate) fn settle(
+        &mut self,
+        me: Token,
+        core: &mut Core,
+        io: Io,
+        result: IoResult,
+        data: SgList,
+    ) -> Step<IoResult> {
+        self.outstanding -= 1;
+        let cache = core.cache.clone();
+        let mut frames = data.frames;
+        let first = io.lba / cache.blocks_per_page();
+        let exact =
+            frames.len() == 1 && self.want(core, first).contains(core.blocks_of(&io, first));
+        for (page, frame) in (first..).zip(frames.drain(..)) {
+            let blocks = core.blocks_of(&io, page);
+            // What we came for is copied before anybody can evict it.
+            let merges = self.merging.contains((page - self.first_page) as usize);
+            if result.is_ok() && !merges && blocks.contains(self.want(core, page)) {
+                self.copy(page, &frame);
+            }
+            if io.kind == IoKind::ReadPast {
+                core.give_back(page, Wakeup::Frame(frame));
+            } else {
+                end_fill(core, page, blocks, frame, result.is_ok());
+            }
+        }
+        core.recycle(frames);
+        match result {
+            Err(error) if exact => self.error = Some(error),
+            Err(error) if error.do_not_retry && error.kind == uaio_driver::IoErrorKind::Gone => {
+                self.error = Some(error);
+            }
+            Err(_) => self.careful = true,
+            Ok(()) => {}
+        }
+        self.go_on(me, core)
+    }
+}
+
+/// Installs a frame that the device has filled, or has failed to.
+pub(crate) fn end_fill(core: &mut Core, page: u64, blocks: Blocks, frame: DmaBuf, ok: bool) {
+    let cache = core.cache.clone();
+    let mut shard = cache.shard(page);
+    let Some(slot) = shard.find(page) else { panic!("page {page} left while it was read") };
+    let block_size = cache.block_size();
+    let end = |page: Page| page.end_read(frame, blocks, ok, block_size);
+    let (left, released) = shard.transition(slot, &mut core.wakes, end);
+    match left {
+        Some(frame) => shard.put_frame(frame),
+        None => shard.installed(),
+    }
+    shard.hand_over(&mut core.wakes);
+    drop(shard);
+    cache.room.release(released.room, &mut core.wakes);
+}

@@ -1,0 +1,187 @@
+//! Room below the dirty limit: scarce, so it is handed over.
+//!
+//! A page takes room before a writer touches it and gives it back when the device has its data. A
+//! writer that finds none queues, and is let go in the order it came.
+
+use parking_lot::Mutex;
+use uaio_driver::IoError;
+
+use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
+
+/// Room for dirty pages, cache-wide. Its lock is taken inside a shard's, never the other way round.
+pub(crate) struct DirtyRoom {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    limit: usize,
+    used: usize,
+    waiters: WaitQueue,
+    entries: WaitTable,
+    /// Room does not come back: writers get this error instead of waiting.
+    broken: Option<IoError>,
+    waits: u64,
+}
+
+/// Why there is no room.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// The waiter was queued; it will be woken with room or an error.
+    Queued,
+    /// There will be none: the data that holds it cannot be written.
+    Broken(IoError),
+}
+
+impl DirtyRoom {
+    /// Room for `limit` dirty pages.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                limit,
+                used: 0,
+                waiters: WaitQueue::EMPTY,
+                entries: WaitTable::default(),
+                broken: None,
+                waits: 0,
+            }),
+        }
+    }
+
+    pub(crate) fn reserve_waiters(&self, operations: usize) {
+        self.inner.lock().entries.reserve(operations);
+    }
+
+    /// Takes room for one page, or queues `waiter` behind those who wait. Says whether this was the
+    /// page that filled half of it: the flusher starts there.
+    pub(crate) fn take(&self, waiter: impl FnOnce() -> Waiter) -> Result<bool, NoRoom> {
+        let mut inner = self.inner.lock();
+        if inner.used < inner.limit && inner.waiters.is_empty() {
+            inner.used += 1;
+            return Ok(inner.used == inner.limit / 2 + 1);
+        }
+        if let Some(error) = inner.broken {
+            return Err(NoRoom::Broken(error));
+        }
+        let inner = &mut *inner;
+        inner.waits += 1;
+        inner.entries.enqueue(&mut inner.waiters, waiter());
+        Err(NoRoom::Queued)
+    }
+
+    /// Gives room for `pages` pages back and hands it on.
+    pub(crate) fn release(&self, pages: usize, wakes: &mut Wakes) {
+        if pages == 0 {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        inner.used -= pages;
+        inner.hand_over(wakes);
+    }
+
+    /// Sets the limit, at least one page; those who fit now are let go.
+    pub(crate) fn set_limit(&self, limit: usize, wakes: &mut Wakes) {
+        let mut inner = self.inner.lock();
+        inner.limit = limit.max(1);
+        inner.hand_over(wakes);
+    }
+
+    /// Says that room will not come back, or that it does again. Whoever waits gets the error.
+    pub(crate) fn set_broken(&self, broken: Option<IoError>, wakes: &mut Wakes) {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        inner.broken = broken;
+        if let Some(error) = broken {
+            while let Some(waiter) = inner.entries.pop(&mut inner.waiters) {
+                wakes.push(waiter, Wakeup::Ended(Err(error)));
+            }
+        }
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        let inner = self.inner.lock();
+        Usage {
+            used: inner.used,
+            limit: inner.limit,
+            wanted: !inner.waiters.is_empty(),
+            waits: inner.waits,
+        }
+    }
+}
+
+impl Inner {
+    fn hand_over(&mut self, wakes: &mut Wakes) {
+        while self.used < self.limit {
+            let Some(waiter) = self.entries.pop(&mut self.waiters) else { return };
+            self.used += 1;
+            wakes.push(waiter, Wakeup::Room);
+        }
+    }
+}
+
+/// How much room there is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    /// Pages that hold room.
+    pub(crate) used: usize,
+    /// How many may.
+    pub(crate) limit: usize,
+    /// Whether somebody waits.
+    pub(crate) wanted: bool,
+    /// How often somebody had to wait.
+    pub(crate) waits: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uaio_driver::{IoErrorKind, Token};
+
+    use super::*;
+    use crate::retry::RunQueue;
+
+    fn waiter(run: &Arc<RunQueue>, slot: u32) -> Waiter {
+        Waiter { target: run.clone(), token: Token { slot, generation: 0 }, reads: false }
+    }
+
+    #[test]
+    fn newcomers_queue_behind_those_who_wait_and_are_let_go_in_order() {
+        let run = RunQueue::new(8, Arc::new(uaio_driver::block::PollsAnyway));
+        let room = DirtyRoom::new(2);
+        let mut wakes = Wakes::default();
+        assert!(room.take(|| unreachable!()).is_ok());
+        assert!(room.take(|| unreachable!()).is_ok());
+        for slot in 0..3 {
+            assert_eq!(room.take(|| waiter(&run, slot)), Err(NoRoom::Queued));
+        }
+        room.release(1, &mut wakes);
+        // The room is the first waiter's before it even runs: a newcomer does not get it.
+        assert_eq!(room.take(|| waiter(&run, 3)), Err(NoRoom::Queued));
+        room.release(1, &mut wakes);
+        wakes.run();
+        let order: Vec<_> = std::iter::from_fn(|| run.pop()).map(|(token, _)| token.slot).collect();
+        assert_eq!(order, [0, 1]);
+        assert_eq!(room.usage().used, 2);
+        room.set_limit(4, &mut wakes);
+        wakes.run();
+        let order: Vec<_> = std::iter::from_fn(|| run.pop()).map(|(token, _)| token.slot).collect();
+        assert_eq!(order, [2, 3]);
+    }
+
+    #[test]
+    fn writers_get_an_error_when_room_will_not_come_back() {
+        let run = RunQueue::new(8, Arc::new(uaio_driver::block::PollsAnyway));
+        let room = DirtyRoom::new(1);
+        let mut wakes = Wakes::default();
+        let gone = IoError::new(IoErrorKind::Gone);
+        assert!(room.take(|| unreachable!()).is_ok());
+        assert_eq!(room.take(|| waiter(&run, 7)), Err(NoRoom::Queued));
+        room.set_broken(Some(gone), &mut wakes);
+        wakes.run();
+        assert!(matches!(run.pop(), Some((_, Wakeup::Ended(Err(error)))) if error == gone));
+        assert_eq!(room.take(|| unreachable!()), Err(NoRoom::Broken(gone)));
+        room.set_broken(None, &mut wakes);
+        room.release(1, &mut wakes);
+        assert!(room.take(|| unreachable!()).is_ok());
+    }
+}

@@ -1,0 +1,434 @@
+//! A shard: pages, their wait queues, the frames they lie in and the policy that evicts them, all
+//! under one lock.
+//!
+//! Frames belong to a shard for good. So whoever needs one finds the free ones, the evictable pages
+//! and the queue of those who wait under the lock it holds anyway, and handing a frame over needs no
+//! other. Keys are spread by hash, so the shards fill evenly.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hashbrown::HashTable;
+use uaio_driver::DmaBuf;
+
+use crate::evict::Policy;
+use crate::list::List;
+use crate::page::Page;
+use crate::stats::ShardStats;
+use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
+
+/// A page's place in the shard.
+#[derive(Debug)]
+struct Record {
+    key: u64,
+    page: Page,
+    waiters: WaitQueue,
+    /// A writeback of it failed and it has not been tried again since.
+    failed: bool,
+    /// How many writebacks of it have failed since it was last clean.
+    attempts: u8,
+}
+
+/// Pages, waiters, frames and policy under one lock.
+pub(crate) struct Shard {
+    index: HashTable<u32>,
+    records: Vec<Record>,
+    vacant: Vec<u32>,
+    free: Vec<DmaBuf>,
+    /// Frames that are neither free nor a page's: with a request, with an operation, or pinned by a
+    /// reader after their page went.
+    lent: usize,
+    total: usize,
+    frame_waiters: WaitQueue,
+    /// Whether `frame_waiters` has any, for those who drop a pin without the lock.
+    wanted: Arc<AtomicBool>,
+    entries: WaitTable,
+    /// Pages with dirty blocks, whatever their state, by the sequence number of the oldest.
+    dirty: List,
+    /// Pages under writeback, in the order it was started.
+    writeback: List,
+    policy: Box<dyn Policy>,
+    clean: usize,
+    failed: usize,
+    pub(crate) stats: ShardStats,
+}
+
+/// Spreads a page number over 64 bits (the multiplier of Fibonacci hashing).
+pub(crate) fn hash(key: u64) -> u64 {
+    let mixed = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 32)
+}
+
+/// How a transition changed what the page counts for.
+#[must_use = "room that is not released is lost"]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Released {
+    /// Pages that ceased to count against the dirty limit.
+    pub(crate) room: usize,
+}
+
+impl Shard {
+    /// A shard of these frames.
+    pub(crate) fn new(
+        frames: Vec<DmaBuf>,
+        policy: Box<dyn Policy>,
+        wanted: Arc<AtomicBool>,
+    ) -> Self {
+        let total = frames.len();
+        let records = (0..total)
+            .map(|_| Record {
+                key: 0,
+                page: Page::Absent,
+                waiters: WaitQueue::EMPTY,
+                failed: false,
+                attempts: 0,
+            })
+            .collect();
+        Self {
+            index: HashTable::with_capacity(total),
+            records,
+            vacant: (0..total as u32).rev().collect(),
+            free: frames,
+            lent: 0,
+            total,
+            frame_waiters: WaitQueue::EMPTY,
+            wanted,
+            entries: WaitTable::default(),
+            dirty: List::new(total),
+            writeback: List::new(total),
+            policy,
+            clean: 0,
+            failed: 0,
+            stats: ShardStats::default(),
+        }
+    }
+
+    /// Makes room for the entries of `operations` more operations.
+    pub(crate) fn reserve_waiters(&mut self, operations: usize) {
+        self.entries.reserve(operations);
+    }
+
+    /// The slot of a page that is there.
+    #[inline]
+    pub(crate) fn find(&self, key: u64) -> Option<u32> {
+        self.index.find(hash(key), |slot| self.records[*slot as usize].key == key).copied()
+    }
+
+    pub(crate) fn page(&self, slot: u32) -> &Page {
+        &self.records[slot as usize].page
+    }
+
+    pub(crate) fn key(&self, slot: u32) -> u64 {
+        self.records[slot as usize].key
+    }
+
+    /// Tells the policy of a use.
+    #[inline]
+    pub(crate) fn touch(&mut self, slot: u32) {
+        self.policy.hit(slot);
+    }
+
+    /// The slot of `key`, made absent if it was not there. There are as many slots as frames, and a
+    /// page comes in with a frame in hand, so there is a vacant one.
+    pub(crate) fn find_or_add(&mut self, key: u64) -> u32 {
+        if let Some(slot) = self.find(key) {
+            return slot;
+        }
+        let Some(slot) = self.vacant.pop() else {
+            panic!("more pages than frames: {:?}", self.count())
+        };
+        let record = &mut self.records[slot as usize];
+        record.key = key;
+        let records = &self.records;
+        self.index.insert_unique(hash(key), slot, |slot| hash(records[*slot as usize].key));
+        self.policy.insert(slot, key);
+        slot
+    }
+
+    /// Changes a page's state: the one place where pages enter and leave the lists, and where those
+    /// who wait for a page are woken, all of them, when what they wait for has ended. A page that
+    /// becomes absent leaves the shard.
+    pub(crate) fn transition<T>(
+        &mut self,
+        slot: u32,
+        wakes: &mut Wakes,
+        change: impl FnOnce(Page) -> (Page, T),
+    ) -> (T, Released) {
+        let record = &mut self.records[slot as usize];
+        let before = std::mem::replace(&mut record.page, Page::Absent);
+        let kind = std::mem::discriminant(&before);
+        let had_room = before.holds_room();
+        let was_clean = matches!(before, Page::Clean(_));
+        let was_dirty_since = before.dirty_since();
+        let (after, value) = change(before);
+        let ended = std::mem::discriminant(&after) != kind;
+        let released = Released { room: usize::from(had_room && !after.holds_room()) };
+        let is_clean = matches!(after, Page::Clean(_));
+        let dirty_since = after.dirty_since();
+        let in_writeback = after.written_since().is_some();
+        let gone = matches!(after, Page::Absent);
+        record.page = after;
+        self.clean = self.clean + usize::from(is_clean) - usize::from(was_clean);
+        if dirty_since != was_dirty_since {
+            self.dirty.remove(slot);
+            if let Some(since) = dirty_since {
+                self.insert_dirty(slot, since);
+            }
+        }
+        if in_writeback && !self.writeback.contains(slot) {
+            self.writeback.push_back(slot);
+        } else if !in_writeback {
+            self.writeback.remove(slot);
+        }
+        if !self.records[slot as usize].page.holds_room() {
+            self.set_failed(slot, false);
+            self.records[slot as usize].attempts = 0;
+        }
+        if ended {
+            self.wake_page(slot, wakes);
+        }
+        if gone {
+            self.leave(slot);
+        }
+        (value, released)
+    }
+
+    fn wake_page(&mut self, slot: u32, wakes: &mut Wakes) {
+        let record = &mut self.records[slot as usize];
+        while let Some(waiter) = self.entries.pop(&mut record.waiters) {
+            let wakeup = match record.page.readable() {
+                Some(content) if waiter.reads => {
+                    Wakeup::Filled(content.frame.share(), content.valid)
+                }
+                _ => Wakeup::Retry,
+            };
+            wakes.push(waiter, wakeup);
+        }
+    }
+
+    /// Almost always at the end: numbers are given out under this lock. Only a failed writeback
+    /// comes back with an old one.
+    fn insert_dirty(&mut self, slot: u32, since: u64) {
+        let mut before = None;
+        // From the front, because what comes back is among the oldest; the end is tried first.
+        let newest = self.dirty.iter_back().next();
+        if newest.is_none_or(|newest| self.dirty_since(newest) <= since) {
+            self.dirty.push_back(slot);
+            return;
+        }
+        for other in self.dirty.iter() {
+            if self.dirty_since(other) > since {
+                break;
+            }
+            before = Some(other);
+        }
+        self.dirty.insert_after(before, slot);
+    }
+
+    fn dirty_since(&self, slot: u32) -> u64 {
+        self.page(slot).dirty_since().unwrap_or(u64::MAX)
+    }
+
+    fn leave(&mut self, slot: u32) {
+        let key = self.records[slot as usize].key;
+        if let Ok(entry) = self.index.find_entry(hash(key), |other| *other == slot) {
+            entry.remove();
+            self.policy.remove(slot);
+            self.vacant.push(slot);
+        }
+    }
+
+    /// Leaves `waiter` on the page's queue.
+    pub(crate) fn wait_page(&mut self, slot: u32, waiter: Waiter) {
+        self.entries.enqueue(&mut self.records[slot as usize].waiters, waiter);
+    }
+
+    /// Takes a frame: a free one, or that of an evicted page other than `keep`, which the caller
+    /// has in hand. Newcomers queue behind those who wait.
+    pub(crate) fn take_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
+        if !self.frame_waiters.is_empty() {
+            return None;
+        }
+        self.any_frame(keep)
+    }
+
+    fn any_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
+        let frame = match self.free.pop() {
+            Some(frame) => frame,
+            None => self.evict(keep)?,
+        };
+        self.lent += 1;
+        Some(frame)
+    }
+
+    fn evict(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
+        if self.clean == 0 {
+            return None;
+        }
+        let records = &self.records;
+        let slot = self.policy.victim(&mut |slot| {
+            let record = &records[slot as usize];
+            // Pins are taken under this lock, so a frame that is not shared stays so.
+            matches!(&record.page, Page::Clean(content) if !content.frame.is_shared())
+                && Some(slot) != keep
+        })?;
+        let Page::Clean(content) =
+            std::mem::replace(&mut self.records[slot as usize].page, Page::Absent)
+        else {
+            unreachable!("only clean pages are usable as victims")
+        };
+        self.clean -= 1;
+        self.stats.evicted += 1;
+        self.leave(slot);
+        let frame = content.frame.release();
+        debug_assert!(frame.is_some(), "a victim was pinned");
+        frame
+    }
+
+    /// Leaves `waiter` on the queue for a frame, or takes one after all. Only after
+    /// [`take_frame`](Shard::take_frame) gave none, under the same lock.
+    ///
+    /// What stood in the way may have been a pin that was dropped, without this lock, after we
+    /// looked. So: say that a frame is wanted, then look again. Whoever drops a pin drops it, then
+    /// looks whether a frame is wanted. All four are SeqCst, so one of the two sees the other.
+    pub(crate) fn wait_frame(&mut self, keep: Option<u32>, waiter: Waiter) -> Option<DmaBuf> {
+        self.wanted.store(true, Ordering::SeqCst);
+        if let Some(frame) = self.take_frame(keep) {
+            self.wanted.store(false, Ordering::SeqCst);
+            return Some(frame);
+        }
+        self.stats.frame_waits += 1;
+        self.entries.enqueue(&mut self.frame_waiters, waiter);
+        None
+    }
+
+    /// Whether somebody waits for a frame.
+    pub(crate) fn frame_wanted(&self) -> bool {
+        !self.frame_waiters.is_empty()
+    }
+
+    /// A frame that was lent is now a page's.
+    pub(crate) fn installed(&mut self) {
+        self.lent -= 1;
+    }
+
+    /// A page's frame has gone from it. If the page's was the last handle the frame is free;
+    /// otherwise it is lent until its last holder puts it back.
+    pub(crate) fn detached(&mut self, frame: DmaBuf) {
+        self.lent += 1;
+        if let Some(frame) = frame.release() {
+            self.put_frame(frame);
+        }
+    }
+
+    /// A lent frame comes back, by its last handle.
+    pub(crate) fn put_frame(&mut self, frame: DmaBuf) {
+        self.lent -= 1;
+        self.free.push(frame);
+    }
+
+    /// Hands what is free or can be evicted to those who wait, in order. Call it, under the same
+    /// lock, after whatever may have freed a frame: a frame put back, a page clean, a pin gone.
+    pub(crate) fn hand_over(&mut self, wakes: &mut Wakes) {
+        while !self.frame_waiters.is_empty() {
+            let Some(frame) = self.any_frame(None) else { return };
+            let Some(waiter) = self.entries.pop(&mut self.frame_waiters) else {
+                unreachable!("the queue was not empty under this lock")
+            };
+            wakes.push(waiter, Wakeup::Frame(frame));
+        }
+        self.wanted.store(false, Ordering::SeqCst);
+    }
+
+    /// Pages with dirty blocks, oldest first.
+    pub(crate) fn dirty(&self) -> impl Iterator<Item = u32> + '_ {
+        self.dirty.iter()
+    }
+
+    /// Pages under writeback that are not dirty again.
+    pub(crate) fn writing(&self) -> impl Iterator<Item = u32> + '_ {
+        self.writeback.iter().filter(|slot| !self.dirty.contains(*slot))
+    }
+
+    /// Number of pages with dirty blocks.
+    pub(crate) fn dirty_len(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Number of pages under writeback.
+    pub(crate) fn writeback_len(&self) -> usize {
+        self.writeback.len()
+    }
+
+    /// The sequence number of the oldest write that is not on the device yet: dirty, or in flight.
+    pub(crate) fn oldest_unwritten(&self) -> Option<u64> {
+        let dirty = self.dirty.head().map(|slot| self.dirty_since(slot));
+        let written =
+            self.writeback.iter().filter_map(|slot| self.page(slot).written_since()).min();
+        dirty.into_iter().chain(written).min()
+    }
+
+    /// Marks a page whose writeback failed, or one that is to be tried again.
+    pub(crate) fn set_failed(&mut self, slot: u32, failed: bool) {
+        let record = &mut self.records[slot as usize];
+        if record.failed != failed {
+            record.failed = failed;
+            if failed {
+                record.attempts = record.attempts.saturating_add(1);
+                self.failed += 1;
+            } else {
+                self.failed -= 1;
+            }
+        }
+    }
+
+    /// All failed pages are to be tried again.
+    pub(crate) fn retry_failed(&mut self) {
+        if self.failed > 0 {
+            self.records.iter_mut().for_each(|record| record.failed = false);
+            self.failed = 0;
+        }
+    }
+
+    /// How many writebacks of the page have failed since it was last clean.
+    pub(crate) fn attempts(&self, slot: u32) -> u8 {
+        self.records[slot as usize].attempts
+    }
+
+    pub(crate) fn is_failed(&self, slot: u32) -> bool {
+        self.records[slot as usize].failed
+    }
+
+    /// Number of pages whose last writeback failed.
+    pub(crate) fn failed_len(&self) -> usize {
+        self.failed
+    }
+
+    /// Where every frame is; `free + cached + lent` is always `total`.
+    pub(crate) fn count(&self) -> FrameCount {
+        let cached = self.records.iter().filter(|record| record.page.content().is_some()).count();
+        FrameCount { free: self.free.len(), cached, lent: self.lent, total: self.total }
+    }
+
+    /// Panics when a frame was lost or a waiter is where nothing will wake it. For tests.
+    pub(crate) fn assert_sound(&self) {
+        let count = self.count();
+        assert_eq!(count.free + count.cached + count.lent, count.total, "{count:?}");
+        for record in &self.records {
+            let waits_allowed = matches!(
+                record.page,
+                Page::Reading { .. } | Page::Writing(_) | Page::Writeback { .. }
+            );
+            assert!(waits_allowed || record.waiters.is_empty(), "waiters on {:?}", record.page);
+        }
+    }
+}
+
+/// Where the frames of a shard are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameCount {
+    pub(crate) free: usize,
+    pub(crate) cached: usize,
+    pub(crate) lent: usize,
+    pub(crate) total: usize,
+}

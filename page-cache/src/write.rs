@@ -1,0 +1,325 @@
+//! Writing through the cache.
+//!
+//! A write goes page by page. Whole blocks are written without reading; bytes in part of a block
+//! need that block, so the page is filled first. A write that is to be on the device when it is
+//! acknowledged (write-through, O_DSYNC, FUA) puts each page under writeback in the same moment in
+//! which it becomes dirty, so nobody else can start one in between, and waits for its own commands.
+
+use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
+
+use crate::buffer::Buffer;
+use crate::cache::{Cache, CacheMode};
+use crate::lane::{Core, Io, IoKind, Run};
+use crate::page::{Blocks, Page};
+use crate::read::end_fill;
+use crate::retry::Step;
+use crate::room::NoRoom;
+use crate::wait::Wakeup;
+
+/// A write in progress.
+#[derive(Debug)]
+pub(crate) struct Write {
+    offset: u64,
+    len: usize,
+    buffer: Buffer,
+    /// The page that is next.
+    page: u64,
+    end_page: u64,
+    /// Device requests in flight.
+    outstanding: usize,
+    /// The pages go to the device before the write is acknowledged.
+    store: bool,
+    /// And are stable there.
+    fua: bool,
+    error: Option<IoError>,
+    /// Room for one dirty page, not used yet.
+    room: bool,
+    granted: Option<(u64, DmaBuf)>,
+}
+
+enum Visit {
+    /// The page is written.
+    Forward,
+    /// Look again: something has changed.
+    Again,
+    /// Something of ours is in flight: wait for that.
+    Blocked,
+    /// The entry is on a queue.
+    Queued,
+    /// It cannot be done.
+    Failed(IoError),
+}
+
+impl Write {
+    pub(crate) fn new(
+        cache: &Cache,
+        offset: u64,
+        len: usize,
+        buffer: Buffer,
+        stable: bool,
+    ) -> Self {
+        Self {
+            offset,
+            len,
+            buffer,
+            page: offset / FRAME_SIZE as u64,
+            end_page: (offset + len as u64).div_ceil(FRAME_SIZE as u64),
+            outstanding: 0,
+            store: stable || cache.mode() != CacheMode::Writeback,
+            fua: stable,
+            error: None,
+            room: false,
+            granted: None,
+        }
+    }
+
+    pub(crate) fn into_buffer(self) -> Buffer {
+        self.buffer
+    }
+
+    fn part(&self) -> (usize, usize, usize) {
+        let start = self.page * FRAME_SIZE as u64;
+        let from = self.offset.max(start);
+        let to = (self.offset + self.len as u64).min(start + FRAME_SIZE as u64);
+        ((from - start) as usize, (to - from) as usize, (from - self.offset) as usize)
+    }
+
+    pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
+        match wakeup {
+            Wakeup::Frame(frame) => self.granted = Some((self.page, frame)),
+            Wakeup::Room => self.room = true,
+            Wakeup::Ended(Err(error)) => self.error = Some(error),
+            other @ (Wakeup::Retry | Wakeup::Filled(..) | Wakeup::Ended(Ok(()))) => {
+                core.give_back(self.page, other);
+            }
+        }
+        self.go_on(me, core)
+    }
+
+    fn go_on(&mut self, me: Token, core: &mut Core) -> Step<IoResult> {
+        let mut run = None;
+        let step = loop {
+            if self.error.is_some() || self.page == self.end_page {
+                self.outstanding += core.send(me, &mut run);
+                if self.outstanding > 0 {
+                    break Step::Waiting;
+                }
+                break Step::Done(self.error.map_or(Ok(()), Err));
+            }
+            match self.visit(me, core, &mut run) {
+                Visit::Forward => self.page += 1,
+                Visit::Again => {}
+                Visit::Blocked => {
+                    self.outstanding += core.send(me, &mut run);
+                    break Step::Waiting;
+                }
+                Visit::Queued => break Step::Waiting,
+                Visit::Failed(error) => self.error = Some(error),
+            }
+        };
+        // No hold and wait: frames not needed go to the next. Room comes before frames in the
+        // order of what is taken, so it may be kept while waiting for one.
+        if let Some((page, frame)) = self.granted.take() {
+            core.give_back(page, Wakeup::Frame(frame));
+        }
+        if matches!(step, Step::Done(_)) && std::mem::take(&mut self.room) {
+            core.give_back(self.page, Wakeup::Room);
+        }
+        step
+    }
+
+    fn visit(&mut self, me: Token, core: &mut Core, run: &mut Option<Run>) -> Visit {
+        let page = self.page;
+        let (offset, len, position) = self.part();
+        let cache = core.cache.clone();
+        let touched = cache.touched(offset, len);
+        // An entry is left only when nothing of ours is in flight or about to be: an operation
+        // waits for one thing at a time.
+        let may_wait = run.is_none() && self.outstanding == 0;
+        let mut shard = cache.shard(page);
+        if cache.barriers.covers(page) {
+            return match may_wait {
+                false => Visit::Blocked,
+                true if cache.barriers.wait(page, core.waiter(me, false)) => Visit::Queued,
+                true => Visit::Again,
+            };
+        }
+        let slot = shard.find(page);
+        let absent = Page::Absent;
+        let state = slot.map_or(&absent, |slot| shard.page(slot));
+        let rewrites = matches!(state, Page::Writeback { .. });
+        let edges = edge_blocks(&cache, page, offset, len);
+        let valid = state.content().map_or(Blocks::NONE, |content| content.valid);
+        let fills = !valid.contains(edges);
+        let busy = match state {
+            Page::Reading { .. } | Page::Writing(_) => true,
+            Page::Writeback { .. } => self.store || fills,
+            Page::Absent | Page::Clean(_) | Page::Dirty(_) => false,
+        };
+        let takes_room = !fills && !state.holds_room();
+        let fresh_needed = fills || state.needs_fresh_frame();
+        if busy {
+            let (true, Some(slot)) = (may_wait, slot) else { return Visit::Blocked };
+            shard.stats.merged += 1;
+            shard.wait_page(slot, core.waiter(me, false));
+            return Visit::Queued;
+        }
+        if takes_room && !self.room {
+            if !may_wait {
+                return Visit::Blocked;
+            }
+            match cache.room.take(|| core.waiter(me, false)) {
+                Ok(half) => {
+                    self.room = true;
+                    if half {
+                        cache.ring_flusher();
+                    }
+                }
+                Err(NoRoom::Broken(error)) => return Visit::Failed(error),
+                Err(NoRoom::Queued) => {
+                    drop(shard);
+                    cache.ring_flusher();
+                    return Visit::Queued;
+                }
+            }
+        }
+        if (fills || self.store) && !core.slot_free(run.as_ref()) {
+            if may_wait {
+                core.wait_slot(me);
+                return Visit::Queued;
+            }
+            return Visit::Blocked;
+        }
+        let mut fresh = None;
+        if fresh_needed {
+            let granted = self.granted.take_if(|(of, _)| *of == page).map(|(_, frame)| frame);
+            fresh = granted.or_else(|| shard.take_frame(slot));
+            if fresh.is_none() {
+                if !may_wait {
+                    return Visit::Blocked;
+                }
+                if let Some(frame) = shard.wait_frame(slot, core.waiter(me, false)) {
+                    self.granted = Some((page, frame));
+                    return Visit::Again;
+                }
+                drop(shard);
+                cache.ring_flusher();
+                return Visit::Queued;
+            }
+        }
+        let slot = slot.unwrap_or_else(|| shard.find_or_add(page));
+        if fills {
+            let Some(frame) = fresh else { unreachable!("a fill has its frame") };
+            shard.stats.misses += 1;
+            let begin = |page: Page| match page.begin_read() {
+                Ok(reading) => (reading, ()),
+                Err((page, _)) => panic!("a fill begins on {page:?}"),
+            };
+            let ((), _released) = shard.transition(slot, &mut core.wakes, begin);
+            drop(shard);
+            // Only the blocks that are written in part: a bad block elsewhere is not our affair.
+            let missing = edges.without(valid);
+            self.outstanding += core.send(me, run);
+            let Some((first, count)) = missing.first_run() else { unreachable!("it fills") };
+            let blocks = Blocks::range(first, count);
+            let sent = core.gather(me, run, IoKind::Fill, page, blocks, frame, false);
+            self.outstanding += sent;
+            return Visit::Blocked;
+        }
+        let had_room = shard.page(slot).holds_room();
+        if rewrites {
+            let seq = cache.next_seq();
+            let had_frame = fresh.is_some();
+            let rewrite = |page: Page| page.rewrite(fresh, touched, seq);
+            let (old, _released) = shard.transition(slot, &mut core.wakes, rewrite);
+            if had_frame {
+                shard.installed();
+            }
+            if let Some(old) = old {
+                shard.detached(old);
+            }
+            if let Some(content) = shard.page(slot).content() {
+                // Under the lock: the page stays readable while the device reads its old frame.
+                self.buffer.store(position, &content.frame, offset, len);
+            }
+            return Visit::Forward;
+        }
+        let had_frame = fresh.is_some();
+        let begin = |page: Page| match page.begin_write(fresh) {
+            Ok(begun) => begun,
+            Err((page, _)) => panic!("a write begins on {page:?}"),
+        };
+        let (old, _released) = shard.transition(slot, &mut core.wakes, begin);
+        if had_frame {
+            shard.installed();
+        }
+        if let Some(old) = old {
+            shard.detached(old);
+        }
+        shard.touch(slot);
+        let Page::Writing(content) = shard.page(slot) else { unreachable!("just begun") };
+        let frame = content.frame.share();
+        drop(shard);
+        self.buffer.store(position, &frame, offset, len);
+        let mut shard = cache.shard(page);
+        let seq = cache.next_seq();
+        let end = |page: Page| (page.end_write(touched, seq), ());
+        let ((), _released) = shard.transition(slot, &mut core.wakes, end);
+        // The page has a handle, so this one is not the last.
+        drop(frame);
+        if !had_room {
+            self.room = false;
+        }
+        if self.store {
+            let begin = |page: Page| match page.begin_writeback(touched) {
+                Ok(begun) => begun,
+                Err((page, _)) => panic!("a store begins on {page:?}"),
+            };
+            let (frame, _released) = shard.transition(slot, &mut core.wakes, begin);
+            drop(shard);
+            let sent = core.gather(me, run, IoKind::Store, page, touched, frame, self.fua);
+            self.outstanding += sent;
+        }
+        Visit::Forward
+    }
+
+    /// A device request of ours has ended.
+    pub(crate) fn settle(
+        &mut self,
+        me: Token,
+        core: &mut Core,
+        io: Io,
+        result: IoResult,
+        data: SgList,
+    ) -> Step<IoResult> {
+        self.outstanding -= 1;
+        if let Err(error) = result {
+            self.error = Some(error);
+        }
+        if io.kind == IoKind::Fill {
+            let page = io.lba / core.cache.blocks_per_page();
+            let blocks = core.blocks_of(&io, page);
+            let mut frames = data.frames;
+            frames.drain(..).for_each(|frame| end_fill(core, page, blocks, frame, result.is_ok()));
+            core.recycle(frames);
+        } else {
+            // The writer is told here; the data stays dirty and is tried again like any other.
+            core.end_store(&io, result, data.frames, |_, _, _| {});
+        }
+        self.go_on(me, core)
+    }
+}
+
+/// The blocks of a page of which a write of these bytes covers only a part.
+fn edge_blocks(cache: &Cache, page: u64, offset: usize, len: usize) -> Blocks {
+    let block_size = cache.block_size();
+    let mut edges = Blocks::NONE;
+    if !offset.is_multiple_of(block_size) {
+        edges = edges.with(cache.touched(offset, 1));
+    }
+    if !(offset + len).is_multiple_of(block_size) {
+        edges = edges.with(cache.touched(offset + len - 1, 1));
+    }
+    debug_assert!(cache.existing(page).contains(edges));
+    edges
+}

@@ -1,0 +1,444 @@
+//! The flusher: dirty pages go to the device, and flushes end.
+//!
+//! One flusher serves a cache. It has a device queue of its own, so it never waits for what the
+//! lanes hold, and never needs a free frame: page and request share one. It is turned by its owner,
+//! a thread or a test, and reads no clock of its own.
+//!
+//! **What it writes**: what a flush waits for; what is older than [`AGE_MAX`]; above half of the
+//! dirty limit, the oldest; and in a shard where somebody waits for a frame, the oldest there.
+//! Pages are sent in order of block number, neighbours joined into one command.
+//!
+//! **Flush**: a flush covers the writes numbered up to its own. When all of those are on the device
+//! a device flush is sent, and everybody whose writes were complete *before it was sent* shares it;
+//! who comes later takes the next. What is dirtied later has a higher number and is not waited for,
+//! so a flush ends under a writer that never stops.
+//!
+//! **The dirty limit** is what the device takes in [`FLUSH_TARGET`], by the rate seen while the
+//! flusher was busy, so that a flush takes about that long at most.
+//!
+//! **Errors**: data that could not be written stays dirty and is tried again, with growing pauses,
+//! and at once when somebody flushes, block by block so that a bad block costs only itself. Each
+//! flush that covers it fails while it stays so.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use uaio_driver::{Armed, DeviceError, FRAME_SIZE, IoErrorKind, IoResult, Op, SgList, Token, Wake};
+
+use crate::cache::Cache;
+use crate::lane::{Core, Io, IoKind, Run};
+use crate::page::{Blocks, Page};
+use crate::wait::{Waiter, Wakeup};
+
+/// How old a dirty page may get before it is written without anybody asking.
+pub const AGE_MAX: Duration = Duration::from_secs(5);
+/// How long a flush should take at most: the dirty limit is what the device writes in this time.
+pub const FLUSH_TARGET: Duration = Duration::from_secs(2);
+/// How often the flusher looks at the age of pages.
+const TICK: Duration = Duration::from_secs(1);
+/// Pauses between attempts to write what has failed: the first, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Pages looked at in one turn.
+const BATCH_PAGES: usize = 2048;
+/// The dirty limit never goes below this, in pages: 1 MiB.
+const LIMIT_MIN_PAGES: usize = 256;
+/// The operation that the flusher's own waits and requests name.
+const ME: Token = Token { slot: 0, generation: 0 };
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Something went on: turn again before sleeping.
+    pub busy: bool,
+    /// When to turn again at the latest, on the clock of [`Flusher::turn`].
+    pub next: Duration,
+}
+
+/// Writes dirty pages back; see the module page.
+pub struct Flusher {
+    core: Core,
+    wake: Arc<dyn Wake>,
+    batch: Vec<u64>,
+    /// Those whose writes were complete before the device flush in flight was sent.
+    sharing: Vec<Waiter>,
+    flush_in_flight: bool,
+    /// The entry is on the queue of a page that a flush waits for.
+    waiting: bool,
+    retry_at: Duration,
+    backoff: Duration,
+    ages: Ages,
+    pace: Pace,
+    /// Everything is to be written, as if somebody flushed.
+    all: bool,
+}
+
+impl Flusher {
+    /// The flusher of a cache, with a device queue of at most `depth` requests, at least 2. `wake`
+    /// is rung, from any thread, when it has something to do.
+    ///
+    /// # Errors
+    ///
+    /// When the device has no queue left, or queues of one request only.
+    pub fn new(cache: Arc<Cache>, depth: u16, wake: Arc<dyn Wake>) -> Result<Self, DeviceError> {
+        let mut core = Core::new(cache, 1, depth.max(2), Arc::clone(&wake))?;
+        let cache = Arc::clone(&core.cache);
+        cache.set_flusher(Some(Arc::clone(&wake)), &mut core.wakes);
+        Ok(Self {
+            core,
+            wake,
+            batch: Vec::with_capacity(BATCH_PAGES),
+            sharing: Vec::with_capacity(64),
+            flush_in_flight: false,
+            waiting: false,
+            retry_at: Duration::ZERO,
+            backoff: BACKOFF.0,
+            ages: Ages::default(),
+            pace: Pace::default(),
+            all: false,
+        })
+    }
+
+    /// Does what there is to do now, without blocking. `now` never goes back.
+    pub fn turn(&mut self, now: Duration) -> Turn {
+        let mut busy = false;
+        while let Some((_, wakeup)) = self.core.pop_woken() {
+            self.core.give_back(0, wakeup);
+            self.waiting = false;
+            busy = true;
+        }
+        self.pace.tick(now, self.core.in_flight() > 0);
+        if self.core.poll() > 0 {
+            busy = true;
+            while let Some((io, result, data)) = self.core.next_completion() {
+                self.settle(now, io, result, data);
+            }
+            self.adjust();
+        }
+        self.ages.sample(now, &self.core.cache);
+        busy |= self.write_some(now);
+        busy |= self.flush_ready();
+        self.core.commit();
+        self.core.wakes.run();
+        let next = now + TICK;
+        let next = if self.any_failed() { next.min(self.retry_at.max(now)) } else { next };
+        Turn { busy, next }
+    }
+
+    /// Everything is to be written as soon as possible, until [`Cache::dirty_ranges`] is empty.
+    pub fn write_all(&mut self, all: bool) {
+        self.all = all;
+    }
+
+    /// Whether it may sleep; as [`uaio_driver::IoQueue::arm`].
+    pub fn arm(&mut self) -> Armed {
+        self.core.arm()
+    }
+
+    /// As [`uaio_driver::IoQueue::event_fd`].
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.core.event_fd()
+    }
+
+    /// The cache it serves.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.core.cache
+    }
+
+    /// What rings it.
+    pub fn wake(&self) -> &Arc<dyn Wake> {
+        &self.wake
+    }
+
+    fn any_failed(&self) -> bool {
+        self.core.cache.shards().any(|shard| shard.lock().failed_len() > 0)
+    }
+
+    fn settle(&mut self, now: Duration, io: Io, result: IoResult, data: SgList) {
+        match io.kind {
+            IoKind::Store => self.settle_store(now, io, result, data),
+            IoKind::Flush => {
+                self.flush_in_flight = false;
+                self.core.recycle(data.frames);
+                for waiter in self.sharing.drain(..) {
+                    self.core.wakes.push(waiter, Wakeup::Ended(result));
+                }
+            }
+            IoKind::Fill | IoKind::ReadPast | IoKind::Bypass => {
+                panic!("the flusher sends no {:?}", io.kind)
+            }
+        }
+    }
+
+    fn settle_store(&mut self, now: Duration, io: Io, result: IoResult, data: SgList) {
+        self.pace.wrote(io.blocks as usize * self.core.cache.block_size());
+        let mut oldest_failed = u64::MAX;
+        self.core.end_store(&io, result, data.frames, |_, _, oldest| {
+            oldest_failed = oldest_failed.min(oldest);
+        });
+        let cache = &self.core.cache;
+        match result {
+            Ok(()) => self.backoff = BACKOFF.0,
+            Err(error) => {
+                let block_size = cache.block_size() as u64;
+                let start = io.lba * block_size;
+                cache.errors.record(start..start + u64::from(io.blocks) * block_size, error);
+                // A flush that covers it fails now: it was tried, and waiting longer would be for
+                // as long as the device pleases.
+                let covers = |seq| seq >= oldest_failed;
+                cache.fail_tickets(&mut self.core.wakes, error, covers);
+                self.retry_at = now + self.backoff;
+                self.backoff = (self.backoff * 2).min(BACKOFF.1);
+                let failed: usize = cache.shards().map(|shard| shard.lock().failed_len()).sum();
+                let gone = error.kind == IoErrorKind::Gone || cache.device_error().is_some();
+                if gone || failed > cache.room.usage().limit / 2 {
+                    cache.room.set_broken(Some(error), &mut self.core.wakes);
+                }
+            }
+        }
+    }
+
+    /// Sets the dirty limit by the rate seen, and lets writers in again once data goes out.
+    fn adjust(&mut self) {
+        let cache = &self.core.cache;
+        if let Some(bytes_per_s) = self.pace.rate() {
+            let pages = (bytes_per_s * FLUSH_TARGET.as_secs_f64()) as usize / FRAME_SIZE;
+            let most = cache.dirty_max();
+            let limit = pages.clamp(LIMIT_MIN_PAGES.min(most), most);
+            cache.room.set_limit(limit, &mut self.core.wakes);
+        }
+        if !self.any_failed() {
+            cache.room.set_broken(None, &mut self.core.wakes);
+        }
+    }
+
+    /// Sends what should be written now; says whether anything was sent.
+    fn write_some(&mut self, now: Duration) -> bool {
+        let cache = Arc::clone(&self.core.cache);
+        let (flush_seq, retry_failed) = {
+            let mut orders = cache.orders.lock();
+            let seq = orders.tickets.iter().map(|ticket| ticket.seq).max();
+            (seq, std::mem::take(&mut orders.retry_failed))
+        };
+        if retry_failed || now >= self.retry_at {
+            cache.shards().for_each(|shard| shard.lock().retry_failed());
+        }
+        let upto =
+            if self.all { u64::MAX } else { flush_seq.unwrap_or(0).max(self.ages.expired(now)) };
+        let usage = cache.room.usage();
+        let on_their_way: usize = cache.shards().map(|shard| shard.lock().writeback_len()).sum();
+        let mut quota = usage.used.saturating_sub(usage.limit / 2 + on_their_way);
+        if usage.wanted {
+            quota = quota.max(1);
+        }
+        self.batch.clear();
+        for shard in cache.shards() {
+            let shard = shard.lock();
+            let wanted = shard.frame_wanted();
+            for slot in shard.dirty() {
+                let page = shard.page(slot);
+                let since = page.dirty_since().unwrap_or(u64::MAX);
+                let asked = since <= upto || wanted || quota > 0;
+                if !asked || self.batch.len() == BATCH_PAGES {
+                    break;
+                }
+                if matches!(page, Page::Dirty(_)) && !shard.is_failed(slot) {
+                    self.batch.push(shard.key(slot));
+                    quota = quota.saturating_sub(1);
+                }
+            }
+        }
+        self.batch.sort_unstable();
+        let mut run = None;
+        let mut sent = 0;
+        let batch = std::mem::take(&mut self.batch);
+        for &page in &batch {
+            if !self.store(&cache, page, &mut run, &mut sent) {
+                break;
+            }
+        }
+        self.batch = batch;
+        sent += self.core.send(ME, &mut run);
+        sent > 0
+    }
+
+    /// Puts one page under writeback; `false` when there is no slot left for a command.
+    fn store(&mut self, cache: &Cache, page: u64, run: &mut Option<Run>, sent: &mut usize) -> bool {
+        // One slot is kept for the device flush.
+        if !self.core.slots_free(run.as_ref(), 1) {
+            return false;
+        }
+        let mut shard = cache.shard(page);
+        let Some(slot) = shard.find(page) else { return true };
+        let Page::Dirty(content) = shard.page(slot) else { return true };
+        let attempts = shard.attempts(slot);
+        let blocks = if attempts == 0 {
+            // One command carries one run; the rest of a page with gaps goes next time.
+            let Some((first, count)) = content.dirty.first_run() else { return true };
+            Blocks::range(first, count)
+        } else {
+            // One block, another each time: the bad one is found and the good ones get through.
+            let count = content.dirty.0.count_ones();
+            let skip = u32::from(attempts) % count.max(1);
+            let mut dirty = content.dirty;
+            for _ in 0..skip {
+                dirty = Blocks(dirty.0 & (dirty.0 - 1));
+            }
+            Blocks(dirty.0 & dirty.0.wrapping_neg())
+        };
+        let begin = |page: Page| match page.begin_writeback(blocks) {
+            Ok(begun) => begun,
+            Err((page, _)) => panic!("a writeback begins on {page:?}"),
+        };
+        let (frame, _released) = shard.transition(slot, &mut self.core.wakes, begin);
+        drop(shard);
+        if attempts > 0 {
+            *sent += self.core.send(ME, run);
+        }
+        *sent += self.core.gather(ME, run, IoKind::Store, page, blocks, frame, false);
+        if attempts > 0 {
+            *sent += self.core.send(ME, run);
+        }
+        true
+    }
+
+    /// Sends a device flush for those whose writes are complete; says whether it did.
+    fn flush_ready(&mut self) -> bool {
+        let cache = Arc::clone(&self.core.cache);
+        let mut orders = cache.orders.lock();
+        let Some(last) = orders.tickets.iter().map(|ticket| ticket.seq).max() else { return false };
+        if self.flush_in_flight {
+            return false;
+        }
+        // Under no shard lock: what was numbered up to a ticket's number before the ticket was
+        // written down is found in its shard.
+        let oldest = cache.shards().filter_map(|shard| shard.lock().oldest_unwritten()).min();
+        let ready = |seq: u64| oldest.is_none_or(|oldest| seq < oldest);
+        let sharing = &mut self.sharing;
+        orders.tickets.retain(|ticket| {
+            if ready(ticket.seq) {
+                sharing.push(ticket.waiter.clone());
+            }
+            !ready(ticket.seq)
+        });
+        drop(orders);
+        if self.sharing.is_empty() {
+            self.wait_for_page(&cache, last);
+            return false;
+        }
+        self.flush_in_flight = true;
+        cache.device_flushes.fetch_add(1, Ordering::Relaxed);
+        let io = Io { operation: ME, kind: IoKind::Flush, lba: 0, blocks: 0 };
+        self.core.submit(io, Op::Flush, SgList::empty());
+        true
+    }
+
+    /// Leaves the entry on one page that a flush waits for and that somebody is busy with, so that
+    /// the flusher turns again when that has ended.
+    fn wait_for_page(&mut self, cache: &Cache, seq: u64) {
+        if self.waiting {
+            return;
+        }
+        for shard in cache.shards() {
+            let mut shard = shard.lock();
+            let busy = shard.dirty().chain(shard.writing()).find(|slot| match shard.page(*slot) {
+                Page::Reading { .. } | Page::Writing(_) => true,
+                Page::Writeback { oldest, .. } => *oldest <= seq,
+                Page::Absent | Page::Clean(_) | Page::Dirty(_) => false,
+            });
+            if let Some(slot) = busy {
+                shard.wait_page(slot, self.core.waiter(ME, false));
+                self.waiting = true;
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Flusher {
+    /// Waits for what it has in flight, bounded by the device's own deadlines; what is dirty stays
+    /// so, and flushes that wait fail.
+    fn drop(&mut self) {
+        let now = self.retry_at;
+        while self.core.in_flight() > 0 {
+            self.core.commit();
+            if self.core.poll() == 0 {
+                std::thread::yield_now();
+            }
+            while let Some((io, result, data)) = self.core.next_completion() {
+                self.settle(now, io, result, data);
+            }
+        }
+        let cache = Arc::clone(&self.core.cache);
+        cache.set_flusher(None, &mut self.core.wakes);
+        self.core.wakes.run();
+    }
+}
+
+/// Which sequence numbers are how old: the data path reads no clock, so the flusher notes the
+/// number now and then.
+#[derive(Debug, Default)]
+struct Ages {
+    samples: VecDeque<(Duration, u64)>,
+    expired: u64,
+}
+
+impl Ages {
+    fn sample(&mut self, now: Duration, cache: &Cache) {
+        if self.samples.back().is_none_or(|(last, _)| now >= *last + TICK / 2) {
+            self.samples.push_back((now, cache.last_seq()));
+        }
+    }
+
+    /// The highest number whose writes are all older than [`AGE_MAX`].
+    fn expired(&mut self, now: Duration) -> u64 {
+        while let Some((then, seq)) = self.samples.front().copied() {
+            if now < then + AGE_MAX {
+                break;
+            }
+            self.expired = seq;
+            self.samples.pop_front();
+        }
+        self.expired
+    }
+}
+
+/// The rate at which the device takes writes while it has some.
+#[derive(Debug, Default)]
+struct Pace {
+    last: Option<Duration>,
+    busy: Duration,
+    bytes: usize,
+    rate: Option<f64>,
+}
+
+impl Pace {
+    /// A new rate is taken after this much time with writes in flight.
+    const WINDOW: Duration = Duration::from_millis(200);
+    /// And at least this many bytes, so that a trickle is not taken for the device's rate.
+    const BYTES_MIN: usize = 4 << 20;
+
+    fn tick(&mut self, now: Duration, in_flight: bool) {
+        if let Some(last) = self.last.filter(|_| in_flight) {
+            self.busy += now.saturating_sub(last);
+        }
+        self.last = Some(now);
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+
+    /// Bytes a second, once a window is full.
+    fn rate(&mut self) -> Option<f64> {
+        if self.busy < Self::WINDOW || self.bytes < Self::BYTES_MIN {
+            return None;
+        }
+        let seen = self.bytes as f64 / self.busy.as_secs_f64();
+        let rate = self.rate.map_or(seen, |rate| rate * 0.75 + seen * 0.25);
+        (self.busy, self.bytes, self.rate) = (Duration::ZERO, 0, Some(rate));
+        self.rate
+    }
+}

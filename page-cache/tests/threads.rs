@@ -1,0 +1,146 @@
+//! Many lanes on many threads, sharing every page: bytes of one writer never disturb another's.
+//!
+//! The device is cut into slots of an odd number of bytes, dealt out to the threads in turn, so that
+//! every block and page has several owners. Each thread writes its own slots, whole or in part,
+//! aligned to nothing, and reads at random; the oracle is what it wrote. The cache is far smaller
+//! than the device, so pages come and go all the time.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::FlusherThread;
+use uaio_driver::block::PollsAnyway;
+use uaio_driver::ram::RamDevice;
+use uaio_driver::{DmaPool, PoolOptions, Token};
+use uaio_page_cache::{
+    Buffer, Cache, CacheMode, CacheOptions, Finished, Handle, Lane, OpKind, Operation,
+};
+
+const SIZE: usize = 256 << 10;
+const SLOT: usize = 389;
+const THREADS: usize = 4;
+
+struct Worker {
+    lane: Lane,
+    handle: Arc<Handle>,
+    random: fastrand::Rng,
+    own: usize,
+    bytes: Vec<u8>,
+    seed: u64,
+}
+
+impl Worker {
+    fn run(&mut self, kind: OpKind, offset: usize, buffer: Vec<u8>) -> Vec<u8> {
+        let operation = Operation {
+            token: Token::from_u64(1),
+            kind,
+            offset: offset as u64,
+            len: buffer.len() as u64,
+            buffer: Buffer::Bytes(buffer),
+            handle: Arc::clone(&self.handle),
+        };
+        assert!(self.lane.start(operation).is_ok());
+        let started = std::time::Instant::now();
+        loop {
+            if let Some(Finished { result, buffer, .. }) = self.lane.pop_finished() {
+                assert_eq!(result, Ok(()), "{kind:?} at {offset} (seed {})", self.seed);
+                match buffer {
+                    Buffer::Bytes(bytes) => return bytes,
+                    Buffer::None | Buffer::Frames(_) => return Vec::new(),
+                }
+            }
+            if !self.lane.turn() {
+                std::thread::yield_now();
+            }
+            assert!(started.elapsed().as_secs() < 60, "{kind:?} hung (seed {})", self.seed);
+        }
+    }
+
+    fn step(&mut self) {
+        let slots = SIZE / SLOT / THREADS;
+        let slot = (self.random.usize(..slots) * THREADS + self.own) * SLOT;
+        let from = slot + self.random.usize(..SLOT / 2);
+        let len = self.random.usize(1..=slot + SLOT - from);
+        match self.random.u8(..16) {
+            0..8 => {
+                let mut data = vec![0; len];
+                self.random.fill(&mut data);
+                self.bytes[from..from + len].copy_from_slice(&data);
+                let stable = self.random.u8(..8) == 0;
+                self.run(OpKind::Write { stable, direct: false }, from, data);
+            }
+            8 => {
+                self.run(OpKind::Flush, 0, Vec::new());
+            }
+            9 => {
+                // A long read over everybody's slots: ours must be right.
+                let from = self.random.usize(..SIZE / 2);
+                let direct = self.random.bool();
+                let got = self.run(OpKind::Read { direct }, from, vec![0; SIZE / 2]);
+                self.check(from, &got);
+            }
+            _ => {
+                let direct = self.random.u8(..4) == 0;
+                let got = self.run(OpKind::Read { direct }, from, vec![0; len]);
+                self.check(from, &got);
+            }
+        }
+    }
+
+    fn check(&self, from: usize, got: &[u8]) {
+        for (at, byte) in (from..).zip(got) {
+            let owner = at / SLOT % THREADS;
+            if owner == self.own && at < SIZE / SLOT / THREADS * THREADS * SLOT {
+                assert_eq!(*byte, self.bytes[at], "byte {at} (seed {})", self.seed);
+            }
+        }
+    }
+}
+
+fn stress(mode: CacheMode, frames: usize, shards: usize, block_size: u32) {
+    let seed = fastrand::u64(..);
+    println!(
+        "{mode:?} with {frames} frames in {shards} shards, blocks of {block_size}: seed {seed}"
+    );
+    let pool = DmaPool::new(PoolOptions::frames(frames)).unwrap();
+    let ram = Arc::new(RamDevice::new(SIZE as u64, block_size, pool).unwrap());
+    let options = CacheOptions { mode, shards, ..CacheOptions::frames(frames) };
+    let cache = Cache::new(ram, options).unwrap();
+    let flusher = FlusherThread::start(&cache);
+    std::thread::scope(|scope| {
+        for own in 0..THREADS {
+            let cache = Arc::clone(&cache);
+            scope.spawn(move || {
+                let lane = Lane::new(Arc::clone(&cache), 4, 4, Arc::new(PollsAnyway)).unwrap();
+                let random = fastrand::Rng::with_seed(seed ^ own as u64);
+                let bytes = vec![0; SIZE];
+                let mut worker = Worker { lane, handle: cache.open(), random, own, bytes, seed };
+                for _ in 0..1500 {
+                    worker.step();
+                }
+            });
+        }
+    });
+    cache.assert_sound();
+    assert_eq!(cache.frames_lent(), 0, "frames were lost (seed {seed})");
+    flusher.drain();
+}
+
+#[test]
+fn bytes_of_one_writer_never_disturb_another_in_writeback() {
+    stress(CacheMode::Writeback, 16, 1, 512);
+    stress(CacheMode::Writeback, 64, 4, 512);
+    stress(CacheMode::Writeback, 32, 2, 4096);
+}
+
+#[test]
+fn bytes_of_one_writer_never_disturb_another_in_writethrough() {
+    stress(CacheMode::Writethrough, 16, 1, 512);
+    stress(CacheMode::Writethrough, 64, 2, 1024);
+}
+
+#[test]
+fn bytes_of_one_writer_never_disturb_another_without_a_cache() {
+    stress(CacheMode::None, 16, 1, 512);
+}
