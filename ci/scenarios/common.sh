@@ -61,13 +61,13 @@ kernel_device() {
 bind_drive() {
 	local address=DRIVE$1
 	modprobe vfio-pci
-	timeout 30 aioctl nvme bind "${!address}"
+	timeout 60 aioctl nvme bind "${!address}"
 }
 
 # serve BACKEND [OPTION…]: serves BACKEND detached and sets DEV to its block device and ID to its number.
 serve() {
 	modprobe ublk_drv
-	DEV=$(timeout 60 aioctl add "$@" --detach) || fail "aioctl add $*"
+	DEV=$(timeout 90 aioctl add "$@" --detach) || fail "aioctl add $*"
 	[[ $DEV =~ ^/dev/ublkb([0-9]+)$ ]] || fail "aioctl add $* printed '$DEV'"
 	ID=${BASH_REMATCH[1]}
 	[[ -b $DEV ]] || fail "aioctl add $* came back before $DEV was there"
@@ -76,14 +76,18 @@ serve() {
 # unserve [ID]: stops a device and waits until the kernel has let go of it.
 unserve() {
 	local id=${1:-$ID}
-	timeout 60 aioctl del "$id" || fail "aioctl del $id"
+	timeout 90 aioctl del "$id" || fail "aioctl del $id"
 	[[ ! -e /dev/ublkb$id ]] || fail "/dev/ublkb$id outlived aioctl del"
 }
 
-# server_pid ID: prints the process that serves a device.
+# server_pid [ID]: prints the process that serves a device.
 server_pid() {
-	cat "/sys/class/ublk-char/ublkc$1/device/pid" 2>/dev/null ||
-		aioctl info "$1" --json | jq -e '.pid'
+	aioctl info "${1:-$ID}" --json | jq -e '.pid'
+}
+
+# gone PID: there is no such process.
+gone() {
+	! kill -0 "$1" 2>/dev/null
 }
 
 # expect_error PATTERN COMMAND…: COMMAND fails by itself within 60 s with one line on standard error that matches
@@ -99,14 +103,6 @@ expect_error() {
 	grep -Eq "^aioctl: " /tmp/stderr || fail "error without its name: $(cat /tmp/stderr)"
 	grep -Eqi -- "$pattern" /tmp/stderr || fail "error of $*: '$(cat /tmp/stderr)' does not match '$pattern'"
 	say "$(cat /tmp/stderr)"
-}
-
-# expect_usage_error COMMAND…: COMMAND refuses its own arguments.
-expect_usage_error() {
-	local status=0
-	timeout 60 "$@" >/tmp/stdout 2>/tmp/stderr || status=$?
-	((status != 0 && status < 124)) || fail "status $status: $*"
-	[[ ! -s /tmp/stdout && -s /tmp/stderr ]] || fail "no error on standard error: $*"
 }
 
 # verify_load TARGET SECONDS [FIO OPTION…]: writes and reads TARGET with crc32c in every block.
@@ -169,12 +165,19 @@ filesystem_round() {
 	unserve
 }
 
-# no_new_processes_stuck: nobody is left in an uninterruptible sleep.
+# nobody_stuck: nobody is left in an uninterruptible sleep.
 nobody_stuck() {
 	local stuck
 	sleep 1
 	stuck=$(ps -eo stat=,pid=,comm= | awk '$1 ~ /^D/ && $3 !~ /^(kworker|jbd2|kswapd)/')
 	[[ -z $stuck ]] || fail "stuck: $stuck"
+}
+
+# stamps write DEVICE LOG: writes numbered blocks to DEVICE with O_DIRECT until an error, LOG taking each block that was
+# acknowledged. stamps flush: the same, LOG taking a block only when an fdatasync after it has succeeded.
+# stamps check DEVICE LOG: every block in LOG is on DEVICE as it was written, or as it was written later.
+stamps() {
+	python3 /uaio/stamps.py "$@"
 }
 
 # run_test_binaries [ARGUMENT…]: runs every test binary that came along.

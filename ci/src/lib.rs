@@ -18,12 +18,14 @@ pub mod cargo;
 pub mod guest;
 pub mod jobs;
 pub mod lab;
+pub mod licences;
 pub mod machine;
 pub mod packages;
 pub mod payload;
 pub mod process;
 pub mod runner;
 pub mod scenario;
+pub mod tidy;
 
 use std::process::ExitCode;
 
@@ -40,8 +42,12 @@ struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 enum Job {
+    /// Check formatting, lints, documentation, licences and house rules
+    Check(jobs::check::Options),
     /// Run the host's tests and the scenarios in guests
     Test(jobs::test::Options),
+    /// Show the whole stack at work in a guest
+    Demo(jobs::demo::Options),
     /// Boot a guest and run a command or a shell in it
     Guest(Box<jobs::guest::Options>),
 }
@@ -49,6 +55,8 @@ enum Job {
 /// Runs the job that the command line names.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().job {
+        Job::Check(options) => jobs::check::run(&options),
+        Job::Demo(options) => jobs::demo::run(&options),
         Job::Test(options) => jobs::test::run(&options),
         Job::Guest(options) => jobs::guest::run(*options),
     };

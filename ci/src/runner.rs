@@ -140,6 +140,7 @@ pub fn run(
 /// Puts into `payload` what `scenario` needs.
 fn fill(payload: &mut Payload, scenario: &Scenario, binaries: &Binaries) -> Result<()> {
     payload.write("common.sh", scenario::COMMON)?;
+    payload.write("stamps.py", scenario::STAMPS)?;
     payload.write("scenario.sh", &scenario.script)?;
     payload.write("main.sh", MAIN)?;
     payload.set("SCENARIO", &scenario.name);

@@ -33,6 +33,9 @@ use crate::machine::{self, Machine};
 /// The helpers every scenario has.
 pub const COMMON: &str = include_str!("../scenarios/common.sh");
 
+/// The program behind the helper `stamps`.
+pub const STAMPS: &str = include_str!("../scenarios/stamps.py");
+
 /// The job that runs a scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {

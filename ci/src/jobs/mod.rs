@@ -1,4 +1,6 @@
 //! The jobs, one file each.
 
+pub mod check;
+pub mod demo;
 pub mod guest;
 pub mod test;
