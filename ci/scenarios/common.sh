@@ -57,6 +57,21 @@ kernel_device() {
 	return 1
 }
 
+# find_drives: sets NVME0, NVME1, … anew, whose drives may have moved between drivers; fails while drive 0 has no driver
+# of the kernel.
+find_drives() {
+	local controller serial
+	unset NVME0
+	for controller in /sys/class/nvme/nvme*; do
+		[[ -e $controller/serial ]] || continue
+		serial=$(tr -d ' ' <"$controller/serial")
+		if [[ $serial == uaio[0-9]* ]]; then
+			declare -g "NVME${serial#uaio}=${controller##*/}"
+		fi
+	done
+	[[ ${NVME0:-} && -b $(kernel_device 0) ]]
+}
+
 # bind_drive INDEX: gives a drive to vfio-pci.
 bind_drive() {
 	local address=DRIVE$1
@@ -113,6 +128,19 @@ verify_load() {
 		--rw=randwrite --bsrange=4k-64k --size=96M --verify=crc32c --verify_fatal=1 --do_verify=1 \
 		--time_based --runtime="$seconds" --verify_backlog=256 --randseed=7 --output-format=terse \
 		--output=/tmp/fio.out "$@" || fail "fio on $target: $(tail -3 /tmp/fio.out)"
+}
+
+# fio_iops DEVICE DEPTH [FIO OPTION…]: prints how many 4 KiB random reads a second DEVICE does, every block once.
+fio_iops() {
+	local device=$1 depth=$2
+	shift 2
+	fio --name=read --filename="$device" --ioengine=io_uring --direct=1 --rw=randread --bs=4k --iodepth="$depth" \
+		--time_based --runtime=2 --ramp_time=300ms --output-format=json "$@" | jq -e '.jobs[0].read.iops'
+}
+
+# best NUMBER…: prints the largest.
+best() {
+	printf '%s\n' "$@" | sort -g | tail -1
 }
 
 # tree_sums FOLDER: prints the checksum of every file below.

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::lab::workspace_dir;
+use crate::lab::{target_dir, workspace_dir};
 use crate::process;
 
 /// How a binary is compiled.
@@ -52,6 +52,32 @@ pub fn example(package: &str, name: &str, profile: Profile) -> Result<Vec<Built>
 /// When cargo fails.
 pub fn tests(package: &str, profile: Profile) -> Result<Vec<Built>> {
     build(&["test", "--no-run", "--lib", "--tests", "--package", package], profile)
+}
+
+/// Installs the peer `NAME@VERSION` below the target folder, without its default features, and returns its programs.
+///
+/// A peer is run and never linked with.
+///
+/// # Errors
+///
+/// When it cannot be had.
+pub fn peer(crate_version: &str) -> Result<Vec<Built>> {
+    let root = target_dir().join("peers").join(crate_version);
+    if !root.join("bin").is_dir() {
+        eprintln!("installing the peer {crate_version} (minutes, once)");
+        let mut cargo = command();
+        cargo.args(["install", "--quiet", "--locked", "--no-default-features", "--root"]);
+        process::quiet(cargo.arg(&root).arg(crate_version))?;
+    }
+    let mut programs = Vec::new();
+    for file in std::fs::read_dir(root.join("bin"))? {
+        let file = file?;
+        programs.push(Built {
+            name: file.file_name().to_string_lossy().into_owned(),
+            path: file.path(),
+        });
+    }
+    Ok(programs)
 }
 
 /// Runs cargo and collects the executables it names.

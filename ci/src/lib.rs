@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cargo;
 pub mod guest;
 pub mod jobs;
@@ -25,6 +26,7 @@ pub mod payload;
 pub mod process;
 pub mod runner;
 pub mod scenario;
+pub mod statistics;
 pub mod tidy;
 
 use std::process::ExitCode;
@@ -48,6 +50,8 @@ enum Job {
     Test(jobs::test::Options),
     /// Show the whole stack at work in a guest
     Demo(jobs::demo::Options),
+    /// Measure, each figure against a peer
+    Bench(jobs::bench::Options),
     /// Boot a guest and run a command or a shell in it
     Guest(Box<jobs::guest::Options>),
 }
@@ -56,6 +60,7 @@ enum Job {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().job {
         Job::Check(options) => jobs::check::run(&options),
+        Job::Bench(options) => jobs::bench::run(&options),
         Job::Demo(options) => jobs::demo::run(&options),
         Job::Test(options) => jobs::test::run(&options),
         Job::Guest(options) => jobs::guest::run(*options),

@@ -24,6 +24,7 @@ pub struct Binaries {
     programs: BTreeMap<String, Vec<Built>>,
     examples: BTreeMap<String, Vec<Built>>,
     tests: BTreeMap<String, Vec<Built>>,
+    peers: BTreeMap<String, Vec<Built>>,
 }
 
 impl Binaries {
@@ -49,6 +50,14 @@ impl Binaries {
                     let built = cargo::example(package, name, profile)?;
                     binaries.examples.insert(example.clone(), built);
                 }
+            }
+            for peer in &scenario.peers {
+                // The scenario says what it cannot do without.
+                let programs = cargo::peer(peer).unwrap_or_else(|error| {
+                    eprintln!("no peer {peer}: {error:#}");
+                    Vec::new()
+                });
+                binaries.peers.insert(peer.clone(), programs);
             }
             for package in &scenario.tests {
                 if !binaries.tests.contains_key(package) {
@@ -144,18 +153,14 @@ fn fill(payload: &mut Payload, scenario: &Scenario, binaries: &Binaries) -> Resu
     payload.write("scenario.sh", &scenario.script)?;
     payload.write("main.sh", MAIN)?;
     payload.set("SCENARIO", &scenario.name);
-    for built in scenario
-        .programs
-        .iter()
-        .filter_map(|package| binaries.programs.get(package))
-        .chain(scenario.examples.iter().filter_map(|example| binaries.examples.get(example)))
-        .flatten()
-    {
-        payload.program(&built.path, "bin", &built.name)?;
-    }
-    for package in &scenario.tests {
-        for built in binaries.tests.get(package).into_iter().flatten() {
-            payload.program(&built.path, "tests", &built.name)?;
+    for (wanted, there, into) in [
+        (&scenario.programs, &binaries.programs, "bin"),
+        (&scenario.examples, &binaries.examples, "bin"),
+        (&scenario.peers, &binaries.peers, "bin"),
+        (&scenario.tests, &binaries.tests, "tests"),
+    ] {
+        for built in wanted.iter().filter_map(|name| there.get(name)).flatten() {
+            payload.program(&built.path, into, &built.name)?;
         }
     }
     Ok(())

@@ -13,6 +13,7 @@
 //! | `programs` | packages whose programs it needs on its PATH | `uaio-tools` |
 //! | `tests` | packages whose test binaries it needs in `/uaio/tests` | |
 //! | `examples` | `PACKAGE/NAME` it needs on its PATH | |
+//! | `peers` | crates `NAME@VERSION` whose programs it compares ours with; it must do without them | |
 //! | `phases` | number of boots on the same drives, `$PHASE` counting from 1 | 1 |
 //! | `timeout` | seconds for each boot | 120 |
 //! | `job` | `test`, `demo` or `bench` | test |
@@ -70,6 +71,8 @@ pub struct Scenario {
     pub tests: Vec<String>,
     /// Examples it needs, as `PACKAGE/NAME`.
     pub examples: Vec<String>,
+    /// Crates whose programs it compares ours with.
+    pub peers: Vec<String>,
     /// Number of boots.
     pub phases: u32,
     /// Time limit of each boot.
@@ -94,6 +97,7 @@ impl Scenario {
             programs: vec!["uaio-tools".into()],
             tests: Vec::new(),
             examples: Vec::new(),
+            peers: Vec::new(),
             phases: 1,
             limit: Duration::from_secs(120),
         };
@@ -143,6 +147,7 @@ impl Scenario {
             "programs" => self.programs = words(),
             "tests" => self.tests = words(),
             "examples" => self.examples = words(),
+            "peers" => self.peers = words(),
             "phases" => self.phases = value.parse()?,
             "timeout" => self.limit = Duration::from_secs(value.parse()?),
             "job" => {
