@@ -42,6 +42,8 @@ echo "EXIT $status" >/dev/ttyS1
 stty -F /dev/ttyS1 raw -echo
 stty -F /dev/ttyS0 sane
 sync /uaio
+# Time for the host to see the end of the console apart from what the kernel says when it goes.
+sleep 0.2
 # QEMU runs with -no-reboot: a reset ends it at once.
 echo b >/proc/sysrq-trigger
 sleep 10

@@ -220,7 +220,8 @@ run_test_binaries() {
 # run_scenario: runs the scenario's test() and reports.
 run_scenario() {
 	set -Eeuo pipefail
-	trap 'fail "line $LINENO: $BASH_COMMAND"' ERR
+	# In a subshell it is for whoever started that to say whether its failure is one.
+	trap '((BASH_SUBSHELL > 0)) || fail "line $LINENO of ${FUNCNAME[0]:-the script}: $BASH_COMMAND"' ERR
 	test
 	trap - ERR
 	report PASS

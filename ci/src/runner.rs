@@ -34,7 +34,29 @@ impl Binaries {
     ///
     /// When cargo fails.
     pub fn build(scenarios: &[Scenario], profile: Profile) -> Result<Self> {
+        Self::default().and_build(scenarios, profile)
+    }
+
+    /// Programs that were built elsewhere, to be carried in instead of those of `uaio-tools`.
+    pub fn given(paths: &[PathBuf]) -> Self {
         let mut binaries = Self::default();
+        if !paths.is_empty() {
+            let built = paths.iter().map(|path| Built {
+                name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                path: path.clone(),
+            });
+            binaries.programs.insert("uaio-tools".into(), built.collect());
+        }
+        binaries
+    }
+
+    /// Builds what `scenarios` need beside what is there.
+    ///
+    /// # Errors
+    ///
+    /// When cargo fails.
+    pub fn and_build(self, scenarios: &[Scenario], profile: Profile) -> Result<Self> {
+        let mut binaries = self;
         for scenario in scenarios {
             for package in &scenario.programs {
                 if !binaries.programs.contains_key(package) {

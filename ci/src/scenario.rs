@@ -15,7 +15,7 @@
 //! | `examples` | `PACKAGE/NAME` it needs on its PATH | |
 //! | `peers` | crates `NAME@VERSION` whose programs it compares ours with; it must do without them | |
 //! | `phases` | number of boots on the same drives, `$PHASE` counting from 1 | 1 |
-//! | `timeout` | seconds for each boot | 120 |
+//! | `timeout` | seconds for each boot | 240 |
 //! | `job` | `test`, `demo` or `bench` | test |
 //!
 //! Then it defines `test()`, which runs in the guest with the helpers of `common.sh`, `errexit` and `pipefail`. It has
@@ -99,7 +99,7 @@ impl Scenario {
             examples: Vec::new(),
             peers: Vec::new(),
             phases: 1,
-            limit: Duration::from_secs(120),
+            limit: Duration::from_secs(240),
         };
         for line in script.lines().take_while(|line| line.starts_with('#')) {
             let line = line.trim_start_matches('#').trim();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::thread;
@@ -40,6 +41,9 @@ pub struct Options {
     /// Show the guests' consoles while they run
     #[arg(long)]
     show: bool,
+    /// Carry this program into the guests instead of building aioctl
+    #[arg(long = "bin", value_name = "PATH")]
+    programs: Vec<PathBuf>,
     /// Guests at a time
     #[arg(long, short, default_value_t = 1)]
     jobs: usize,
@@ -159,7 +163,7 @@ fn guest_scenarios(scenarios: &[Scenario], filter: &str, options: &Options) -> R
     guest::kvm_works(&lab)?;
     let mut needed: Vec<Scenario> = runs.iter().map(|run| run.0.clone()).collect();
     needed.dedup();
-    let binaries = Binaries::build(&needed, Profile::Checked)?;
+    let binaries = Binaries::given(&options.programs).and_build(&needed, Profile::Checked)?;
     let console = if options.show { Console::Show } else { Console::Log };
     let total = runs.len();
     let next = Mutex::new(runs.into_iter().enumerate());
