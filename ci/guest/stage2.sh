@@ -18,6 +18,7 @@ ulimit -n 65536
 echo 30 >/proc/sys/kernel/hung_task_timeout_secs
 echo 5 >/proc/sys/kernel/printk
 stty -F /dev/ttyS1 raw -echo
+echo START >/dev/ttyS1
 
 # The test drives' PCI addresses and kernel names, in the order of the drive options: DRIVE0=0000:00:04.0 NVME0=nvme1 …
 set -a
@@ -41,6 +42,8 @@ echo "EXIT $status" >/dev/ttyS1
 stty -F /dev/ttyS1 raw -echo
 stty -F /dev/ttyS0 sane
 sync /uaio
+# Time for the host to see the end of the console apart from what the kernel says when it goes.
+sleep 0.2
 # QEMU runs with -no-reboot: a reset ends it at once.
 echo b >/proc/sysrq-trigger
 sleep 10

@@ -14,14 +14,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
+pub mod cargo;
 pub mod guest;
 pub mod jobs;
 pub mod lab;
+pub mod licences;
 pub mod machine;
 pub mod packages;
 pub mod payload;
 pub mod process;
+pub mod runner;
 pub mod scenario;
+pub mod statistics;
+pub mod tidy;
 
 use std::process::ExitCode;
 
@@ -38,14 +44,26 @@ struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 enum Job {
+    /// Check formatting, lints, documentation, licences and house rules
+    Check(jobs::check::Options),
+    /// Run the host's tests and the scenarios in guests
+    Test(jobs::test::Options),
+    /// Show the whole stack at work in a guest
+    Demo(jobs::demo::Options),
+    /// Measure, each figure against a peer
+    Bench(jobs::bench::Options),
     /// Boot a guest and run a command or a shell in it
-    Guest(jobs::guest::Options),
+    Guest(Box<jobs::guest::Options>),
 }
 
 /// Runs the job that the command line names.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().job {
-        Job::Guest(options) => jobs::guest::run(options),
+        Job::Check(options) => jobs::check::run(&options),
+        Job::Bench(options) => jobs::bench::run(&options),
+        Job::Demo(options) => jobs::demo::run(&options),
+        Job::Test(options) => jobs::test::run(&options),
+        Job::Guest(options) => jobs::guest::run(*options),
     };
     match done {
         Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),

@@ -63,13 +63,14 @@ impl Payload {
         process::quiet(Command::new("cp").args(["-rL", "--preserve=mode"]).arg(from).arg(to))
     }
 
-    /// Copies the program `from` to `/uaio/bin/NAME`, which is on the guest's PATH, without its debug information.
+    /// Copies the program `from` to `/uaio/INTO/NAME`, without its debug information. `bin` is on the guest's PATH.
     ///
     /// # Errors
     ///
     /// When there is no such program, or it cannot be copied.
-    pub fn program(&self, from: &Path, name: &str) -> Result<()> {
-        let to = self.tree.join("bin").join(name);
+    pub fn program(&self, from: &Path, into: &str, name: &str) -> Result<()> {
+        fs::create_dir_all(self.tree.join(into))?;
+        let to = self.tree.join(into).join(name);
         fs::copy(from, &to).with_context(|| format!("no program {}", from.display()))?;
         process::quiet(Command::new("strip").arg("--strip-debug").arg(to))
     }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// How many of a failed program's last lines its error repeats.
-const TAIL_LINES: usize = 15;
+const TAIL_LINES: usize = 40;
 
 /// Runs `command` with its output captured, and returns its standard output.
 ///

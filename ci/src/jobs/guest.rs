@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
-use crate::guest::{self, Console, End};
+use crate::guest::{self, Boot, Console, End};
 use crate::lab::Lab;
 use crate::lab::kernels::Series;
 use crate::machine::{self, Drive, Machine};
@@ -89,13 +89,14 @@ pub fn run(options: Options) -> Result<i32> {
         qemu_args: options.qemu,
         kernel_args: options.append,
     };
-    let payload = Payload::new(&dir)?;
+    let mut payload = Payload::new(&dir)?;
+    payload.set("KERNEL", machine.kernel.to_string());
     for file in &options.files {
         payload.copy(file, "files")?;
     }
     for program in &options.programs {
         let name = program.file_name().unwrap_or_default();
-        payload.program(program, &name.to_string_lossy())?;
+        payload.program(program, "bin", &name.to_string_lossy())?;
     }
     payload.write("common.sh", crate::scenario::COMMON)?;
     let shell = options.command.is_empty() && options.script.is_none();
@@ -119,7 +120,15 @@ pub fn run(options: Options) -> Result<i32> {
         (Console::Show, options.timeout.unwrap_or(600))
     };
     guest::make_drives(&machine, &dir)?;
-    let outcome = guest::boot(&lab, &machine, payload, &dir, console, Duration::from_secs(limit))?;
+    let boot = Boot {
+        machine: &machine,
+        drives: &dir,
+        payload: &payload.finish(&dir)?,
+        dir: &dir,
+        console,
+        limit: Duration::from_secs(limit),
+    };
+    let outcome = boot.run(&lab)?;
     if options.keep {
         let to = dir.with_file_name("kept");
         process::quiet(Command::new("rm").arg("-rf").arg(&to))?;
@@ -131,8 +140,6 @@ pub fn run(options: Options) -> Result<i32> {
     match outcome.end {
         End::Exit(status) => Ok(status),
         End::PowerCut => Ok(0),
-        End::TimedOut(limit) => anyhow::bail!("killed after {} s", limit.as_secs()),
-        End::Died(why) => anyhow::bail!("QEMU ended: {why}"),
-        End::Alarm(line) => anyhow::bail!("the kernel said: {line}"),
+        end => anyhow::bail!("{end}"),
     }
 }

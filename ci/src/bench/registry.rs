@@ -1,0 +1,150 @@
+//! Every bench, its rows and what they are to reach.
+
+use std::fmt;
+
+/// What the figures of a row count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Operations a second; more is better.
+    Iops,
+    /// Time for one operation; less is better.
+    Nanoseconds,
+    /// Instructions for one request; less is better.
+    Instructions,
+}
+
+impl Unit {
+    /// How many times better `ours` is than `peer`.
+    pub fn ratio(self, ours: f64, peer: f64) -> f64 {
+        match self {
+            Self::Iops => ours / peer,
+            Self::Nanoseconds | Self::Instructions => peer / ours,
+        }
+    }
+}
+
+impl Unit {
+    /// The fewest rounds a ratio may be made of: a count comes out the same each time.
+    pub fn rounds_min(self) -> usize {
+        match self {
+            Self::Iops | Self::Nanoseconds => 9,
+            Self::Instructions => 1,
+        }
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Iops => "IOPS",
+            Self::Nanoseconds => "ns",
+            Self::Instructions => "instructions",
+        })
+    }
+}
+
+/// A row of a bench.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Row {
+    /// Its name, empty when the bench has only one; such a row is `-` in the program's lines.
+    pub name: &'static str,
+    /// What the ratio is to reach.
+    pub target: f64,
+    /// What is counted.
+    pub unit: Unit,
+}
+
+impl Row {
+    /// What the program's lines call it.
+    pub fn key(&self) -> &'static str {
+        if self.name.is_empty() { "-" } else { self.name }
+    }
+}
+
+/// Where a bench's rounds come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// An example of a package, on the host.
+    Host {
+        /// The package.
+        package: &'static str,
+        /// The example.
+        example: &'static str,
+    },
+    /// An example of a package under callgrind, on the host: see [`crate::jobs::bench`].
+    Callgrind {
+        /// The package.
+        package: &'static str,
+        /// The example.
+        example: &'static str,
+        /// The functions that count are those whose name starts so.
+        functions: &'static str,
+        /// How many instructions a request may take.
+        budget: u32,
+    },
+    /// A scenario of the job `bench`.
+    Guest {
+        /// Its name.
+        scenario: &'static str,
+    },
+}
+
+/// A bench.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bench {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it measures, against what.
+    pub what: &'static str,
+    /// Its rows.
+    pub rows: &'static [Row],
+    /// Where its rounds come from.
+    pub source: Source,
+}
+
+/// A row.
+const fn row(name: &'static str, target: f64, unit: Unit) -> Row {
+    Row { name, target, unit }
+}
+
+/// All of them.
+pub const ALL: &[Bench] = &[
+    Bench {
+        name: "cache-hit",
+        what: "4 KiB random reads of cached pages, against pread of a page-cached file",
+        rows: &[
+            row("copied-1M", 4.0, Unit::Nanoseconds),
+            row("copied-256M", 1.6, Unit::Nanoseconds),
+            row("pinned-256M", 2.0, Unit::Nanoseconds),
+        ],
+        source: Source::Host { package: "uaio-page-cache", example: "cache_hit" },
+    },
+    Bench {
+        name: "nvme-cpu",
+        what: "instructions of submit, commit and poll of a 4 KiB read at depth 128, against a budget",
+        rows: &[row("", 1.0, Unit::Instructions)],
+        source: Source::Callgrind {
+            package: "uaio-driver",
+            example: "nvme_cpu",
+            functions: "uaio_driver::nvme::",
+            budget: 150,
+        },
+    },
+    Bench {
+        name: "nvme-guest",
+        what: "4 KiB random reads of an emulated drive, against the kernel's driver with io_uring",
+        rows: &[row("depth-1", 1.35, Unit::Iops), row("depth-32", 2.5, Unit::Iops)],
+        source: Source::Guest { scenario: "bench-nvme" },
+    },
+    Bench {
+        name: "ublk",
+        what: "uncached 4 KiB random reads through /dev/ublkbN, against the kernel's device and rublk's loop",
+        rows: &[
+            row("depth-1-kernel", 0.9, Unit::Iops),
+            row("depth-32-kernel", 0.9, Unit::Iops),
+            row("depth-1-rublk", 1.0, Unit::Iops),
+            row("depth-32-rublk", 1.0, Unit::Iops),
+        ],
+        source: Source::Guest { scenario: "bench-ublk" },
+    },
+];

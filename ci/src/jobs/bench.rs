@@ -1,0 +1,198 @@
+//! `cargo ci bench`: figures, each against a peer measured in the same run.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::bench::registry::{self, Bench, Source};
+use crate::bench::{Figures, table};
+use crate::cargo::{self, Profile};
+use crate::guest::{self, Console};
+use crate::lab::{Lab, image};
+use crate::runner::{self, Binaries};
+use crate::{packages, process, scenario};
+
+/// How many requests the shorter of the two counted runs makes.
+const COUNTED_REQUESTS: u64 = 20_000;
+
+/// Measures, each figure against a peer in the same run, in turns.
+///
+/// Prints a table, and then a line of JSON for each row. The status is not 0 when a ratio could not be had.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Which; all without one
+    names: Vec<String>,
+    /// List the benches
+    #[arg(long)]
+    list: bool,
+    /// Show the guest's console while it works
+    #[arg(long)]
+    show: bool,
+}
+
+/// Runs the job.
+///
+/// # Errors
+///
+/// When a bench is named that does not exist, or nothing can be built.
+pub fn run(options: &Options) -> Result<i32> {
+    if options.list {
+        for bench in registry::ALL {
+            println!("{:<12} {}", bench.name, bench.what);
+        }
+        return Ok(0);
+    }
+    let is_bench = |name: &&String| !registry::ALL.iter().any(|bench| bench.name == **name);
+    if let Some(wrong) = options.names.iter().find(is_bench) {
+        bail!("no bench {wrong}; see cargo ci bench --list");
+    }
+    packages::ensure(packages::BUILD)?;
+    packages::ensure(packages::BENCH)?;
+    let mut rows = Vec::new();
+    for bench in registry::ALL {
+        if !options.names.is_empty() && !options.names.iter().any(|name| name == bench.name) {
+            continue;
+        }
+        eprintln!("{}: {}", bench.name, bench.what);
+        // One that cannot be run does not keep the others from running.
+        let lines = measure(bench, options.show);
+        for row in bench.rows {
+            rows.push(match &lines {
+                Ok(lines) => Figures::collect(bench.name, row, lines),
+                Err(error) => {
+                    let reason = format!("MISSING {} {error:#}", row.key());
+                    let reason = reason.lines().take(3).collect::<Vec<_>>().join(" ");
+                    Figures::collect(bench.name, row, &[reason])
+                }
+            });
+        }
+    }
+    print!("{}", table(&rows));
+    for row in &rows {
+        println!("{}", row.json());
+    }
+    Ok(i32::from(rows.iter().any(|row| row.result.is_err())))
+}
+
+/// Runs a bench, and returns what it said.
+fn measure(bench: &Bench, show: bool) -> Result<Vec<String>> {
+    match bench.source {
+        Source::Host { package, example } => {
+            let program = built(package, example)?;
+            let said = process::output(&mut program_command(&program))?;
+            Ok(said.lines().map(String::from).collect())
+        }
+        Source::Callgrind { package, example, functions, budget } => {
+            let program = built(package, example)?;
+            let shorter = count(&program, COUNTED_REQUESTS, functions)?;
+            let longer = count(&program, 2 * COUNTED_REQUESTS, functions)?;
+            // The difference leaves out what is done once.
+            let each = longer.saturating_sub(shorter) as f64 / COUNTED_REQUESTS as f64;
+            if each == 0.0 {
+                bail!("no function of {functions} was counted");
+            }
+            Ok(vec![format!("ROUND - {each} {budget}")])
+        }
+        Source::Guest { scenario } => in_guest(scenario, show),
+    }
+}
+
+/// Builds an example as users get it.
+fn built(package: &str, example: &str) -> Result<cargo::Built> {
+    let built = cargo::example(package, example, Profile::Release)?;
+    built.into_iter().next().context("no example was built")
+}
+
+/// Runs the program from the workspace, where relative paths are ours.
+fn program_command(program: &cargo::Built) -> Command {
+    let mut command = Command::new(&program.path);
+    command.current_dir(crate::lab::workspace_dir());
+    command
+}
+
+/// The instructions that functions of this name spend themselves while `program` makes `requests`.
+fn count(program: &cargo::Built, requests: u64, functions: &str) -> Result<u64> {
+    let lab = Lab::open()?;
+    let dir = lab.run_dir("callgrind")?;
+    let out = dir.join("out");
+    let mut valgrind = Command::new("valgrind");
+    valgrind
+        .args(["--tool=callgrind", "--compress-strings=no", "--compress-pos=no"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(&program.path)
+        .arg(requests.to_string());
+    process::quiet(&mut valgrind)?;
+    let cost = self_cost(&fs::read_to_string(&out)?, functions);
+    fs::remove_dir_all(dir)?;
+    Ok(cost)
+}
+
+/// Sums the cost of functions whose name contains `functions` in a callgrind profile, without what they call.
+fn self_cost(profile: &str, functions: &str) -> u64 {
+    let (mut sum, mut ours, mut skip) = (0_u64, false, false);
+    for line in profile.lines() {
+        if let Some(name) = line.strip_prefix("fn=") {
+            ours = name.contains(functions);
+        } else if line.starts_with("calls=") {
+            // The next line is what the call cost.
+            skip = true;
+        } else if line.starts_with(|c: char| c.is_ascii_digit()) {
+            let of_a_call = std::mem::take(&mut skip);
+            let cost = line.split_whitespace().nth(1).and_then(|cost| cost.parse().ok());
+            sum += cost.filter(|_| ours && !of_a_call).unwrap_or(0);
+        }
+    }
+    sum
+}
+
+/// Runs a bench that is a scenario, and returns what it reported.
+fn in_guest(name: &str, show: bool) -> Result<Vec<String>> {
+    packages::ensure(packages::GUEST)?;
+    let lab = Lab::open()?;
+    image::root_disk(&lab)?;
+    guest::kvm_works(&lab)?;
+    let scenario = scenario::read(&scenario::dir().join(name))?;
+    let binaries = Binaries::build(std::slice::from_ref(&scenario), Profile::Release)?;
+    let (run, machine) = scenario.variants().into_iter().next().context("no kernel")?;
+    let console = if show { Console::Show } else { Console::Log };
+    let verdict = runner::run(&lab, &scenario, &run, &machine, &binaries, console)?;
+    match verdict.failure {
+        None => Ok(verdict.report),
+        Some(why) => bail!("{why}; console: {}", verdict.log.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Job;
+
+    #[test]
+    fn only_the_own_cost_of_the_named_functions_is_summed() {
+        let profile = "events: Ir\n\nfl=a.rs\nfn=<ours::Queue as x>::poll\n10 7\n11 100\n\
+                       cfn=other::f\ncalls=1 20\n12 9000\n13 1\n\nfn=other::f\n20 9000\n";
+        assert_eq!(self_cost(profile, "ours::"), 108);
+        assert_eq!(self_cost(profile, "nothing"), 0);
+    }
+
+    #[test]
+    fn every_guest_bench_has_its_scenario_and_every_such_scenario_its_bench() {
+        let mut named: Vec<&str> = registry::ALL
+            .iter()
+            .filter_map(|bench| match bench.source {
+                Source::Guest { scenario } => Some(scenario),
+                _ => None,
+            })
+            .collect();
+        named.sort_unstable();
+        let scenarios = scenario::all().unwrap();
+        let there: Vec<&str> = scenarios
+            .iter()
+            .filter(|scenario| scenario.job == Job::Bench)
+            .map(|scenario| scenario.name.as_str())
+            .collect();
+        assert_eq!(named, there);
+    }
+}
