@@ -27,10 +27,6 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "DIR", default_value = "/run/uaio")]
     pub(crate) run_dir: PathBuf,
 
-    /// Read /proc, /sys and /dev under this directory: for tests
-    #[arg(long, global = true, value_name = "DIR", default_value = "/", hide = true)]
-    pub(crate) system_root: PathBuf,
-
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -163,6 +163,15 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_lists_the_codes_as_the_manual_does() {
+        let readme = include_str!("../../README.md");
+        for exit in Exit::ALL {
+            let row = format!("| {} | {} |\n", exit as u8, exit.meaning());
+            assert!(readme.contains(&row), "README.md lacks: {row}");
+        }
+    }
+
+    #[test]
     fn an_error_is_one_line_whatever_is_in_it() {
         let failure = Failure::new(Exit::Failure, "bad name: a\nb\u{1b}[31m", "rename it");
         assert_eq!(failure.to_string(), "bad name: a b [31m; rename it");

@@ -57,9 +57,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    let Cli { json, run_dir, system_root, command } = cli;
+    let Cli { json, run_dir, command } = cli;
     let run = RunDir::new(run_dir);
-    let context = Context { json, run, system: System::new(system_root) };
+    let context = Context { json, run, system: System::new("/") };
     match command {
         Command::Add(args) => add::run(&context, args),
         Command::List => list::run(&context),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use uaio_driver::vfio::{self, NvmeFunction, PciAddress};
 
+use super::sizing;
 use crate::backend::Backend;
 use crate::commands::Context;
 use crate::drives::{self, Drive};
@@ -97,6 +98,7 @@ fn file(context: &Context, path: &Path, size: Option<ByteSize>) -> Result<(), Fa
                 "leave size= out to serve it as it is",
             ));
         }
+        sizing::whole_blocks(ByteSize(is.len()), sizing::FILE_BLOCK_SIZE_MIN)?;
         holders::of_file(&context.system, path, &[])
     } else if is.file_type().is_block_device() {
         if size.is_some() {
@@ -208,10 +210,12 @@ mod tests {
         let directory = root.path().display();
         let image = root.path().join("disk.img");
         std::fs::write(&image, vec![0; 8192]).expect("a file");
+        std::fs::write(root.path().join("odd"), vec![0; 8191]).expect("a file");
         for (backend, exit, said) in [
             (format!("file:{directory}/none"), Exit::NotFound, "no such file; give a size"),
             (format!("file:{directory}"), Exit::Usage, "is neither a file nor a block device"),
             (format!("file:{directory}/disk.img,size=4K"), Exit::Usage, "has 8192 bytes, not 4096"),
+            (format!("file:{directory}/odd"), Exit::Usage, "8191 bytes is not a multiple"),
             ("file:/dev/null".into(), Exit::Usage, "is neither a file nor a block device"),
             (format!("file:{directory}/disk.img/x"), Exit::Failure, "Not a directory"),
         ] {

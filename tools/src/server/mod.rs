@@ -47,7 +47,7 @@ use control::Answers;
 use detach::Started;
 use serving::{Event, Serving, Shared};
 use shutdown::{Order, Stage};
-use stack::Stack;
+use stack::{Plan, Stack};
 
 /// How long the answer to the stop that ended us may take to get out.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
@@ -68,18 +68,19 @@ pub(crate) fn serve(
     // What we create is for its owner alone; what we inherited ends with us.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     close_fds::set_fds_cloexec(3, &[]);
-    for note in clearing::clear(context) {
-        log::line(note);
-    }
+    let plan = Plan::new(args)?;
     for backend in &args.backends {
         checks::backend(context, backend)?;
     }
     kernel::check()?;
+    for note in clearing::clear(context) {
+        log::line(note);
+    }
     context.run.create()?;
     let (orders, events) = channel();
     watch_signals(orders.clone())?;
 
-    let stacks = stack::open(args)?;
+    let stacks = plan.open()?;
     let shield = ublk::shield_process();
     if !shield.is_complete() {
         log::line(format_args!("when memory is short this server may get stuck: {shield}"));

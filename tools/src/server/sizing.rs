@@ -9,7 +9,8 @@ use uaio_driver::ublk::ServerOptions;
 use uaio_driver::{FRAME_SIZE, Geometry, PoolOptions};
 use uaio_page_cache::CacheOptions;
 
-use crate::cli::Mode;
+use crate::backend::Backend;
+use crate::cli::{AddArgs, Mode};
 use crate::exit::{Exit, Failure};
 use crate::size::ByteSize;
 
@@ -22,6 +23,12 @@ const HUGE_FRAMES: usize = (2 << 20) / FRAME_SIZE;
 /// The smallest cache that is served: one large request for each queue of the default, and room to
 /// keep something.
 pub(crate) const CACHE_MIN_BYTES: u64 = 4 << 20;
+
+/// A block of memory without being asked for another size.
+pub(crate) const RAM_BLOCK_SIZE: u32 = 4096;
+
+/// The smallest block a file can have; its own may be larger.
+pub(crate) const FILE_BLOCK_SIZE_MIN: u32 = 512;
 
 /// What a server is asked for: each of its devices has all of this.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +68,46 @@ pub(crate) fn cache_frames(wanted: &Wanted) -> Result<usize, Failure> {
                 "take a multiple of 4K",
             )
         })
+}
+
+/// The block size that was asked for, in bytes, if the sizes that were given are whole blocks.
+///
+/// # Errors
+///
+/// For one that is not possible, and for a size that it does not divide.
+pub(crate) fn block_size(args: &AddArgs) -> Result<Option<u32>, Failure> {
+    let asked = match args.block_size.map(|size| size.0) {
+        None => None,
+        Some(bytes @ (512 | 1024 | 2048 | 4096)) => Some(bytes as u32),
+        Some(bytes) => {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("a block size of {} is not possible", ByteSize(bytes)),
+                "take --block-size 512, 1K, 2K or 4K",
+            ));
+        }
+    };
+    for backend in &args.backends {
+        let (size, default) = match backend {
+            Backend::Ram { size } => (*size, RAM_BLOCK_SIZE),
+            Backend::File { size: Some(size), .. } => (*size, FILE_BLOCK_SIZE_MIN),
+            Backend::File { size: None, .. } | Backend::Nvme { .. } => continue,
+        };
+        whole_blocks(size, asked.unwrap_or(default))?;
+    }
+    Ok(asked)
+}
+
+/// Refuses a size that is not whole blocks.
+pub(crate) fn whole_blocks(size: ByteSize, block_size: u32) -> Result<(), Failure> {
+    if size.0.is_multiple_of(u64::from(block_size)) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Usage,
+        format!("a size of {} bytes is not a multiple of the block size, {block_size}", size.0),
+        "round it, or take a smaller --block-size",
+    ))
 }
 
 /// The pool of a server.

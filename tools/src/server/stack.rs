@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uaio_driver::nvme::{ControllerOptions, NvmeController};
 use uaio_driver::ram::RamDevice;
 use uaio_driver::vfio::PciAddress;
-use uaio_driver::{BlockDevice, DmaPool, SystemClock};
+use uaio_driver::{BlockDevice, DmaPool, PoolOptions, SystemClock};
 use uaio_page_cache::{Cache, CacheMode, CacheOptions, CachedDevice};
 
 use super::barrier::Barrier;
@@ -18,9 +18,6 @@ use crate::exit::{Exit, Failure};
 
 /// Queues without being asked for more.
 const QUEUES_DEFAULT_MAX: usize = 4;
-
-/// A block size without being asked for another, where the backend has none of its own.
-const BLOCK_SIZE_DEFAULT: u32 = 4096;
 
 /// A backend, open, and what stands on it.
 pub(crate) struct Stack {
@@ -63,49 +60,63 @@ impl Opened {
     }
 }
 
-/// Opens the backends and puts a cache on each.
-///
-/// # Errors
-///
-/// Why not; nothing is left behind.
-pub(crate) fn open(args: &AddArgs) -> Result<Vec<Stack>, Failure> {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let wanted = Wanted {
-        devices: args.backends.len(),
-        mode: args.mode,
-        cache: args.cache,
-        queues: args.queues.unwrap_or(cpus.min(QUEUES_DEFAULT_MAX) as u16),
-        depth: args.depth,
-    };
-    let frames = sizing::cache_frames(&wanted)?;
-    let block_size = block_size(args)?;
-    let pool = DmaPool::new(sizing::pool(&wanted)?)
-        .map_err(|error| Failure::device("make the memory for DMA", &error))?;
-    let mut stacks: Vec<Stack> = Vec::new();
-    let mut drive = None;
-    for backend in &args.backends {
-        let stack = open_backend(backend, block_size, &pool, &mut drive)
-            .and_then(|opened| Stack::on(opened, backend, args, &wanted, frames));
-        match stack {
-            Ok(stack) => stacks.push(stack),
-            Err(failure) => {
-                drop(drive);
-                stacks.into_iter().for_each(Stack::undo);
-                return Err(failure);
+/// What is to be opened, checked as far as that goes without opening it.
+pub(crate) struct Plan<'a> {
+    args: &'a AddArgs,
+    wanted: Wanted,
+    pool: PoolOptions,
+    cache_frames: usize,
+    block_size: Option<u32>,
+}
+
+impl<'a> Plan<'a> {
+    /// Checks sizes.
+    ///
+    /// # Errors
+    ///
+    /// Which one is wrong.
+    pub(crate) fn new(args: &'a AddArgs) -> Result<Self, Failure> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = Wanted {
+            devices: args.backends.len(),
+            mode: args.mode,
+            cache: args.cache,
+            queues: args.queues.unwrap_or(cpus.min(QUEUES_DEFAULT_MAX) as u16),
+            depth: args.depth,
+        };
+        let cache_frames = sizing::cache_frames(&wanted)?;
+        let block_size = sizing::block_size(args)?;
+        Ok(Self { args, wanted, pool: sizing::pool(&wanted)?, cache_frames, block_size })
+    }
+
+    /// Opens the backends and puts a cache on each.
+    ///
+    /// # Errors
+    ///
+    /// Why not; nothing is left behind.
+    pub(crate) fn open(&self) -> Result<Vec<Stack>, Failure> {
+        let pool = DmaPool::new(self.pool)
+            .map_err(|error| Failure::device("make the memory for DMA", &error))?;
+        let mut stacks: Vec<Stack> = Vec::new();
+        let mut drive = None;
+        for backend in &self.args.backends {
+            let stack = open_backend(backend, self.block_size, &pool, &mut drive)
+                .and_then(|opened| Stack::on(opened, backend, self));
+            match stack {
+                Ok(stack) => stacks.push(stack),
+                Err(failure) => {
+                    drop(drive);
+                    stacks.into_iter().for_each(Stack::undo);
+                    return Err(failure);
+                }
             }
         }
+        Ok(stacks)
     }
-    Ok(stacks)
 }
 
 impl Stack {
-    fn on(
-        opened: Opened,
-        backend: &Backend,
-        args: &AddArgs,
-        wanted: &Wanted,
-        frames: usize,
-    ) -> Result<Self, Failure> {
+    fn on(opened: Opened, backend: &Backend, plan: &Plan<'_>) -> Result<Self, Failure> {
         let Opened { device, drive, created } = opened;
         let mut stack = Self {
             barrier: None,
@@ -115,11 +126,11 @@ impl Stack {
             bottom: device,
             backend: backend.clone(),
             drive,
-            queues: wanted.queues,
-            depth: wanted.depth,
+            queues: plan.wanted.queues,
+            depth: plan.wanted.depth,
             created,
         };
-        match stack.complete(args, frames) {
+        match stack.complete(plan.args, plan.cache_frames) {
             Ok(()) => Ok(stack),
             Err(failure) => {
                 stack.undo();
@@ -220,19 +231,6 @@ fn remove_created(created: Option<&PathBuf>) {
     }
 }
 
-/// The block size that was asked for, in bytes.
-fn block_size(args: &AddArgs) -> Result<Option<u32>, Failure> {
-    let Some(size) = args.block_size else { return Ok(None) };
-    match size.0 {
-        512 | 1024 | 2048 | 4096 => Ok(Some(size.0 as u32)),
-        _ => Err(Failure::new(
-            Exit::Usage,
-            format!("a block size of {size} is not possible"),
-            "take --block-size 512, 1K, 2K or 4K",
-        )),
-    }
-}
-
 fn open_backend(
     backend: &Backend,
     block_size: Option<u32>,
@@ -242,7 +240,7 @@ fn open_backend(
     let failed = |error| Failure::device(backend, &error);
     match backend {
         Backend::Ram { size } => {
-            let block_size = block_size.unwrap_or(BLOCK_SIZE_DEFAULT);
+            let block_size = block_size.unwrap_or(sizing::RAM_BLOCK_SIZE);
             RamDevice::new(size.0, block_size, pool.clone()).map_err(failed).map(Opened::plain)
         }
         Backend::File { .. } => Err(Failure::new(Exit::Unsupported, "file: is not there yet", "")),
