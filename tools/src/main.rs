@@ -1,3 +1,79 @@
-//! Administers uaio.
+//! Administers uaio: serves drives, files and memory as `/dev/ublkbN`, and looks after what is served.
+//!
+//! ```text
+//!   aioctl add ──► server: one process a device ──► /dev/ublkbN
+//!                    │  pool, backend, cache, ublk        ▲
+//!                    │  control socket /run/uaio/N.sock   │ holders: /proc, /sys
+//!                    ▼                                    │
+//!   aioctl list · info · stats · flush · del ─────────────┘
+//! ```
+//!
+//! # Read on
+//!
+//! [`cli`] is what can be said, [`backend`] what can be served, [`server`] how it is served and
+//! stopped, [`protocol`] what the other commands say to it, [`record`] how they find it, [`holders`]
+//! who else uses a device. A failure is one line and one code of [`exit::Exit`].
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod backend;
+mod clearing;
+mod cli;
+mod client;
+mod commands;
+mod drives;
+mod exit;
+mod holders;
+mod kernel;
+mod log;
+mod protocol;
+mod record;
+mod server;
+mod size;
+mod system;
+mod table;
+
+use std::process::ExitCode;
+
+use cli::{Cli, Command, NvmeCommand, Parsed};
+use commands::{Context, add, info, list, nvme, print, stats, stop};
+use exit::{Exit, Failure};
+use record::RunDir;
+use system::System;
+
+fn main() -> ExitCode {
+    let outcome = match cli::parse(std::env::args_os()) {
+        Ok(Parsed::Run(cli)) => run(*cli),
+        Ok(Parsed::Print(text)) => print(&text),
+        Err(failure) => Err(failure),
+    };
+    match outcome {
+        Ok(()) => Exit::Success.into(),
+        Err(failure) => {
+            log::line(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { json, run_dir, command } = cli;
+    let run = RunDir::new(run_dir);
+    let context = Context { json, run, system: System::new("/") };
+    match command {
+        Command::Add(args) => add::run(&context, args),
+        Command::List => list::run(&context),
+        Command::Info { id } => info::run(&context, id),
+        Command::Stats { id } => stats::run(&context, id),
+        Command::Flush { id, deadline } => stop::flush(&context, id, deadline),
+        Command::Del(args) => stop::del(&context, args),
+        Command::Nvme(NvmeCommand::List) => nvme::list(&context),
+        Command::Nvme(NvmeCommand::Bind { address }) => nvme::bind(&context, address),
+        Command::Nvme(NvmeCommand::Unbind { address }) => nvme::unbind(&context, address),
+        Command::Nvme(NvmeCommand::Id { address }) => nvme::id(&context, address),
+        Command::Man => {
+            let page = cli::manual().map_err(|error| Failure::os("make the manual", error))?;
+            print(&String::from_utf8_lossy(&page))
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What is served, as it is written on the command line.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use uaio_driver::DeviceError;
+use uaio_driver::vfio::PciAddress;
+
+use crate::size::ByteSize;
+
+/// Where the blocks are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// `nvme:0000:00:04.0[/NAMESPACE]`: a namespace of a drive that is bound to vfio-pci.
+    Nvme {
+        /// The drive.
+        address: PciAddress,
+        /// The namespace; without one, the first that is active.
+        namespace: Option<u32>,
+    },
+    /// `file:PATH[,size=SIZE]`: a file, or a block device of the kernel, by io_uring.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Create it with this size if it is not there.
+        size: Option<ByteSize>,
+    },
+    /// `ram:SIZE`: memory, gone with the server.
+    Ram {
+        /// How much.
+        size: ByteSize,
+    },
+}
+
+impl FromStr for Backend {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("nvme", rest)) => nvme(rest),
+            Some(("file", rest)) => file(rest),
+            Some(("ram", rest)) => ram(rest),
+            _ => Err(format!(
+                "`{text}` is not a backend: write nvme:0000:00:04.0[/NAMESPACE], \
+                 file:PATH[,size=1G] or ram:1G"
+            )),
+        }
+    }
+}
+
+fn nvme(rest: &str) -> Result<Backend, String> {
+    let (address, namespace) = match rest.split_once('/') {
+        None => (rest, None),
+        Some((address, id)) => {
+            let valid = id.parse::<u32>().ok().filter(|&id| id != 0 && id != u32::MAX);
+            let id = valid
+                .ok_or_else(|| format!("`{id}` is not a namespace: write a number from 1 on"))?;
+            (address, Some(id))
+        }
+    };
+    let address = address.parse().map_err(|error: DeviceError| error.to_string())?;
+    Ok(Backend::Nvme { address, namespace })
+}
+
+fn file(rest: &str) -> Result<Backend, String> {
+    // Only `,key=value` at the end is an option, so a comma in a path does no harm.
+    let (path, size) = match rest.rsplit_once(',').map(|(path, last)| (path, last.split_once('=')))
+    {
+        Some((path, Some(("size", size)))) => {
+            let size: ByteSize = size.parse()?;
+            if size.0 == 0 {
+                return Err("a file of size 0 has no blocks: write size=1G or so".into());
+            }
+            (path, Some(size))
+        }
+        Some((_, Some((key, _)))) => {
+            return Err(format!("`{key}` is not an option of file: the only one is size"));
+        }
+        _ => (rest, None),
+    };
+    if path.is_empty() {
+        return Err("file: needs a path: write file:PATH[,size=1G]".into());
+    }
+    if path.contains('\0') {
+        return Err("a path cannot contain a NUL".into());
+    }
+    Ok(Backend::File { path: path.into(), size })
+}
+
+fn ram(rest: &str) -> Result<Backend, String> {
+    let size: ByteSize = rest.parse()?;
+    if size.0 == 0 {
+        return Err("ram: of size 0 has no blocks: write ram:1G or so".into());
+    }
+    Ok(Backend::Ram { size })
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nvme { address, namespace: None } => write!(f, "nvme:{address}"),
+            Self::Nvme { address, namespace: Some(id) } => write!(f, "nvme:{address}/{id}"),
+            Self::File { path, .. } => write!(f, "file:{}", path.display()),
+            Self::Ram { size } => write!(f, "ram:{size}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Backend {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn refused(text: &str) -> String {
+        text.parse::<Backend>().expect_err(text)
+    }
+
+    #[test]
+    fn each_form_is_read_and_written_back() {
+        for text in ["nvme:0000:00:04.0", "nvme:0000:00:04.0/2", "file:/srv/a,b.img", "ram:1G"] {
+            assert_eq!(parsed(text).to_string(), text);
+        }
+        assert_eq!(parsed("nvme:00:04.0").to_string(), "nvme:0000:00:04.0");
+        let Backend::File { path, size } = parsed("file:/srv/a,b.img,size=1G") else {
+            panic!("not a file");
+        };
+        assert_eq!((path, size), (PathBuf::from("/srv/a,b.img"), Some(ByteSize(1 << 30))));
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_line() {
+        assert!(refused("").starts_with("`` is not a backend: write nvme:"));
+        assert!(refused("rbd:pool/image").contains("is not a backend"));
+        assert!(refused("nvme:0000:00:04.8").contains("is not a PCI address"));
+        assert!(refused("nvme:0000:00:04.0/0").contains("`0` is not a namespace"));
+        assert!(refused("nvme:0000:00:04.0/4294967295").contains("is not a namespace"));
+        assert!(refused("file:").contains("needs a path"));
+        assert!(refused("file:,size=1G").contains("needs a path"));
+        assert!(refused("file:/a,sise=1G").contains("`sise` is not an option of file"));
+        assert!(refused("file:/a,size=0").contains("no blocks"));
+        assert!(refused("file:/a,size=1X").contains("`1X` is not a size"));
+        assert!(refused("ram:").contains("`` is not a size"));
+        assert!(refused("ram:0").contains("no blocks"));
+    }
+}

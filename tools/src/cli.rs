@@ -1,0 +1,388 @@
+//! The command line: what clap reads and the manual is made from.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use uaio_driver::vfio::PciAddress;
+
+use crate::backend::Backend;
+use crate::exit::{Exit, Failure};
+use crate::size::ByteSize;
+
+/// Serves drives, files and memory as block devices from userspace
+///
+/// Each served device is one process, with a control socket under /run/uaio, and one ordinary block
+/// device /dev/ublkbN, on which any filesystem can be put. The other commands talk to that process.
+#[derive(Debug, Parser)]
+#[command(name = "aioctl", version, max_term_width = 100, subcommand_required = true)]
+#[command(after_long_help = exit_codes(), disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Print JSON for programs instead of a table for people
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Where the servers keep their control sockets and state
+    #[arg(long, global = true, value_name = "DIR", default_value = "/run/uaio")]
+    pub(crate) run_dir: PathBuf,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a backend as /dev/ublkbN, until Ctrl-C, SIGTERM or `aioctl del`
+    ///
+    /// Prints the device's path once it can be opened. Ctrl-C and SIGTERM stop the server only when
+    /// nobody has the device open; else they say who has.
+    Add(AddArgs),
+    /// List the devices that are served
+    List,
+    /// Show one device: backend, sizes, cache, flags in force, process
+    Info {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+    },
+    /// Show counts, errors, latencies and the cache of one device since its start
+    Stats {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+    },
+    /// Make everything stable that the device has acknowledged before
+    ///
+    /// That is what was written to the device. What a mounted filesystem still keeps to itself is
+    /// the business of sync(1).
+    Flush {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+        #[command(flatten)]
+        deadline: Deadline,
+    },
+    /// Stop serving a device: write out what is dirty, then remove it
+    ///
+    /// Refuses while anybody has the device open, and says who.
+    Del(DelArgs),
+    /// NVMe drives: list them, move them between the kernel and vfio-pci, identify them
+    #[command(subcommand, disable_help_subcommand = true)]
+    Nvme(NvmeCommand),
+    /// Print the manual page in roff
+    #[command(hide = true)]
+    Man,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AddArgs {
+    /// nvme:0000:00:04.0[/NAMESPACE], file:PATH[,size=1G] (created if not there) or ram:1G
+    ///
+    /// Several only for namespaces of one drive, which one process must serve.
+    #[arg(required = true, value_name = "BACKEND")]
+    pub(crate) backends: Vec<Backend>,
+
+    /// Memory for the page cache; not used with --mode none
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(crate) cache: ByteSize,
+
+    /// What an acknowledged write means before the next flush
+    #[arg(long, value_enum, default_value_t = Mode::Writeback)]
+    pub(crate) mode: Mode,
+
+    /// Queues, each with a thread of its own [default: one for each CPU, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub(crate) queues: Option<u16>,
+
+    /// Requests that each queue can hold
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) depth: u16,
+
+    /// Size of a logical block in bytes, 512 to 4096; a drive has its own [default: the backend's]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) block_size: Option<ByteSize>,
+
+    /// Serve in the background: return when the device can be opened
+    #[arg(long)]
+    pub(crate) detach: bool,
+
+    #[command(flatten)]
+    pub(crate) deadline: Deadline,
+
+    /// This process is the server that --detach started
+    #[arg(long, hide = true)]
+    pub(crate) detached_server: bool,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct DelArgs {
+    /// 0, ublkb0 or /dev/ublkb0
+    pub(crate) id: DeviceId,
+
+    /// Stop although the device is open: new I/O fails, what is dirty is written out first
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// Give up data that cannot be written to the backend
+    #[arg(long)]
+    pub(crate) discard_dirty: bool,
+
+    #[command(flatten)]
+    pub(crate) deadline: Deadline,
+}
+
+/// How long a command may take.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Deadline {
+    /// Seconds after which to say how far it came, instead of waiting on
+    #[arg(long = "deadline", value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(crate) seconds: u32,
+}
+
+impl Deadline {
+    pub(crate) fn duration(self) -> std::time::Duration {
+        std::time::Duration::from_secs(u64::from(self.seconds))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NvmeCommand {
+    /// List the NVMe drives of this machine
+    List,
+    /// Take a drive from the kernel: bind it to vfio-pci
+    Bind {
+        /// The drive, such as 0000:00:04.0
+        address: PciAddress,
+    },
+    /// Give a drive back to the kernel
+    Unbind {
+        /// The drive, such as 0000:00:04.0
+        address: PciAddress,
+    },
+    /// Identify a drive and its namespaces
+    Id {
+        /// The drive, such as 0000:00:04.0
+        address: PciAddress,
+    },
+}
+
+/// What an acknowledged write means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// It is in the cache; stable after the next flush
+    Writeback,
+    /// It is on the backend as well; stable after the next flush
+    Writethrough,
+    /// There is no cache; stable after the next flush
+    None,
+}
+
+impl Mode {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Writeback => "writeback",
+            Self::Writethrough => "writethrough",
+            Self::None => "none",
+        }
+    }
+}
+
+/// The number of a ublk device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceId(pub(crate) u32);
+
+impl FromStr for DeviceId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.strip_prefix("/dev/").unwrap_or(text);
+        let digits = name.strip_prefix("ublkb").unwrap_or(name);
+        let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok());
+        // A number alone, `ublkb` and a number, or the path; not `/dev/0`.
+        let path_of_number = name.len() != text.len() && digits.len() == name.len();
+        // The kernel's ids are non-negative ints.
+        match number.flatten().filter(|&id| !path_of_number && id <= i32::MAX.cast_unsigned()) {
+            Some(id) => Ok(Self(id)),
+            None => Err(format!("`{text}` is not a device: write 0, ublkb0 or /dev/ublkb0")),
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "/dev/ublkb{}", self.0)
+    }
+}
+
+/// The section of the help and the manual that lists the exit codes.
+pub(crate) fn exit_codes() -> String {
+    let mut text = String::from("Exit codes:\n");
+    for exit in Exit::ALL {
+        text.push_str(&format!("  {}  {}\n", exit as u8, exit.meaning()));
+    }
+    text
+}
+
+/// What became of reading the command line.
+pub(crate) enum Parsed {
+    /// A command to carry out.
+    Run(Box<Cli>),
+    /// Text that was asked for: help or the version.
+    Print(String),
+}
+
+/// Reads the command line. clap's own messages are paragraphs; ours are one line.
+pub(crate) fn parse(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Parsed, Failure> {
+    let error = match Cli::try_parse_from(args) {
+        Ok(cli) => return Ok(Parsed::Run(Box::new(cli))),
+        Err(error) => error,
+    };
+    let text = error.render().to_string();
+    if matches!(
+        error.kind(),
+        clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion
+    ) {
+        return Ok(Parsed::Print(text));
+    }
+    if matches!(
+        error.kind(),
+        clap::error::ErrorKind::MissingSubcommand
+            | clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        return Err(Failure::new(Exit::Usage, "no command was given", "see `aioctl --help`"));
+    }
+    // The first paragraph says what is wrong; usage and tips follow after an empty line.
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let first = first.strip_prefix("error: ").unwrap_or(first);
+    let what = first.split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(Failure::new(Exit::Usage, what, "see `aioctl --help`"))
+}
+
+/// The manual page, in roff: the top page, then one section for each command.
+pub(crate) fn manual() -> std::io::Result<Vec<u8>> {
+    let mut command = Cli::command().disable_help_flag(true);
+    command.build();
+    let mut page = Vec::new();
+    let man = clap_mangen::Man::new(command.clone()).section("8").date("").source("uaio");
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    for (name, sub) in leaves(&command) {
+        page.extend_from_slice(format!(".SH \"AIOCTL {}\"\n", name.to_uppercase()).as_bytes());
+        let man = clap_mangen::Man::new(sub);
+        let mut section = Vec::new();
+        man.render_synopsis_section(&mut section)?;
+        man.render_description_section(&mut section)?;
+        man.render_options_section(&mut section)?;
+        // One level down: the sections of a command are subsections of the page.
+        page.extend_from_slice(
+            String::from_utf8_lossy(&section).replace(".SH ", ".SS ").as_bytes(),
+        );
+    }
+    page.extend_from_slice(b".SH \"EXIT STATUS\"\n");
+    for exit in Exit::ALL {
+        page.extend_from_slice(format!(".TP\n{}\n{}\n", exit as u8, exit.meaning()).as_bytes());
+    }
+    Ok(page)
+}
+
+/// Every command that does something, with its full name; the hidden ones left out.
+pub(crate) fn leaves(command: &clap::Command) -> Vec<(String, clap::Command)> {
+    let mut found = Vec::new();
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        let name = sub.get_name();
+        if sub.has_subcommands() {
+            let inner =
+                leaves(sub).into_iter().map(|(rest, leaf)| (format!("{name} {rest}"), leaf));
+            found.extend(inner);
+        } else {
+            // The options that every command takes are described once, at the top.
+            let sub = sub.clone().mut_args(|arg| {
+                let hidden = arg.is_global_set() || arg.is_hide_set();
+                arg.hide(hidden)
+            });
+            found.push((name.to_string(), sub.disable_help_flag(true)));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(args: &[&str]) -> Failure {
+        match parse(std::iter::once(&"aioctl").chain(args).map(Into::into)) {
+            Err(failure) => failure,
+            Ok(_) => panic!("{args:?} was accepted"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_device_has_three_names() {
+        for text in ["7", "ublkb7", "/dev/ublkb7"] {
+            assert_eq!(text.parse(), Ok(DeviceId(7)));
+        }
+        for text in ["", "ublkb", "/dev/7", "ublkc7", "-1", "4294967296", "2147483648", "7p1", "+7"]
+        {
+            let error = text.parse::<DeviceId>().expect_err(text);
+            assert!(error.contains("is not a device"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_on_the_command_line_is_one_line_that_names_it() {
+        for (args, named) in [
+            (&["add", "ram:1G", "--cash", "1G"][..], "'--cash'"),
+            (&["add"], "<BACKEND>"),
+            (&["add", "tape:1"], "`tape:1` is not a backend"),
+            (&["add", "ram:1G", "--queues", "0"], "0 is not in 1..=32"),
+            (&["add", "ram:1G", "--mode", "fast"], "'fast'"),
+            (&["frobnicate"], "'frobnicate'"),
+            (&["info", "sda"], "`sda` is not a device"),
+            (&[], "no command"),
+            (&["nvme"], "no command"),
+        ] {
+            let failure = failure(args);
+            let line = failure.to_string();
+            assert_eq!(failure.exit, Exit::Usage, "{line}");
+            assert!(line.contains(named) && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_committed_manual_is_the_one_the_program_prints() {
+        let committed = include_str!("../aioctl.8");
+        let printed = String::from_utf8(manual().expect("a manual")).expect("UTF-8");
+        assert!(committed == printed, "run: cargo run -p aioctl -- man > tools/aioctl.8");
+    }
+
+    #[test]
+    fn the_manual_names_every_command_option_and_exit_code_that_help_names() {
+        let manual = String::from_utf8(manual().expect("a manual")).expect("UTF-8");
+        let plain = manual.replace("\\-", "-").replace("\\fB", "").replace("\\fR", "");
+        let mut command = Cli::command();
+        command.build();
+        for (name, sub) in leaves(&command) {
+            assert!(plain.contains(&format!("AIOCTL {}", name.to_uppercase())), "{name}");
+            for arg in sub.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                if let Some(long) = arg.get_long().filter(|&long| long != "help") {
+                    assert!(plain.contains(&format!("--{long}")), "{name} --{long}");
+                }
+            }
+        }
+        let help = command.render_long_help().to_string();
+        for exit in Exit::ALL {
+            assert!(help.contains(exit.meaning()), "{exit:?} in help");
+            assert!(plain.contains(exit.meaning()), "{exit:?} in the manual");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! `aioctl stats`: what one device has done.
+
+use super::Context;
+use crate::cli::DeviceId;
+use crate::client::{ask, unexpected};
+use crate::exit::Failure;
+use crate::protocol::{Answer, CacheStats, Command, OperationStats, Stats};
+use crate::size::ByteSize;
+use crate::table;
+
+pub(crate) fn run(context: &Context, id: DeviceId) -> Result<(), Failure> {
+    match ask(&context.run, &context.system, id, Command::Stats)? {
+        Answer::Stats(stats) => context.print(&*stats, table_of),
+        _ => Err(unexpected()),
+    }
+}
+
+fn table_of(stats: &Stats) -> String {
+    let mut text = table::pairs([
+        ("path", stats.path.clone()),
+        ("uptime (s)", stats.uptime_s.to_string()),
+        ("in flight (requests)", stats.in_flight.to_string()),
+    ]);
+    text.push('\n');
+    text.push_str(&table::rows(
+        &[
+            "OPERATION",
+            "COUNT>",
+            "DATA MiB>",
+            "ERRORS>",
+            "p50 µs>",
+            "p99 µs>",
+            "p99.9 µs>",
+            "p99.99 µs>",
+        ],
+        stats.operations.iter().map(operation),
+    ));
+    if let Some(cache) = &stats.cache {
+        text.push('\n');
+        text.push_str(&table::pairs(cache_pairs(cache)));
+    }
+    text
+}
+
+fn operation(operation: &OperationStats) -> Vec<String> {
+    let percentile = |value: Option<f64>| value.map_or("-".into(), |us| format!("{us:.1}"));
+    vec![
+        operation.name.clone(),
+        operation.count.to_string(),
+        ByteSize(operation.bytes).mib(),
+        operation.errors.to_string(),
+        percentile(operation.p50_us),
+        percentile(operation.p99_us),
+        percentile(operation.p99_9_us),
+        percentile(operation.p99_99_us),
+    ]
+}
+
+fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 8] {
+    let rate = cache.hit_rate.map_or("-".into(), |rate| format!("{:.1}", rate * 100.0));
+    [
+        ("hit rate (%)", rate),
+        ("hits", cache.hits.to_string()),
+        ("misses", cache.misses.to_string()),
+        ("cached (MiB)", ByteSize(cache.cached_bytes).mib()),
+        ("dirty (MiB)", ByteSize(cache.dirty_bytes).mib()),
+        ("dirty limit (MiB)", ByteSize(cache.dirty_limit_bytes).mib()),
+        ("written back (MiB)", ByteSize(cache.written_back_bytes).mib()),
+        ("failed writebacks", cache.failed_writebacks.to_string()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_has_its_unit_and_what_did_not_happen_has_a_dash() {
+        let operation = OperationStats {
+            name: "read".into(),
+            count: 3,
+            bytes: 3 << 20,
+            errors: 0,
+            p50_us: Some(12.34),
+            p99_us: Some(99.0),
+            p99_9_us: None,
+            p99_99_us: None,
+        };
+        let cache = CacheStats {
+            hit_rate: Some(0.987),
+            hits: 987,
+            misses: 13,
+            cached_bytes: 1 << 20,
+            dirty_bytes: 4096,
+            dirty_limit_bytes: 1 << 20,
+            written_back_bytes: 0,
+            failed_writebacks: 0,
+        };
+        let stats = Stats {
+            id: 0,
+            path: "/dev/ublkb0".into(),
+            uptime_s: 7,
+            in_flight: 1,
+            operations: vec![operation],
+            cache: Some(cache),
+        };
+        assert_eq!(
+            table_of(&stats),
+            "path                  /dev/ublkb0\n\
+             uptime (s)            7\n\
+             in flight (requests)  1\n\
+             \n\
+             OPERATION  COUNT  DATA MiB  ERRORS  p50 µs  p99 µs  p99.9 µs  p99.99 µs\n\
+             read           3         3       0    12.3    99.0         -          -\n\
+             \n\
+             hit rate (%)        98.7\n\
+             hits                987\n\
+             misses              13\n\
+             cached (MiB)        1\n\
+             dirty (MiB)         0.1\n\
+             dirty limit (MiB)   1\n\
+             written back (MiB)  0\n\
+             failed writebacks   0\n"
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! What is said over a control socket: one line of JSON asks, one line answers, and that is all.
+//!
+//! Lines are bounded, both ends have a deadline, and both say which version they speak. What the
+//! other end sends is data and can at worst be refused.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Mode;
+use crate::exit::{Exit, Failure};
+
+/// The version this program speaks.
+pub(crate) const VERSION: u32 = 1;
+
+/// The longest request line, with its end.
+pub(crate) const REQUEST_MAX_BYTES: usize = 4 << 10;
+
+/// The longest answer line, with its end: room for a few thousand ranges of unsaved data.
+pub(crate) const ANSWER_MAX_BYTES: usize = 1 << 20;
+
+/// A question to a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Request {
+    /// What the client speaks.
+    pub(crate) version: u32,
+    /// What it wants.
+    pub(crate) command: Command,
+}
+
+/// What a server can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", rename_all_fields = "snake_case", deny_unknown_fields)]
+pub(crate) enum Command {
+    /// What it serves, and how.
+    Info,
+    /// What it has done.
+    Stats,
+    /// Make everything stable that was acknowledged before.
+    Flush {
+        /// How long to try.
+        deadline_ms: u64,
+    },
+    /// Stop.
+    Delete {
+        /// Although the device is open.
+        force: bool,
+        /// Although data would be lost.
+        discard_dirty: bool,
+        /// How long to try.
+        deadline_ms: u64,
+    },
+}
+
+impl Command {
+    /// How long the answer may take, beyond the time on the way.
+    pub(crate) fn deadline(self) -> Duration {
+        let milliseconds = match self {
+            Self::Info | Self::Stats => 5_000,
+            Self::Flush { deadline_ms } | Self::Delete { deadline_ms, .. } => deadline_ms,
+        };
+        // A day, as on the command line: a deadline that overflows a clock is no deadline.
+        Duration::from_millis(milliseconds.min(86_400_000))
+    }
+}
+
+/// What a server answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Response {
+    /// What the server speaks.
+    pub(crate) version: u32,
+    /// The answer.
+    pub(crate) result: Outcome,
+}
+
+/// Done, or why not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Outcome {
+    /// It was done.
+    Ok(Answer),
+    /// It was not.
+    Error(Failure),
+}
+
+/// What a command gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// To [`Command::Info`].
+    Info(Box<Info>),
+    /// To [`Command::Stats`].
+    Stats(Box<Stats>),
+    /// To the others.
+    Done,
+}
+
+/// What is served, and how. Printed as it is by `aioctl info --json`: fields are added, not changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Info {
+    pub(crate) id: u32,
+    pub(crate) path: String,
+    pub(crate) backend: String,
+    /// `serving`, or how far a stop has come.
+    pub(crate) state: String,
+    /// `good`, or what has happened to the backend.
+    pub(crate) health: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) block_size_bytes: u32,
+    pub(crate) io_max_bytes: u32,
+    pub(crate) read_only: bool,
+    pub(crate) mode: Mode,
+    pub(crate) cache_bytes: u64,
+    /// Whether a write may be lost at power failure before the next flush: what the kernel is told.
+    pub(crate) volatile_cache: bool,
+    pub(crate) queues: u16,
+    pub(crate) depth: u16,
+    /// The ublk features in force.
+    pub(crate) flags: Vec<String>,
+    /// What the kernel did not have or not allow, and what follows from it.
+    pub(crate) degraded: Vec<String>,
+    pub(crate) dma_bytes: u64,
+    pub(crate) hugepages: bool,
+    pub(crate) pid: u32,
+    pub(crate) uptime_s: u64,
+}
+
+/// What a server has done since its start. Printed as it is by `aioctl stats --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Stats {
+    pub(crate) id: u32,
+    pub(crate) path: String,
+    pub(crate) uptime_s: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) operations: Vec<OperationStats>,
+    /// Absent without a cache.
+    pub(crate) cache: Option<CacheStats>,
+}
+
+/// One kind of operation. Percentiles are absent until there was one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OperationStats {
+    pub(crate) name: String,
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+    pub(crate) errors: u64,
+    pub(crate) p50_us: Option<f64>,
+    pub(crate) p99_us: Option<f64>,
+    pub(crate) p99_9_us: Option<f64>,
+    pub(crate) p99_99_us: Option<f64>,
+}
+
+/// The cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CacheStats {
+    /// Hits over all reads; absent until there was a read.
+    pub(crate) hit_rate: Option<f64>,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) cached_bytes: u64,
+    pub(crate) dirty_bytes: u64,
+    /// Above it writers wait.
+    pub(crate) dirty_limit_bytes: u64,
+    pub(crate) written_back_bytes: u64,
+    pub(crate) failed_writebacks: u64,
+}
+
+/// Reads one line of at most `max_bytes`, its end included. `Ok(None)`: the other end closed without
+/// a word.
+///
+/// # Errors
+///
+/// `InvalidData` for a line that is too long, has no end or is not what is expected; `TimedOut`; what
+/// the kernel said. The deadline is for the whole line, however slowly it drips in.
+pub(crate) fn receive<T: DeserializeOwned>(
+    stream: &UnixStream,
+    max_bytes: usize,
+    deadline: Instant,
+) -> std::io::Result<Option<T>> {
+    let mut line = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        let count = match (&mut (&*stream)).read(&mut piece) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            Err(error) => return Err(error),
+        };
+        let end = piece[..count].iter().position(|&byte| byte == b'\n');
+        line.extend_from_slice(&piece[..end.unwrap_or(count)]);
+        if line.len() >= max_bytes {
+            return Err(std::io::Error::new(ErrorKind::InvalidData, "the line is too long"));
+        }
+        match (end, count) {
+            (Some(_), _) => {
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error));
+            }
+            (None, 0) if line.is_empty() => return Ok(None),
+            (None, 0) => {
+                return Err(std::io::Error::new(ErrorKind::InvalidData, "the line has no end"));
+            }
+            (None, _) => {}
+        }
+    }
+}
+
+/// Sends one line.
+///
+/// # Errors
+///
+/// `TimedOut` when the other end does not read; what the kernel said.
+pub(crate) fn send<T: Serialize>(
+    stream: &UnixStream,
+    message: &T,
+    deadline: Instant,
+) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(message).map_err(std::io::Error::other)?;
+    line.push(b'\n');
+    let mut rest = &line[..];
+    while !rest.is_empty() {
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        match (&mut (&*stream)).write(rest) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What is left until then; never zero, which a socket takes for "for ever".
+fn left(deadline: Instant) -> std::io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+/// Asks the server behind `stream` and waits for its answer, bounded.
+///
+/// # Errors
+///
+/// What the server answered; or that it did not answer, in time or at all.
+pub(crate) fn ask(stream: &UnixStream, command: Command) -> Result<Answer, Failure> {
+    // The server keeps the command's deadline; what is added is for the way there and back.
+    let deadline = Instant::now() + command.deadline() + Duration::from_secs(5);
+    let failed = |error: std::io::Error| match error.kind() {
+        ErrorKind::TimedOut => Failure::new(
+            Exit::TimedOut,
+            "the server did not answer in time",
+            "try again, or look at its log",
+        ),
+        ErrorKind::InvalidData => Failure::new(
+            Exit::Failure,
+            format!("the server's answer is not understood: {error}"),
+            "use the aioctl that the server was started with",
+        ),
+        _ => Failure::os("talking to the server", error),
+    };
+    send(stream, &Request { version: VERSION, command }, deadline).map_err(failed)?;
+    match receive::<Response>(stream, ANSWER_MAX_BYTES, deadline).map_err(failed)? {
+        Some(Response { result: Outcome::Ok(answer), .. }) => Ok(answer),
+        Some(Response { result: Outcome::Error(failure), .. }) => Err(failure),
+        None => Err(Failure::new(
+            Exit::Failure,
+            "the server closed the connection without an answer",
+            "look at its log",
+        )),
+    }
+}

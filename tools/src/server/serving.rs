@@ -1,0 +1,351 @@
+//! A device that is being served: what is known of it, and how it is saved and stopped.
+
+use std::ops::Range;
+use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use uaio_driver::ublk::{self, OpKind, ServerError};
+use uaio_driver::{BlockDevice, Health, IoError, IoResult};
+use uaio_page_cache::Cache;
+
+use super::barrier::Barrier;
+use super::control::Answers;
+use super::detach::Started;
+use super::shutdown::{Order, Stage, Stoppable};
+use super::stack::Stack;
+use crate::cli::DeviceId;
+use crate::exit::{Exit, Failure};
+use crate::holders::{self, Holder};
+use crate::kernel;
+use crate::log;
+use crate::protocol::{Answer, CacheStats, Command, Info, OperationStats, Stats};
+use crate::system::System;
+
+/// How much longer a client waits for a stop than the stop itself has.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How many ranges of unsaved data a message names; the log names [`LOGGED_RANGES`].
+const SHOWN_RANGES: usize = 4;
+const LOGGED_RANGES: usize = 1000;
+
+/// What the threads of a server share. Nothing of it is on the data path.
+pub(crate) struct Shared {
+    pub(crate) id: DeviceId,
+    /// Which of the process's devices it is.
+    pub(crate) index: usize,
+    pub(crate) server: ublk::Server,
+    pub(crate) started: Instant,
+    /// The parts of [`Info`] that do not change.
+    pub(crate) info: Info,
+    pub(crate) stage: Mutex<Stage>,
+    pub(crate) barrier: Mutex<Option<Barrier>>,
+    pub(crate) cache: Option<Arc<Cache>>,
+    pub(crate) bottom: Arc<dyn BlockDevice>,
+    /// To the control thread.
+    pub(crate) orders: Sender<Event>,
+    /// Told when the answer to a stop has been sent.
+    pub(crate) answered: SyncSender<()>,
+}
+
+/// What the control thread is woken by.
+pub(crate) enum Event {
+    /// A signal asks to stop.
+    Signal(i32),
+    /// A client asks to stop.
+    Delete {
+        /// Which of the process's devices.
+        index: usize,
+        /// What was asked for.
+        order: Order,
+        /// Until when to try.
+        deadline: Instant,
+        /// Where the outcome goes.
+        reply: SyncSender<Result<(), Failure>>,
+    },
+}
+
+impl Shared {
+    pub(crate) fn stage(&self) -> MutexGuard<'_, Stage> {
+        // A stage is one word: no panic leaves it half written.
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the queue for flushes, when those before have done with it.
+    fn barrier(&self, deadline: Instant) -> Result<MutexGuard<'_, Option<Barrier>>, Failure> {
+        loop {
+            match self.barrier.try_lock() {
+                Ok(barrier) => return Ok(barrier),
+                Err(std::sync::TryLockError::Poisoned(poisoned)) => {
+                    return Ok(poisoned.into_inner());
+                }
+                Err(std::sync::TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    let what = "another flush is still under way";
+                    return Err(Failure::new(Exit::TimedOut, what, "try again"));
+                }
+                Err(std::sync::TryLockError::WouldBlock) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+    }
+
+    fn flush(&self, deadline: Instant) -> Result<(), Failure> {
+        let mut barrier = self.barrier(deadline)?;
+        let Some(barrier) = barrier.as_mut() else {
+            return Err(Failure::new(
+                Exit::Unsupported,
+                "the device has one queue only, and the kernel has it",
+                format!("run `blockdev --flushbufs {}`", self.id),
+            ));
+        };
+        barrier.flush(deadline)?.map_err(|error| self.unsaved(error))
+    }
+
+    /// Until everything is stable, or the failure that says what is not.
+    fn save(&self, deadline: Instant) -> Result<(), Failure> {
+        let mut barrier = self.barrier(deadline)?;
+        let Some(barrier) = barrier.as_mut() else {
+            // The kernel flushes what it has a queue for; there is no cache of ours.
+            return Ok(());
+        };
+        let result = |outcome: Result<IoResult, Failure>| {
+            outcome.map_err(|failure| match (failure.exit, self.dirty_bytes()) {
+                (Exit::TimedOut, dirty @ 1..) => {
+                    let what = format!("{}, {dirty} bytes are left to write", failure.what);
+                    Failure::new(Exit::TimedOut, what, "try again, with a longer --deadline")
+                }
+                _ => failure,
+            })
+        };
+        match result(barrier.flush(deadline))? {
+            Ok(()) => Ok(()),
+            // An error that has healed is told once; what counts is whether it has.
+            Err(_) if self.cache.is_some() && self.unsaved_ranges().is_empty() => {
+                result(barrier.flush(deadline))?.map_err(|error| self.unsaved(error))
+            }
+            Err(error) => Err(self.unsaved(error)),
+        }
+    }
+
+    fn unsaved_ranges(&self) -> Vec<Range<u64>> {
+        self.cache.as_ref().map_or_else(Vec::new, |cache| cache.dirty_ranges())
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        self.unsaved_ranges().iter().map(|range| range.end - range.start).sum()
+    }
+
+    fn unsaved(&self, error: IoError) -> Failure {
+        let ranges = self.unsaved_ranges();
+        for range in ranges.iter().take(LOGGED_RANGES) {
+            log::line(format_args!("not written: bytes {} to {}", range.start, range.end - 1));
+        }
+        unsaved(&ranges, error)
+    }
+
+    /// What is said when it can be opened.
+    pub(crate) fn started(&self) -> Started {
+        Started { id: self.id.0, path: self.id.to_string(), pid: std::process::id() }
+    }
+
+    fn info(&self) -> Info {
+        let health = match self.bottom.health() {
+            Health::Good => "good".into(),
+            Health::Failed(error) => error.to_string(),
+        };
+        Info {
+            state: self.stage().name().into(),
+            health,
+            uptime_s: self.started.elapsed().as_secs(),
+            ..self.info.clone()
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let server = self.server.stats();
+        Stats {
+            id: self.id.0,
+            path: self.id.to_string(),
+            uptime_s: self.started.elapsed().as_secs(),
+            in_flight: server.in_flight,
+            operations: server.ops().map(operation).collect(),
+            cache: self.cache.as_ref().map(|cache| cache_stats(&cache.stats())),
+        }
+    }
+
+    fn delete(&self, order: Order, deadline: Duration) -> Result<Answer, Failure> {
+        let (reply, outcome) = sync_channel(1);
+        let until = Instant::now() + deadline;
+        let event = Event::Delete { index: self.index, order, deadline: until, reply };
+        if self.orders.send(event).is_err() {
+            // The control thread has ended: the device is gone.
+            return Ok(Answer::Done);
+        }
+        match outcome.recv_timeout(deadline + GRACE) {
+            Ok(result) => result.map(|()| Answer::Done),
+            Err(RecvTimeoutError::Disconnected) => Ok(Answer::Done),
+            Err(RecvTimeoutError::Timeout) => Err(Failure::new(
+                Exit::TimedOut,
+                format!("{} is {}", self.id, self.stage().name()),
+                "it goes on; try again",
+            )),
+        }
+    }
+}
+
+impl Answers for Shared {
+    fn prepare_thread(&self) {
+        super::shield_thread();
+    }
+
+    fn answer(&self, command: Command) -> Result<Answer, Failure> {
+        match command {
+            Command::Info => Ok(Answer::Info(Box::new(self.info()))),
+            Command::Stats => Ok(Answer::Stats(Box::new(self.stats()))),
+            Command::Flush { .. } => {
+                self.flush(Instant::now() + command.deadline()).map(|()| Answer::Done)
+            }
+            Command::Delete { force, discard_dirty, .. } => {
+                self.delete(Order { force, discard_dirty }, command.deadline())
+            }
+        }
+    }
+
+    fn answered(&self, command: Command) {
+        if matches!(command, Command::Delete { .. }) {
+            let _ = self.answered.try_send(());
+        }
+    }
+}
+
+fn operation(op: &ublk::OpStats) -> OperationStats {
+    let percentile = |percent| op.latency.percentile(percent).map(|at| at.as_secs_f64() * 1e6);
+    OperationStats {
+        name: op.kind.to_string(),
+        count: op.done,
+        // A flush has no bytes, whatever the kernel's descriptor says.
+        bytes: if op.kind == OpKind::Flush { 0 } else { op.bytes },
+        errors: op.errors,
+        p50_us: percentile(50.0),
+        p99_us: percentile(99.0),
+        p99_9_us: percentile(99.9),
+        p99_99_us: percentile(99.99),
+    }
+}
+
+fn cache_stats(stats: &uaio_page_cache::CacheStats) -> CacheStats {
+    const PAGE_BYTES: u64 = uaio_driver::FRAME_SIZE as u64;
+    CacheStats {
+        hit_rate: (stats.hits + stats.misses > 0).then(|| stats.hit_rate()),
+        hits: stats.hits,
+        misses: stats.misses,
+        cached_bytes: stats.cached * PAGE_BYTES,
+        dirty_bytes: stats.dirty_bytes,
+        dirty_limit_bytes: stats.dirty_limit_bytes,
+        written_back_bytes: stats.written_back * PAGE_BYTES,
+        failed_writebacks: stats.writeback_errors,
+    }
+}
+
+/// What cannot be saved, by range.
+fn unsaved(ranges: &[Range<u64>], error: IoError) -> Failure {
+    let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    if ranges.is_empty() {
+        let what = format!("the backend cannot make its writes stable: {error}");
+        return Failure::new(Exit::Unsaved, what, "try again; --discard-dirty gives them up");
+    }
+    let shown: Vec<String> = ranges
+        .iter()
+        .take(SHOWN_RANGES)
+        .map(|range| format!("{} to {}", range.start, range.end - 1))
+        .collect();
+    let more = match ranges.len().saturating_sub(SHOWN_RANGES) {
+        0 => String::new(),
+        more => format!(" and {more} more ranges, see the log"),
+    };
+    Failure::new(
+        Exit::Unsaved,
+        format!("{bytes} bytes cannot be written, {error}: bytes {}{more}", shown.join(", ")),
+        "they are kept: read them, or give them up with --discard-dirty",
+    )
+}
+
+/// The control thread's side: the whole stack, to be stopped.
+pub(crate) struct Serving {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) stack: Stack,
+    pub(crate) system: System,
+    pub(crate) discard: bool,
+}
+
+impl Serving {
+    /// How far its stop has come.
+    pub(crate) fn stage(&self) -> Stage {
+        *self.shared.stage()
+    }
+}
+
+impl Stoppable for Serving {
+    fn holders(&self) -> Vec<Holder> {
+        let name = format!("ublkb{}", self.shared.id.0);
+        holders::of_block_device(&self.system, &name, &[std::process::id()])
+    }
+
+    fn fail_new_io(&mut self, fail: bool) {
+        self.shared.server.fail_new_io(fail);
+    }
+
+    fn save(&mut self, deadline: Instant) -> Result<(), Failure> {
+        self.shared.save(deadline)
+    }
+
+    fn give_up_unsaved(&mut self) {
+        log::line(format_args!("given up: {} bytes", self.shared.dirty_bytes()));
+        self.discard = true;
+    }
+
+    fn stop(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.shared.server.stop(left) {
+            Ok(()) => Ok(()),
+            Err(error @ ServerError::TimedOut { .. }) => {
+                Err(kernel::failure(format!("stop {}", self.shared.id), error))
+            }
+            Err(error) => {
+                // It failed before or while it was stopped: either way the device is gone, which is
+                // what was wanted.
+                log::line(format_args!("{}: {error}", self.shared.id));
+                Ok(())
+            }
+        }
+    }
+
+    fn close(&mut self, deadline: Instant) -> Result<(), Failure> {
+        *self.shared.barrier(deadline)? = None;
+        self.stack.close(self.discard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uaio_driver::IoErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_saved_is_listed_by_range() {
+        let error = IoError { status: 0x281, ..IoError::new(IoErrorKind::Media) };
+        let ranges = [4096..8192, 65536..69632];
+        assert_eq!(
+            unsaved(&ranges, error).to_string(),
+            "8192 bytes cannot be written, unrecovered media error (status 0x281): \
+             bytes 4096 to 8191, 65536 to 69631; \
+             they are kept: read them, or give them up with --discard-dirty"
+        );
+        let many: Vec<_> = (0..10u64).map(|n| n * 8192..n * 8192 + 512).collect();
+        let line = unsaved(&many, error).to_string();
+        assert!(line.contains("24576 to 25087 and 6 more ranges, see the log;"), "{line}");
+        assert!(unsaved(&[], error).what.starts_with("the backend cannot make its writes stable"));
+    }
+}

@@ -1,0 +1,176 @@
+//! How much DMA memory a server takes.
+//!
+//! Everything that data passes through lies in one pool, mapped for the IOMMU and registered with
+//! io_uring once: the cache's frames, a buffer for each request of the block layer, the rings and
+//! PRP lists of a drive. It is taken at start and does not grow.
+
+use uaio_driver::nvme::NvmeController;
+use uaio_driver::ublk::ServerOptions;
+use uaio_driver::{FRAME_SIZE, Geometry, PoolOptions};
+use uaio_page_cache::CacheOptions;
+
+use crate::backend::Backend;
+use crate::cli::{AddArgs, Mode};
+use crate::exit::{Exit, Failure};
+use crate::size::ByteSize;
+
+/// What a device may take beside what is counted: a frame of zeroes, a bounce buffer.
+const SPARE_FRAMES: usize = 64;
+
+/// Frames of a hugepage: a pool of whole ones can lie in hugepages.
+const HUGE_FRAMES: usize = (2 << 20) / FRAME_SIZE;
+
+/// The smallest cache that is served: one large request for each queue of the default, and room to
+/// keep something.
+pub(crate) const CACHE_MIN_BYTES: u64 = 4 << 20;
+
+/// A block of memory without being asked for another size.
+pub(crate) const RAM_BLOCK_SIZE: u32 = 4096;
+
+/// The smallest block a file can have; its own may be larger.
+pub(crate) const FILE_BLOCK_SIZE_MIN: u32 = 512;
+
+/// What a server is asked for: each of its devices has all of this.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) devices: usize,
+    pub(crate) mode: Mode,
+    pub(crate) cache: ByteSize,
+    pub(crate) queues: u16,
+    pub(crate) depth: u16,
+}
+
+/// The frames of the cache; 0 without one.
+///
+/// # Errors
+///
+/// For a cache that is too small, or not whole frames.
+pub(crate) fn cache_frames(wanted: &Wanted) -> Result<usize, Failure> {
+    if wanted.mode == Mode::None {
+        return Ok(0);
+    }
+    let bytes = wanted.cache.0;
+    if bytes < CACHE_MIN_BYTES {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("a cache of {} is smaller than the minimum", wanted.cache),
+            format!("take --cache {} or more, or --mode none", ByteSize(CACHE_MIN_BYTES)),
+        ));
+    }
+    usize::try_from(bytes)
+        .ok()
+        .filter(|bytes| bytes.is_multiple_of(FRAME_SIZE))
+        .map(|bytes| (bytes / FRAME_SIZE).max(CacheOptions::FRAMES_MIN))
+        .ok_or_else(|| {
+            Failure::new(
+                Exit::Usage,
+                format!("a cache of {} is not a multiple of 4K", wanted.cache),
+                "take a multiple of 4K",
+            )
+        })
+}
+
+/// The block size that was asked for, in bytes, if the sizes that were given are whole blocks.
+///
+/// # Errors
+///
+/// For one that is not possible, and for a size that it does not divide.
+pub(crate) fn block_size(args: &AddArgs) -> Result<Option<u32>, Failure> {
+    let asked = match args.block_size.map(|size| size.0) {
+        None => None,
+        Some(bytes @ (512 | 1024 | 2048 | 4096)) => Some(bytes as u32),
+        Some(bytes) => {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("a block size of {} is not possible", ByteSize(bytes)),
+                "take --block-size 512, 1K, 2K or 4K",
+            ));
+        }
+    };
+    for backend in &args.backends {
+        let (size, default) = match backend {
+            Backend::Ram { size } => (*size, RAM_BLOCK_SIZE),
+            Backend::File { size: Some(size), .. } => (*size, FILE_BLOCK_SIZE_MIN),
+            Backend::File { size: None, .. } | Backend::Nvme { .. } => continue,
+        };
+        whole_blocks(size, asked.unwrap_or(default))?;
+    }
+    Ok(asked)
+}
+
+/// Refuses a size that is not whole blocks.
+pub(crate) fn whole_blocks(size: ByteSize, block_size: u32) -> Result<(), Failure> {
+    if size.0.is_multiple_of(u64::from(block_size)) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Usage,
+        format!("a size of {} bytes is not a multiple of the block size, {block_size}", size.0),
+        "round it, or take a smaller --block-size",
+    ))
+}
+
+/// The pool of a server.
+///
+/// # Errors
+///
+/// As [`cache_frames`].
+pub(crate) fn pool(wanted: &Wanted) -> Result<PoolOptions, Failure> {
+    let Wanted { devices, queues, depth, .. } = *wanted;
+    let served = ServerOptions { queues, depth, ..ServerOptions::default() };
+    // The pool is made before the device is opened: what the largest requests would need.
+    let largest = Geometry {
+        block_size: 512,
+        blocks: 1,
+        transfer_max_bytes: served.io_max_bytes,
+        discard_max_blocks: 0,
+        write_zeroes_max_blocks: 0,
+    };
+    // Rings and PRP lists, if it is a drive: beside the queues that are served there are the
+    // flusher's and the one for flushes. The cache opens queues of at least 32 below its own, and
+    // the kernel's queues may be deeper than asked for, up to a power of two.
+    let queue = NvmeController::frames_for_queue(depth.max(32).next_power_of_two());
+    let rings = (usize::from(queues) + 2) * queue;
+    let device = cache_frames(wanted)? + served.frames(&largest) + rings + SPARE_FRAMES;
+    let frames = device * devices + NvmeController::frames_for_controller();
+    Ok(PoolOptions::frames(frames.next_multiple_of(HUGE_FRAMES)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: Wanted = Wanted {
+        mode: Mode::Writeback,
+        cache: ByteSize(256 << 20),
+        queues: 2,
+        depth: 64,
+        devices: 1,
+    };
+
+    #[test]
+    fn a_pool_has_room_for_the_cache_and_each_request_in_whole_hugepages() {
+        let frames = pool(&WANTED).expect("a size").frames;
+        assert!(frames >= 65536 + 2 * 4096 + 4 * 64, "{frames}");
+        assert!(frames.is_multiple_of(512), "{frames}");
+        let none = Wanted { mode: Mode::None, ..WANTED };
+        let without = pool(&none).expect("a size").frames;
+        assert_eq!(frames - without, 65536);
+        let two = pool(&Wanted { devices: 2, ..WANTED }).expect("a size").frames;
+        assert!(two > 2 * (65536 + 2 * 4096), "{two}");
+    }
+
+    #[test]
+    fn a_cache_below_the_minimum_is_refused_and_without_one_nobody_asks() {
+        let small = Wanted { cache: ByteSize((4 << 20) - 4096), ..WANTED };
+        let failure = pool(&small).expect_err("too small");
+        assert_eq!(
+            failure.to_string(),
+            "a cache of 4092K is smaller than the minimum; take --cache 4M or more, or --mode none"
+        );
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(pool(&Wanted { mode: Mode::None, ..small }).is_ok());
+        let odd = Wanted { cache: ByteSize((4 << 20) + 512), ..WANTED };
+        assert!(pool(&odd).expect_err("odd").what.contains("not a multiple of 4K"));
+    }
+}

@@ -1,0 +1,281 @@
+//! What is under the block device: backend, cache, flusher, all over one pool of DMA memory.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use uaio_driver::nvme::{ControllerOptions, NvmeController};
+use uaio_driver::ram::RamDevice;
+use uaio_driver::vfio::PciAddress;
+use uaio_driver::{BlockDevice, DmaPool, PoolOptions, SystemClock};
+use uaio_page_cache::{Cache, CacheMode, CacheOptions, CachedDevice};
+
+use super::barrier::Barrier;
+use super::flusher::FlusherThread;
+use super::sizing::{self, Wanted};
+use crate::backend::Backend;
+use crate::cli::{AddArgs, Mode};
+use crate::exit::{Exit, Failure};
+
+/// Queues without being asked for more.
+const QUEUES_DEFAULT_MAX: usize = 4;
+
+/// A backend, open, and what stands on it.
+pub(crate) struct Stack {
+    /// For flushes; `None` on a device that has no queue left for it.
+    pub(crate) barrier: Option<Barrier>,
+    flusher: Option<FlusherThread>,
+    /// The cache, if there is one.
+    pub(crate) cache: Option<Arc<Cache>>,
+    /// What is served.
+    pub(crate) top: Arc<dyn BlockDevice>,
+    /// The backend.
+    pub(crate) bottom: Arc<dyn BlockDevice>,
+    /// How the backend is written.
+    pub(crate) backend: Backend,
+    /// The drive that the backend is a namespace of, closed with its last namespace.
+    drive: Option<Arc<Drive>>,
+    /// How many queues to serve.
+    pub(crate) queues: u16,
+    /// How many requests in each.
+    pub(crate) depth: u16,
+    /// A file that was created for this, until the device is served.
+    created: Option<PathBuf>,
+}
+
+/// A drive that is closed by the last of its namespaces.
+struct Drive {
+    controller: Arc<NvmeController>,
+}
+
+/// A backend as it was opened.
+struct Opened {
+    device: Arc<dyn BlockDevice>,
+    drive: Option<Arc<Drive>>,
+    created: Option<PathBuf>,
+}
+
+impl Opened {
+    fn plain(device: impl BlockDevice + 'static) -> Self {
+        Self { device: Arc::new(device), drive: None, created: None }
+    }
+}
+
+/// What is to be opened, checked as far as that goes without opening it.
+pub(crate) struct Plan<'a> {
+    args: &'a AddArgs,
+    wanted: Wanted,
+    pool: PoolOptions,
+    cache_frames: usize,
+    block_size: Option<u32>,
+}
+
+impl<'a> Plan<'a> {
+    /// Checks sizes.
+    ///
+    /// # Errors
+    ///
+    /// Which one is wrong.
+    pub(crate) fn new(args: &'a AddArgs) -> Result<Self, Failure> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = Wanted {
+            devices: args.backends.len(),
+            mode: args.mode,
+            cache: args.cache,
+            queues: args.queues.unwrap_or(cpus.min(QUEUES_DEFAULT_MAX) as u16),
+            depth: args.depth,
+        };
+        let cache_frames = sizing::cache_frames(&wanted)?;
+        let block_size = sizing::block_size(args)?;
+        Ok(Self { args, wanted, pool: sizing::pool(&wanted)?, cache_frames, block_size })
+    }
+
+    /// Opens the backends and puts a cache on each.
+    ///
+    /// # Errors
+    ///
+    /// Why not; nothing is left behind.
+    pub(crate) fn open(&self) -> Result<Vec<Stack>, Failure> {
+        let pool = DmaPool::new(self.pool)
+            .map_err(|error| Failure::device("make the memory for DMA", &error))?;
+        let mut stacks: Vec<Stack> = Vec::new();
+        let mut drive = None;
+        for backend in &self.args.backends {
+            let stack = open_backend(backend, self.block_size, &pool, &mut drive)
+                .and_then(|opened| Stack::on(opened, backend, self));
+            match stack {
+                Ok(stack) => stacks.push(stack),
+                Err(failure) => {
+                    drop(drive);
+                    stacks.into_iter().for_each(Stack::undo);
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(stacks)
+    }
+}
+
+impl Stack {
+    fn on(opened: Opened, backend: &Backend, plan: &Plan<'_>) -> Result<Self, Failure> {
+        let Opened { device, drive, created } = opened;
+        let mut stack = Self {
+            barrier: None,
+            flusher: None,
+            cache: None,
+            top: Arc::clone(&device),
+            bottom: device,
+            backend: backend.clone(),
+            drive,
+            queues: plan.wanted.queues,
+            depth: plan.wanted.depth,
+            created,
+        };
+        match stack.complete(plan.args, plan.cache_frames) {
+            Ok(()) => Ok(stack),
+            Err(failure) => {
+                stack.undo();
+                Err(failure)
+            }
+        }
+    }
+
+    fn complete(&mut self, args: &AddArgs, frames: usize) -> Result<(), Failure> {
+        let mode = match args.mode {
+            Mode::None => None,
+            Mode::Writeback => Some(CacheMode::Writeback),
+            Mode::Writethrough => Some(CacheMode::Writethrough),
+        };
+        let mut flushed = Arc::clone(&self.bottom);
+        if let Some(mode) = mode {
+            let options = CacheOptions { mode, ..CacheOptions::frames(frames) };
+            let cache = Cache::new(Arc::clone(&self.bottom), options).map_err(|error| {
+                Failure::new(Exit::Failure, format!("make the cache: {error}"), "")
+            })?;
+            self.flusher = Some(FlusherThread::start(&cache, super::shield_thread)?);
+            self.top = Arc::new(CachedDevice::new(Arc::clone(&cache)));
+            // Another opener of the same cache: see the page of `barrier`.
+            flushed = Arc::new(CachedDevice::new(Arc::clone(&cache)));
+            self.cache = Some(cache);
+        }
+        self.share_queues(args, flushed.as_ref())
+    }
+
+    /// One queue is kept for flushes where the device has more than one.
+    fn share_queues(&mut self, args: &AddArgs, flushed: &dyn BlockDevice) -> Result<(), Failure> {
+        let capabilities = self.top.capabilities();
+        let most = match capabilities.queues_max {
+            0 => {
+                return Err(Failure::new(
+                    Exit::Unsupported,
+                    format!("{} has too few queues for a cache", self.bottom.name()),
+                    "serve it with --mode none",
+                ));
+            }
+            1 => 1,
+            more => {
+                self.barrier = Some(Barrier::open(flushed)?);
+                more - 1
+            }
+        };
+        if let Some(asked) = args.queues.filter(|&asked| asked > most) {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("{} has {most} queues to serve, not {asked}", self.bottom.name()),
+                format!("take --queues {most} or less"),
+            ));
+        }
+        self.queues = self.queues.min(most);
+        self.depth = self.depth.min(capabilities.depth_max);
+        Ok(())
+    }
+
+    /// The device is served: from here on a file that was created is the user's.
+    pub(crate) fn keep(&mut self) {
+        self.created = None;
+    }
+
+    /// Shuts everything down in order. Dirty data that is left is lost if `discard` says so.
+    ///
+    /// # Errors
+    ///
+    /// When data is dirty still, or the device did not shut down.
+    pub(crate) fn close(&mut self, discard: bool) -> Result<(), Failure> {
+        self.barrier = None;
+        self.flusher = None;
+        let device = if discard { &self.bottom } else { &self.top };
+        device
+            .close()
+            .map_err(|error| Failure::device(format!("close {}", device.name()), &error))?;
+        match self.drive.take().and_then(Arc::into_inner) {
+            Some(Drive { controller }) => controller
+                .close()
+                .map_err(|error| Failure::device(format!("shut {} down", self.backend), &error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes everything back after a start that failed: there was no write yet.
+    pub(crate) fn undo(mut self) {
+        if let Err(failure) = self.close(true) {
+            crate::log::line(failure);
+        }
+        remove_created(self.created.as_ref());
+    }
+}
+
+fn remove_created(created: Option<&PathBuf>) {
+    if let Some(path) = created
+        && let Err(error) = std::fs::remove_file(path)
+    {
+        crate::log::line(Failure::os(format!("remove {} again", path.display()), error));
+    }
+}
+
+fn open_backend(
+    backend: &Backend,
+    block_size: Option<u32>,
+    pool: &DmaPool,
+    drive: &mut Option<Arc<Drive>>,
+) -> Result<Opened, Failure> {
+    let failed = |error| Failure::device(backend, &error);
+    match backend {
+        Backend::Ram { size } => {
+            let block_size = block_size.unwrap_or(sizing::RAM_BLOCK_SIZE);
+            RamDevice::new(size.0, block_size, pool.clone()).map_err(failed).map(Opened::plain)
+        }
+        Backend::File { .. } => Err(Failure::new(Exit::Unsupported, "file: is not there yet", "")),
+        Backend::Nvme { address, namespace } => {
+            let drive = match drive {
+                Some(drive) => Arc::clone(drive),
+                None => Arc::clone(drive.insert(open_drive(*address, pool)?)),
+            };
+            open_namespace(backend, drive, *namespace)
+        }
+    }
+}
+
+fn open_drive(address: PciAddress, pool: &DmaPool) -> Result<Arc<Drive>, Failure> {
+    let clock = Arc::new(SystemClock::new());
+    let options = ControllerOptions::default();
+    match NvmeController::open(address, pool.clone(), options, clock) {
+        Ok(controller) => Ok(Arc::new(Drive { controller })),
+        Err(error) => Err(Failure::drive(address, &error)),
+    }
+}
+
+fn open_namespace(
+    backend: &Backend,
+    drive: Arc<Drive>,
+    namespace: Option<u32>,
+) -> Result<Opened, Failure> {
+    let first = || drive.controller.namespaces().first().map(|namespace| namespace.nsid);
+    let Some(nsid) = namespace.or_else(first) else {
+        let what = format!("{backend} has no active namespace");
+        return Err(Failure::new(Exit::NotFound, what, "create one, with nvme-cli for example"));
+    };
+    let device = drive
+        .controller
+        .namespace(nsid)
+        .map_err(|error| Failure { exit: Exit::NotFound, ..Failure::drive(backend, &error) })?;
+    Ok(Opened { device, drive: Some(drive), created: None })
+}
