@@ -1,5 +1,7 @@
 //! The user's end of an operation: where data goes to or comes from.
 
+use std::ops::Range;
+
 use uaio_driver::{DmaBuf, SgList};
 
 /// Memory that an operation owns until it is finished.
@@ -11,6 +13,20 @@ pub enum Buffer {
     Frames(SgList),
     /// Ordinary memory.
     Bytes(Vec<u8>),
+    /// Ordinary memory, from byte `from` on: a part of a longer transfer.
+    Part {
+        /// The memory.
+        bytes: Vec<u8>,
+        /// Where the operation's first byte lies in it.
+        from: usize,
+    },
+    /// Pieces of ordinary memory as one run, from byte `from` of the run on.
+    Pieces {
+        /// The memory, in order.
+        pieces: Vec<Vec<u8>>,
+        /// Where the operation's first byte lies in the run.
+        from: usize,
+    },
 }
 
 impl Buffer {
@@ -22,6 +38,10 @@ impl Buffer {
                 list.frames.len() * uaio_driver::FRAME_SIZE - list.offset as usize
             }
             Self::Bytes(bytes) => bytes.len(),
+            Self::Part { bytes, from } => bytes.len().saturating_sub(*from),
+            Self::Pieces { pieces, from } => {
+                pieces.iter().map(Vec::len).sum::<usize>().saturating_sub(*from)
+            }
         }
     }
 
@@ -38,6 +58,17 @@ impl Buffer {
                 own.copy_from(at, frame, offset + range.start, range.len());
             }),
             Self::Bytes(bytes) => frame.read(offset, &mut bytes[position..position + len]),
+            Self::Part { bytes, from } => {
+                let start = *from + position;
+                frame.read(offset, &mut bytes[start..start + len]);
+            }
+            Self::Pieces { pieces, from } => {
+                let mut runs = Runs::new(*from + position, len);
+                for piece in pieces {
+                    let (own, at) = runs.next(piece.len());
+                    frame.read(offset + at, &mut piece[own]);
+                }
+            }
         }
     }
 
@@ -49,6 +80,79 @@ impl Buffer {
                 frame.copy_from(offset + range.start, own, at, range.len());
             }),
             Self::Bytes(bytes) => frame.write(offset, &bytes[position..position + len]),
+            Self::Part { bytes, from } => {
+                let start = from + position;
+                frame.write(offset, &bytes[start..start + len]);
+            }
+            Self::Pieces { pieces, from } => {
+                let mut runs = Runs::new(from + position, len);
+                for piece in pieces {
+                    let (own, at) = runs.next(piece.len());
+                    frame.write(offset + at, &piece[own]);
+                }
+            }
+        }
+    }
+}
+
+/// Walks pieces, and says which part of each belongs to a run of `len` bytes, and where in the run.
+struct Runs {
+    skip: usize,
+    left: usize,
+    done: usize,
+}
+
+impl Runs {
+    fn new(skip: usize, len: usize) -> Self {
+        Self { skip, left: len, done: 0 }
+    }
+
+    fn next(&mut self, piece_len: usize) -> (Range<usize>, usize) {
+        let start = self.skip.min(piece_len);
+        let len = self.left.min(piece_len - start);
+        let at = self.done;
+        self.skip -= start;
+        self.left -= len;
+        self.done += len;
+        (start..start + len, at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uaio_driver::{DmaPool, PoolOptions};
+
+    #[test]
+    fn pieces_are_one_run_of_bytes() {
+        let frame = DmaPool::new(PoolOptions::frames(1)).unwrap().take().unwrap();
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..500 {
+            let flat: Vec<u8> = (0..600).map(|_| random.u8(..)).collect();
+            let mut pieces = Vec::new();
+            let mut rest = &flat[..];
+            while !rest.is_empty() {
+                let (piece, left) = rest.split_at(random.usize(..=rest.len().min(90)));
+                pieces.push(piece.to_vec());
+                rest = left;
+            }
+            let (from, position) = (random.usize(..200), random.usize(..200));
+            let (len, offset) = (random.usize(..=200), random.usize(..3000));
+            let mut buffer = Buffer::Pieces { pieces, from };
+            assert_eq!(buffer.len(), 600 - from);
+            buffer.store(position, &frame, offset, len);
+            let mut seen = vec![0; len];
+            frame.read(offset, &mut seen);
+            assert_eq!(seen, flat[from + position..from + position + len]);
+            let news: Vec<u8> = (0..len).map(|_| random.u8(..)).collect();
+            frame.write(offset, &news);
+            buffer.fill(position, &frame, offset, len);
+            let Buffer::Pieces { pieces, .. } = buffer else { unreachable!() };
+            let mut oracle = flat.clone();
+            oracle[from + position..from + position + len].copy_from_slice(&news);
+            assert_eq!(pieces.concat(), oracle);
         }
     }
 }

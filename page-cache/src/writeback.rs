@@ -132,6 +132,11 @@ impl Flusher {
         self.all = all;
     }
 
+    /// Device requests in flight: while there are some it is to be turned, or armed.
+    pub fn in_flight(&self) -> usize {
+        self.core.in_flight()
+    }
+
     /// Whether it may sleep; as [`uaio_driver::IoQueue::arm`].
     pub fn arm(&mut self) -> Armed {
         self.core.arm()

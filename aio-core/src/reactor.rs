@@ -1,0 +1,286 @@
+//! The reactor: owns lanes and flushers, and turns them.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
+use std::time::Duration;
+
+use crossbeam_queue::ArrayQueue;
+use parking_lot::Mutex;
+use rustix::event::{Timespec, epoll};
+use uaio_driver::{Armed, Clock, DeviceError, Doorbell, Wake};
+use uaio_page_cache::{Cache, Flusher, Lane};
+
+use crate::baton::Baton;
+use crate::context::{Context, ContextOptions};
+use crate::event::EventQueue;
+use crate::volume::{
+    CloseError, FlusherBell, Turned, Volume, VolumeInner, VolumeOptions,
+};
+
+/// How long whoever turns the reactor keeps polling after something went on last, before it sleeps.
+pub const POLL_FOR: Duration = Duration::from_micros(50);
+/// How long it sleeps at most while a device that cannot tell has something in flight. With
+/// [`POLL_FOR`] this is the bound on what sleeping adds to the latency of a polled device, the
+/// kernel's own slack (50 µs) aside. A device that can tell ends the sleep itself.
+pub const NAP_MAX: Duration = Duration::from_micros(100);
+/// Sync calls at once whose queue and memory are kept for the next.
+const CALLS_KEPT: usize = 16;
+
+/// Turns volumes: takes submissions, steps what can go on, commits, polls and completes.
+///
+/// **With a thread**: somebody calls [`run`](Reactor::run) on a thread of theirs. Needed for what
+/// must go on while nobody waits: eventfd notification, writeback by age.
+///
+/// **Without**: those who wait, in [`Context::get_events`] and the synchronous calls, turn it
+/// themselves, one of them at a time; who stops turning wakes the next. Nothing goes on while nobody
+/// waits, except first steps in `submit`.
+///
+/// Dropping it closes its volumes, as [`close`](Reactor::close) without the answer.
+pub struct Reactor {
+    shared: Arc<Shared>,
+    stop: AtomicBool,
+    /// The thread in `run`, when it is parked for the baton.
+    runner: Mutex<Option<Thread>>,
+}
+
+impl Reactor {
+    /// A reactor without volumes, on this clock.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptor left.
+    pub fn new(clock: Arc<dyn Clock>) -> Result<Self, DeviceError> {
+        Ok(Self {
+            shared: Arc::new(Shared::new(clock)?),
+            stop: AtomicBool::new(false),
+            runner: Mutex::new(None),
+        })
+    }
+
+    /// Takes a cache on: opens a queue of its device for commands and, with
+    /// [`VolumeOptions::writeback`], another for the flusher.
+    ///
+    /// # Errors
+    ///
+    /// What the device said.
+    pub fn attach(
+        &self,
+        cache: Arc<Cache>,
+        options: VolumeOptions,
+    ) -> Result<Volume, DeviceError> {
+        let options = VolumeOptions { operations: options.operations.max(1), ..options };
+        let bell = &self.shared.bell;
+        let wake: Arc<dyn Wake> = bell.clone();
+        let lane = Lane::new(Arc::clone(&cache), options.operations, options.depth, wake)?;
+        let mut flusher = None;
+        if options.writeback {
+            let rung = FlusherBell::new(Arc::clone(bell));
+            let wake: Arc<dyn Wake> = rung.clone();
+            flusher = Some((Flusher::new(cache, options.depth.min(32), wake)?, rung));
+        }
+        for fd in [lane.event_fd(), flusher.as_ref().and_then(|(flusher, _)| flusher.event_fd())] {
+            fd.map_or(Ok(()), |fd| self.shared.sleep_on(fd))?;
+        }
+        let inner = VolumeInner::new(Arc::clone(&self.shared), lane, flusher, options);
+        self.shared.volumes.lock().push(Arc::clone(&inner));
+        Ok(Volume::new(inner))
+    }
+
+    /// A context for commands on this reactor's volumes.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Invalid`] for no events, [`DeviceError::Os`] when there is no descriptor left
+    /// for the eventfd.
+    pub fn context(&self, options: ContextOptions) -> Result<Context, DeviceError> {
+        Context::new(Arc::clone(&self.shared), options)
+    }
+
+    /// Turns everything once, if nobody else does; says whether anything went on. For who steps the
+    /// reactor by hand: a simulation, an event loop of their own. Does not block.
+    pub fn turn(&self) -> bool {
+        let place = self.shared.baton.try_hold();
+        place.is_some() && self.shared.turn(self.shared.clock.now()).busy
+    }
+
+    /// Turns the reactor on this thread until [`stop`](Reactor::stop): polls while something goes
+    /// on and [`POLL_FOR`] after, then sleeps until a device, a submitter or a timer wakes it.
+    pub fn run(&self) {
+        let mut place = self.shared.baton.join();
+        while !place.holds() {
+            *self.runner.lock() = Some(std::thread::current());
+            if self.stop.load(Ordering::SeqCst) {
+                break;
+            }
+            std::thread::park();
+        }
+        *self.runner.lock() = None;
+        let mut turner = Turner::default();
+        while !self.stop.load(Ordering::SeqCst) {
+            turner.step(&self.shared, None, &|| self.stop.load(Ordering::SeqCst));
+        }
+    }
+
+    /// Ends [`run`](Reactor::run), now or when it is called, for good.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(runner) = &*self.runner.lock() {
+            runner.unpark();
+        }
+        self.shared.bell.wake();
+    }
+
+    /// Closes every volume: what was submitted is finished and answered, what is dirty is written
+    /// and made stable, and the devices' queues are let go. Later submissions are refused. Blocks as
+    /// long as the devices take, bounded by their deadlines.
+    ///
+    /// # Errors
+    ///
+    /// For each volume whose data could not all be made stable: what is missing, and why. The cache
+    /// still holds it; another reactor may try again.
+    pub fn close(&self) -> Result<(), Vec<CloseError>> {
+        let volumes = std::mem::take(&mut *self.shared.volumes.lock());
+        let errors: Vec<CloseError> =
+            volumes.iter().filter_map(|volume| volume.close().err()).collect();
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        // There is nobody to tell. The data is still in the caches, which say so (`dirty_ranges`).
+        let _ = self.close();
+    }
+}
+
+/// What a reactor's contexts and volumes share with it.
+pub(crate) struct Shared {
+    pub(crate) baton: Baton,
+    clock: Arc<dyn Clock>,
+    bell: Arc<Doorbell>,
+    /// The bell and the event descriptors of the queues, edge-triggered: each ring ends one sleep
+    /// and nothing needs to be read empty.
+    epoll: OwnedFd,
+    /// Locked for a turn by who has the baton; by others only to add volumes or take them out.
+    volumes: Mutex<Vec<Arc<VolumeInner>>>,
+    /// Queues of one event for sync calls.
+    pub(crate) calls: ArrayQueue<Arc<EventQueue>>,
+    /// Memory for sync calls.
+    pub(crate) memory: ArrayQueue<Vec<u8>>,
+}
+
+impl Shared {
+    fn new(clock: Arc<dyn Clock>) -> Result<Self, DeviceError> {
+        let os = |what: &str, source: std::io::Error| DeviceError::Os { what: what.into(), source };
+        let bell = Doorbell::new().map_err(|error| os("eventfd", error))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(|error| os("epoll_create1", error.into()))?;
+        let shared = Self {
+            baton: Baton::new(64),
+            clock,
+            bell: Arc::new(bell),
+            epoll,
+            volumes: Mutex::new(Vec::new()),
+            calls: ArrayQueue::new(CALLS_KEPT),
+            memory: ArrayQueue::new(CALLS_KEPT),
+        };
+        shared.sleep_on(shared.bell.as_fd())?;
+        Ok(shared)
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    pub(crate) fn bell(&self) -> &Arc<Doorbell> {
+        &self.bell
+    }
+
+    /// Adds a descriptor to what ends a sleep. It leaves when it is closed.
+    fn sleep_on(&self, fd: impl AsFd) -> Result<(), DeviceError> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(0), flags)
+            .map_err(|error| DeviceError::Os { what: "epoll_ctl".into(), source: error.into() })
+    }
+
+    /// Turns every volume once. The caller has the baton.
+    pub(crate) fn turn(&self, now: Duration) -> Turned {
+        let mut all = Turned { busy: false, next: Duration::MAX };
+        for volume in &*self.volumes.lock() {
+            let turned = volume.turn(now);
+            all.busy |= turned.busy;
+            all.next = all.next.min(turned.next);
+        }
+        all
+    }
+
+    fn arm(&self) -> Armed {
+        let mut all = Armed::Yes;
+        for volume in &*self.volumes.lock() {
+            match volume.arm() {
+                Armed::Ready => return Armed::Ready,
+                Armed::MustPoll => all = Armed::MustPoll,
+                Armed::Yes => {}
+            }
+        }
+        all
+    }
+
+    /// Sleeps until a queue has completions, the bell rings, or `until`. The caller has the baton.
+    /// Does not sleep when there is work, or `ready` says so.
+    fn sleep(&self, until: Duration, ready: &dyn Fn() -> bool) {
+        // Set sleeping, fence, look again, sleep: see `uaio_driver::doorbell`.
+        self.bell.announce_sleep();
+        let armed = if ready() { Armed::Ready } else { self.arm() };
+        let left = until.saturating_sub(self.clock.now());
+        match armed {
+            Armed::Ready => {}
+            Armed::Yes => self.wait(left),
+            Armed::MustPoll => self.wait(left.min(NAP_MAX)),
+        }
+        self.bell.revoke_sleep();
+    }
+
+    fn wait(&self, timeout: Duration) {
+        let mut events: [MaybeUninit<epoll::Event>; 8] = [const { MaybeUninit::uninit() }; 8];
+        // A time that does not fit is longer than anybody waits.
+        let timeout = Timespec::try_from(timeout).ok();
+        // An interrupted sleep is a short one; the caller looks again in any case.
+        let _ = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref());
+    }
+}
+
+/// One stay at the helm: turns, and sleeps when nothing goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Turner {
+    idle_since: Option<Duration>,
+}
+
+impl Turner {
+    /// Turns once; or, when nothing has gone on for [`POLL_FOR`], sleeps, at most until `until`. The
+    /// caller has the baton, and looks at what it waits for in between. `ready` says whether that
+    /// has come; it is asked once more before a sleep.
+    pub(crate) fn step(
+        &mut self,
+        shared: &Shared,
+        until: Option<Duration>,
+        ready: &dyn Fn() -> bool,
+    ) {
+        let now = shared.clock.now();
+        let turned = shared.turn(now);
+        if turned.busy {
+            self.idle_since = None;
+            return;
+        }
+        let since = *self.idle_since.get_or_insert(now);
+        if now.saturating_sub(since) < POLL_FOR {
+            std::hint::spin_loop();
+            return;
+        }
+        shared.sleep(turned.next.min(until.unwrap_or(Duration::MAX)), ready);
+    }
+}
+
