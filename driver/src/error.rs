@@ -67,12 +67,12 @@ impl IoError {
         Self { status: errno as u16, ..Self::new(kind) }
     }
 
-    /// The positive errno that says this to a program (the block layer's own table,
-    /// `blk_errors` in block/blk-core.c, where it has one).
+    /// The positive errno that says this to a program. A medium error is EIO, what read(2) and
+    /// write(2) document and databases look for, rather than the ENODATA of the block layer's own
+    /// table (`blk_errors` in block/blk-core.c); [`status`](IoError::status) tells them apart.
     pub const fn errno(self) -> i32 {
         match self.kind {
-            IoErrorKind::Media => libc::ENODATA,
-            IoErrorKind::Device => libc::EIO,
+            IoErrorKind::Media | IoErrorKind::Device => libc::EIO,
             IoErrorKind::TimedOut => libc::ETIMEDOUT,
             IoErrorKind::Gone => libc::ENODEV,
             IoErrorKind::Cancelled => libc::ECANCELED,

@@ -1,13 +1,17 @@
 //! Ranges that bypass the cache, for as long as they do.
 //!
-//! A discard, a write-zeroes or a direct write changes the device under the cache. Such an operation
-//! enters its range here, then makes the pages in it forget what they hold, then goes to the device,
-//! and leaves. Meanwhile nobody may bring a page of the range in or write to one.
+//! A discard or a write-zeroes changes the device under the cache. It enters its range here, waits
+//! until no page in it is being read, written or written back, goes to the device, makes the pages
+//! forget what they hold, and leaves. Meanwhile nobody may bring a page of the range in, write to
+//! one, or write one back; what is there can still be read, as it was.
+//!
+//! Dirty pages are only forgotten when the device has done it. Forgetting them first would lose data
+//! that was acknowledged if the device then failed, and would let a flush that covers them succeed
+//! before what replaces them is on the device.
 //!
 //! Why nothing slips through: an operation looks here while it holds its page's shard lock, and the
 //! range is entered before the pages are walked. If it looks before the walk reaches its page, the
-//! walk finds the page being read (and makes that read stale), being written (and waits), or there
-//! (and empties it). If it looks after, the range has been entered: it waits.
+//! walk finds the page busy and waits. If it looks after, the range has been entered: it waits.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -18,7 +18,7 @@ use uaio_driver::{
 use crate::buffer::Buffer;
 use crate::bypass::Bypass;
 use crate::cache::{Cache, Handle, OUT_OF_RANGE};
-use crate::page::Blocks;
+use crate::page::{Blocks, Page};
 use crate::read::Read;
 use crate::retry::{RunQueue, Step};
 use crate::wait::{Waiter, Wakes, Wakeup};
@@ -98,7 +98,7 @@ pub(crate) enum IoKind {
     ReadPast,
     /// Writes dirty blocks of pages in Writeback.
     Store,
-    /// Writes frames that are not pages', or none.
+    /// Changes blocks on the device without data.
     Bypass,
     /// Makes stable what the device has.
     Flush,
@@ -260,8 +260,8 @@ impl Core {
         let Some(Run { kind, lba, blocks, frames, offset, fua }) = run.take() else { return 0 };
         let op = match kind {
             IoKind::Fill | IoKind::ReadPast => Op::Read,
-            IoKind::Store | IoKind::Bypass => Op::Write { fua },
-            IoKind::Flush => Op::Flush,
+            IoKind::Store => Op::Write { fua },
+            IoKind::Bypass | IoKind::Flush => unreachable!("no frames are gathered for {kind:?}"),
         };
         let io = Io { operation, kind, lba, blocks };
         self.submit(io, op, SgList { frames, offset });
@@ -298,12 +298,14 @@ impl Core {
         Blocks::range((from - start) as u32, (to - from) as u32)
     }
 
-    /// The pages of a request whose device write has ended go on; says how each did.
+    /// The pages of a request whose device write has ended go on; `failed` gets each that did not.
+    /// With `past` nothing stays in the cache of what the device has.
     pub(crate) fn end_store(
         &mut self,
         io: &Io,
         result: IoResult,
         mut frames: Vec<DmaBuf>,
+        past: bool,
         mut failed: impl FnMut(&Cache, u64, u64),
     ) {
         let cache = Arc::clone(&self.cache);
@@ -313,11 +315,15 @@ impl Core {
             let mut shard = cache.shard(page);
             let Some(slot) = shard.find(page) else { panic!("page {page} left while written") };
             let oldest = shard.page(slot).written_since().unwrap_or(0);
-            let end = |page: crate::page::Page| (page.end_writeback(result.is_ok()), ());
+            let end = |page: Page| (page.end_writeback(result.is_ok()), ());
             let ((), released) = shard.transition(slot, &mut self.wakes, end);
             room += released.room;
             if let Some(frame) = frame.release() {
                 shard.put_frame(frame);
+            }
+            if past && matches!(shard.page(slot), Page::Clean(_)) {
+                let (_, frame) = shard.forget(slot, &mut self.wakes, Blocks(u8::MAX), false);
+                debug_assert!(frame.is_ok(), "a clean page can always be forgotten");
             }
             match result {
                 Ok(()) => shard.stats.written_back += 1,
@@ -510,16 +516,13 @@ impl Lane {
             OpKind::Read { direct } => {
                 Work::Read(Read::new(cache, offset, len as usize, buffer, direct || none))
             }
-            OpKind::Write { stable, direct } if direct || (none && aligned) => {
-                Work::Bypass(Bypass::write(cache, offset, len, buffer, stable))
-            }
-            OpKind::Write { stable, .. } => {
-                Work::Write(Write::new(cache, offset, len as usize, buffer, stable))
+            OpKind::Write { stable, direct } => {
+                Work::Write(Write::new(cache, offset, len as usize, buffer, stable, direct || none))
             }
             OpKind::Flush => Work::Flush(Flush { handle, ordered: false }),
-            OpKind::Discard => Work::Bypass(Bypass::blocks(cache, offset, len, Op::Discard)),
+            OpKind::Discard => Work::Bypass(Bypass::new(cache, offset, len, Op::Discard)),
             OpKind::WriteZeroes { may_unmap } => {
-                Work::Bypass(Bypass::blocks(cache, offset, len, Op::WriteZeroes { may_unmap }))
+                Work::Bypass(Bypass::new(cache, offset, len, Op::WriteZeroes { may_unmap }))
             }
         };
         let entry = Entry { user: token, work: Some(work) };
@@ -627,8 +630,7 @@ impl Lane {
         let buffer = match work {
             Work::Read(read) => read.into_buffer(),
             Work::Write(write) => write.into_buffer(),
-            Work::Bypass(bypass) => bypass.into_buffer(),
-            Work::Flush(_) => Buffer::None,
+            Work::Bypass(_) | Work::Flush(_) => Buffer::None,
         };
         self.finished.push_back(Finished { token: user, result, buffer });
     }

@@ -6,8 +6,7 @@
 //! | absent | [`begin_write`](Page::begin_write) of whole blocks | Writing | none | the page |
 //! | Clean, Dirty | `begin_read` of blocks that are not valid | Reading, holding what it has | queued | request and page, each its own |
 //! | Reading | [`end_read`](Page::end_read) ok, error | Clean or Dirty, or as before | all woken | the page, the pool |
-//! | Reading | [`forget`](Page::forget) | Reading, stale | kept | the request |
-//! | Clean, Dirty | `begin_write` | Writing | queued | the page |
+//! //! | Clean, Dirty | `begin_write` | Writing | queued | the page |
 //! | Writing | [`end_write`](Page::end_write) | Dirty | all woken | the page |
 //! | Dirty | [`begin_writeback`](Page::begin_writeback) | Writeback | flushers queued | page and request share it |
 //! | Writeback | [`rewrite`](Page::rewrite) | Writeback, dirtied again | none | a fresh frame |
@@ -16,7 +15,9 @@
 //! | Clean, Dirty | `forget` of every valid block | absent | none | the pool, once unpinned |
 //! | Clean | evicted | absent | none | the pool |
 //!
-//! Everything else is busy: the caller queues on the page and looks again.
+//! Everything else is busy: the caller queues on the page and looks again. A discard that meets a
+//! page being read waits for the read, too: it would otherwise have to leave a mark in the page, and
+//! the read is bounded like everything.
 
 use uaio_driver::{DmaBuf, FRAME_SIZE};
 
@@ -137,8 +138,6 @@ pub(crate) enum Page {
     Reading {
         /// What the page had before, when it had something.
         held: Option<Content>,
-        /// What is being read was overtaken and must not be installed.
-        stale: bool,
     },
     /// As on the device.
     Clean(Content),
@@ -166,8 +165,8 @@ impl Page {
     /// What the page holds, if it holds anything.
     pub(crate) fn content(&self) -> Option<&Content> {
         match self {
-            Self::Absent | Self::Reading { held: None, .. } => None,
-            Self::Reading { held: Some(content), .. }
+            Self::Absent | Self::Reading { held: None } => None,
+            Self::Reading { held: Some(content) }
             | Self::Clean(content)
             | Self::Writing(content)
             | Self::Dirty(content)
@@ -227,9 +226,9 @@ impl Page {
     /// A device read of blocks that are not valid starts.
     pub(crate) fn begin_read(self) -> Result<Self, (Self, Busy)> {
         match self {
-            Self::Absent => Ok(Self::Reading { held: None, stale: false }),
+            Self::Absent => Ok(Self::Reading { held: None }),
             Self::Clean(content) | Self::Dirty(content) => {
-                Ok(Self::Reading { held: Some(content), stale: false })
+                Ok(Self::Reading { held: Some(content) })
             }
             Self::Reading { .. } | Self::Writing(_) | Self::Writeback { .. } => Err((self, Busy)),
         }
@@ -249,15 +248,15 @@ impl Page {
         block_size: usize,
     ) -> (Self, Option<DmaBuf>) {
         match self {
-            Self::Reading { held: None, stale } => {
-                if !ok || stale {
+            Self::Reading { held: None } => {
+                if !ok {
                     return (Self::Absent, Some(frame));
                 }
                 let content = Content { valid: blocks, ..Content::empty(frame) };
                 (Self::Clean(content), None)
             }
-            Self::Reading { held: Some(mut content), stale } => {
-                if ok && !stale {
+            Self::Reading { held: Some(mut content) } => {
+                if ok {
                     // Blocks that are valid already may be dirty: the device's are older. Readers
                     // that pin the frame look at valid blocks only.
                     let missing = blocks.without(content.valid);
@@ -398,22 +397,25 @@ impl Page {
         }
     }
 
-    /// The data of `blocks` is void: discarded, or overwritten on the device. Gives the frame back
+    /// The data of `blocks` is void: it was discarded or overwritten on the device. With
+    /// `keep_dirty`, because that failed, only what could be read again goes. Gives the frame back
     /// when nothing is left.
-    pub(crate) fn forget(self, blocks: Blocks) -> Result<(Self, Option<DmaBuf>), (Self, Busy)> {
+    pub(crate) fn forget(
+        self,
+        blocks: Blocks,
+        keep_dirty: bool,
+    ) -> Result<(Self, Option<DmaBuf>), (Self, Busy)> {
         let mut content = match self {
             Self::Absent => return Ok((Self::Absent, None)),
-            Self::Reading { held: None, .. } => {
-                return Ok((Self::Reading { held: None, stale: true }, None));
-            }
-            // What is held may be dirty, so it cannot just go: the few who meet this wait.
-            Self::Reading { held: Some(_), .. } | Self::Writing(_) | Self::Writeback { .. } => {
+            Self::Reading { .. } | Self::Writing(_) | Self::Writeback { .. } => {
                 return Err((self, Busy));
             }
             Self::Clean(content) | Self::Dirty(content) => content,
         };
-        content.valid = content.valid.without(blocks);
-        content.dirty = content.dirty.without(blocks);
+        let kept = if keep_dirty { content.dirty } else { Blocks::NONE };
+        let gone = blocks.without(kept);
+        content.valid = content.valid.without(gone);
+        content.dirty = content.dirty.without(gone);
         if content.valid.is_empty() {
             return Ok((Self::Absent, Some(content.frame)));
         }
@@ -448,23 +450,14 @@ mod tests {
         Content { frame: pool.take().unwrap(), valid, dirty, seq: 7 }
     }
 
-    const STATES: [&str; 8] = [
-        "absent",
-        "reading",
-        "reading-stale",
-        "reading-held",
-        "clean",
-        "writing",
-        "dirty",
-        "writeback",
-    ];
+    const STATES: [&str; 7] =
+        ["absent", "reading", "reading-held", "clean", "writing", "dirty", "writeback"];
 
     fn page(state: &str, pool: &DmaPool) -> Page {
         match state {
             "absent" => Page::Absent,
-            "reading" => Page::Reading { held: None, stale: false },
-            "reading-stale" => Page::Reading { held: None, stale: true },
-            "reading-held" => Page::Reading { held: Some(content(pool, SOME, SOME)), stale: false },
+            "reading" => Page::Reading { held: None },
+            "reading-held" => Page::Reading { held: Some(content(pool, SOME, SOME)) },
             "clean" => Page::Clean(content(pool, ALL, Blocks::NONE)),
             "writing" => Page::Writing(content(pool, ALL, SOME)),
             "dirty" => Page::Dirty(content(pool, ALL, SOME)),
@@ -480,9 +473,8 @@ mod tests {
     fn name(page: &Page) -> &'static str {
         match page {
             Page::Absent => "absent",
-            Page::Reading { held: None, stale: false } => "reading",
-            Page::Reading { held: None, stale: true } => "reading-stale",
-            Page::Reading { held: Some(_), .. } => "reading-held",
+            Page::Reading { held: None } => "reading",
+            Page::Reading { held: Some(_) } => "reading-held",
             Page::Clean(_) => "clean",
             Page::Writing(_) => "writing",
             Page::Dirty(_) => "dirty",
@@ -492,25 +484,22 @@ mod tests {
 
     /// What an event does to each of [`STATES`], in that order: the next state, `busy` when the
     /// caller has to queue, `panic` when the event cannot happen there.
-    fn table(event: &str) -> [&'static str; 8] {
+    fn table(event: &str) -> [&'static str; 7] {
         const P: &str = "panic";
         const B: &str = "busy";
         match event {
-            "read miss" => ["reading", B, B, B, "reading-held", B, "reading-held", B],
-            "read ok" => [P, "clean", "absent", "dirty", P, P, P, P],
-            "read error" => [P, "absent", "absent", "dirty", P, P, P, P],
-            "write begins" => ["writing", B, B, B, "writing", B, "writing", B],
-            "write ends" => [P, P, P, P, P, "dirty", P, P],
-            "writeback starts" => [B, B, B, B, B, B, "writeback", B],
-            "rewrite" => [P, P, P, P, P, P, P, "writeback"],
-            "writeback ok" => [P, P, P, P, P, P, P, "clean"],
-            "writeback error" => [P, P, P, P, P, P, P, "dirty"],
-            "forget all" => {
-                ["absent", "reading-stale", "reading-stale", B, "absent", B, "absent", B]
-            }
-            "forget dirty blocks" => {
-                ["absent", "reading-stale", "reading-stale", B, "clean", B, "clean", B]
-            }
+            "read miss" => ["reading", B, B, "reading-held", B, "reading-held", B],
+            "read ok" => [P, "clean", "dirty", P, P, P, P],
+            "read error" => [P, "absent", "dirty", P, P, P, P],
+            "write begins" => ["writing", B, B, "writing", B, "writing", B],
+            "write ends" => [P, P, P, P, "dirty", P, P],
+            "writeback starts" => [B, B, B, B, B, "writeback", B],
+            "rewrite" => [P, P, P, P, P, P, "writeback"],
+            "writeback ok" => [P, P, P, P, P, P, "clean"],
+            "writeback error" => [P, P, P, P, P, P, "dirty"],
+            "forget all" => ["absent", B, B, "absent", B, "absent", B],
+            "forget dirty blocks" => ["absent", B, B, "clean", B, "clean", B],
+            "forget all but dirty" => ["absent", B, B, "absent", B, "dirty", B],
             other => panic!("no event {other}"),
         }
     }
@@ -530,8 +519,9 @@ mod tests {
             "rewrite" => Ok(page.rewrite(Some(frame()), SOME, 9).0),
             "writeback ok" => Ok(page.end_writeback(true)),
             "writeback error" => Ok(page.end_writeback(false)),
-            "forget all" => page.forget(ALL).map(|(page, _)| page),
-            "forget dirty blocks" => page.forget(SOME).map(|(page, _)| page),
+            "forget all" => page.forget(ALL, false).map(|(page, _)| page),
+            "forget dirty blocks" => page.forget(SOME, false).map(|(page, _)| page),
+            "forget all but dirty" => page.forget(ALL, true).map(|(page, _)| page),
             other => panic!("no event {other}"),
         };
         result.map_or("busy", |page| name(&page))
@@ -551,6 +541,7 @@ mod tests {
             "writeback error",
             "forget all",
             "forget dirty blocks",
+            "forget all but dirty",
         ];
         // Panics are part of the table; their messages are not part of the output.
         let hook = std::panic::take_hook();
@@ -589,7 +580,7 @@ mod tests {
         fill(&held.frame, 1);
         let from_device = pool.take().unwrap();
         fill(&from_device, 2);
-        let page = Page::Reading { held: Some(held), stale: false };
+        let page = Page::Reading { held: Some(held) };
         let (page, left) = page.end_read(from_device, ALL, true, BLOCK);
         assert!(left.is_some(), "the frame of the request was kept");
         assert_eq!(

@@ -13,7 +13,7 @@ use uaio_driver::DmaBuf;
 
 use crate::evict::Policy;
 use crate::list::List;
-use crate::page::Page;
+use crate::page::{Blocks, Busy, Page};
 use crate::stats::ShardStats;
 use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
@@ -191,6 +191,27 @@ impl Shard {
             self.leave(slot);
         }
         (value, released)
+    }
+
+    /// Makes a page forget blocks; see [`Page::forget`].
+    pub(crate) fn forget(
+        &mut self,
+        slot: u32,
+        wakes: &mut Wakes,
+        blocks: Blocks,
+        keep_dirty: bool,
+    ) -> (Released, Result<(), Busy>) {
+        let forget = |page: Page| match page.forget(blocks, keep_dirty) {
+            Ok((page, frame)) => (page, Ok(frame)),
+            Err((page, busy)) => (page, Err(busy)),
+        };
+        let (result, released) = self.transition(slot, wakes, forget);
+        let result = result.map(|frame| {
+            if let Some(frame) = frame {
+                self.detached(frame);
+            }
+        });
+        (released, result)
     }
 
     fn wake_page(&mut self, slot: u32, wakes: &mut Wakes) {

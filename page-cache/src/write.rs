@@ -4,6 +4,8 @@
 //! need that block, so the page is filled first. A write that is to be on the device when it is
 //! acknowledged (write-through, O_DSYNC, FUA) puts each page under writeback in the same moment in
 //! which it becomes dirty, so nobody else can start one in between, and waits for its own commands.
+//! A direct write is one of these whose pages are let go when the device has them: so it meets
+//! everything else, reads, writebacks and flushes, on the pages, by the rules of every write.
 
 use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
 
@@ -31,6 +33,8 @@ pub(crate) struct Write {
     store: bool,
     /// And are stable there.
     fua: bool,
+    /// And nothing stays in the cache.
+    past: bool,
     error: Option<IoError>,
     /// Room for one dirty page, not used yet.
     room: bool,
@@ -57,6 +61,7 @@ impl Write {
         len: usize,
         buffer: Buffer,
         stable: bool,
+        past: bool,
     ) -> Self {
         Self {
             offset,
@@ -65,8 +70,9 @@ impl Write {
             page: offset / FRAME_SIZE as u64,
             end_page: (offset + len as u64).div_ceil(FRAME_SIZE as u64),
             outstanding: 0,
-            store: stable || cache.mode() != CacheMode::Writeback,
+            store: stable || past || cache.mode() != CacheMode::Writeback,
             fua: stable,
+            past,
             error: None,
             room: false,
             granted: None,
@@ -304,7 +310,7 @@ impl Write {
             core.recycle(frames);
         } else {
             // The writer is told here; the data stays dirty and is tried again like any other.
-            core.end_store(&io, result, data.frames, |_, _, _| {});
+            core.end_store(&io, result, data.frames, self.past, |_, _, _| {});
         }
         self.go_on(me, core)
     }

@@ -180,7 +180,7 @@ impl Flusher {
     fn settle_store(&mut self, now: Duration, io: Io, result: IoResult, data: SgList) {
         self.pace.wrote(io.blocks as usize * self.core.cache.block_size());
         let mut oldest_failed = u64::MAX;
-        self.core.end_store(&io, result, data.frames, |_, _, oldest| {
+        self.core.end_store(&io, result, data.frames, false, |_, _, oldest| {
             oldest_failed = oldest_failed.min(oldest);
         });
         let cache = &self.core.cache;
@@ -278,6 +278,10 @@ impl Flusher {
         let mut shard = cache.shard(page);
         let Some(slot) = shard.find(page) else { return true };
         let Page::Dirty(content) = shard.page(slot) else { return true };
+        if cache.barriers.covers(page) {
+            // About to be discarded; whoever does that rings when it is decided.
+            return true;
+        }
         let attempts = shard.attempts(slot);
         let blocks = if attempts == 0 {
             // One command carries one run; the rest of a page with gaps goes next time.

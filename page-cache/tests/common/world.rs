@@ -1,0 +1,324 @@
+//! A cache, its lanes and its flusher on a simulated device, stepped by one random schedule.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uaio_driver::block::PollsAnyway;
+use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
+use uaio_driver::{DmaPool, Geometry, IoError, IoErrorKind, IoResult, PoolOptions, Slots};
+use uaio_page_cache::{
+    Buffer, Cache, CacheMode, CacheOptions, Finished, Flusher, Handle, Lane, OpKind, Operation,
+};
+
+use super::history::{History, UNIT, WriteId};
+
+const SIZE: usize = 48 << 10;
+/// Turns without anything going on before the suite calls the cache hung.
+const PATIENCE: u32 = 200_000;
+
+/// What kind of world.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub mode: CacheMode,
+    pub frames: usize,
+    pub shards: usize,
+    pub block_size: u32,
+    pub lanes: usize,
+    pub steps: usize,
+    pub faults: bool,
+    pub crash: bool,
+}
+
+struct Pending {
+    kind: OpKind,
+    write: WriteId,
+    start: u64,
+    offset: usize,
+    lane: usize,
+}
+
+pub struct World {
+    plan: Plan,
+    random: fastrand::Rng,
+    device: Arc<SimDevice>,
+    cache: Arc<Cache>,
+    // Lanes drain when dropped and need the flusher for that, which nobody turns then: they are
+    // taken apart by hand at the end, or forgotten with the crash.
+    lanes: Vec<Lane>,
+    handles: Vec<Arc<Handle>>,
+    flusher: Option<Flusher>,
+    history: History,
+    pending: Slots<Pending>,
+    now: Duration,
+    failed_flushes: usize,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Nobody turns the flusher any more, so the lanes would drain for ever.
+            std::mem::forget(std::mem::take(&mut self.lanes));
+        }
+    }
+}
+
+impl World {
+    pub fn new(plan: Plan, seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let pool = DmaPool::new(PoolOptions::frames(plan.frames)).unwrap();
+        let sized = SimOptions::sized(SIZE as u64, plan.block_size);
+        let options = SimOptions {
+            geometry: Geometry { transfer_max_bytes: 16 << 10, ..sized.geometry },
+            latency_steps: 0..=random.u32(0..30),
+            ..sized
+        };
+        let device = Arc::new(SimDevice::new(options, random.u64(..), pool).unwrap());
+        let cache_options = CacheOptions {
+            mode: plan.mode,
+            shards: plan.shards,
+            dirty_max_percent: random.u8(10..=90),
+            ..CacheOptions::frames(plan.frames)
+        };
+        let cache = Cache::new(device.clone(), cache_options).unwrap();
+        let depth = random.u16(1..6);
+        let flusher = Flusher::new(Arc::clone(&cache), depth, Arc::new(PollsAnyway)).unwrap();
+        let lanes = (0..plan.lanes)
+            .map(|_| Lane::new(Arc::clone(&cache), 5, random.u16(1..6), Arc::new(PollsAnyway)))
+            .map(|lane| lane.unwrap())
+            .collect();
+        let handles = (0..plan.lanes).map(|_| cache.open()).collect();
+        Self {
+            plan,
+            random,
+            device,
+            cache,
+            lanes,
+            handles,
+            flusher: Some(flusher),
+            history: History::new(SIZE),
+            pending: Slots::new(64),
+            now: Duration::ZERO,
+            failed_flushes: 0,
+        }
+    }
+
+    pub fn run(mut self) {
+        let crash_at =
+            if self.plan.crash { self.random.usize(..self.plan.steps) } else { usize::MAX };
+        for step in 0..self.plan.steps {
+            if step == crash_at {
+                return self.crash();
+            }
+            let before = self.device.operations();
+            self.step();
+            if self.plan.crash && self.device.operations() != before {
+                self.check_crash();
+            }
+        }
+        self.finish();
+    }
+
+    fn step(&mut self) {
+        match self.random.u8(..12) {
+            0..4 => self.start(),
+            4..9 => {
+                let lane = self.random.usize(..self.lanes.len());
+                self.turn(lane);
+            }
+            9..11 => self.turn_flusher(),
+            _ if self.plan.faults => self.fault(),
+            _ => {}
+        }
+        self.cache.assert_sound();
+    }
+
+    fn fault(&mut self) {
+        if self.random.u8(..3) == 0 {
+            return self.device.clear_faults();
+        }
+        let on = match self.random.u8(..4) {
+            0 => FaultOn::Flushes,
+            1 => FaultOn::Reads,
+            _ => FaultOn::Writes,
+        };
+        let block = self.random.u64(..SIZE as u64 / u64::from(self.plan.block_size));
+        let blocks = block..block + self.random.u64(1..4);
+        let effect = Effect::Fail(IoError::new(IoErrorKind::Media));
+        self.device.set_fault(Fault::new(on, effect).at(blocks).times(self.random.u32(1..4)));
+    }
+
+    fn start(&mut self) {
+        let lane = self.random.usize(..self.lanes.len());
+        if self.lanes[lane].in_flight() == self.lanes[lane].depth() || self.pending.free() == 0 {
+            return;
+        }
+        let units = SIZE / UNIT;
+        let mut first = self.random.usize(..units);
+        let mut count = self.random.usize(1..=(units - first).min(5 * 4096 / UNIT));
+        let per_block = self.plan.block_size as usize / UNIT;
+        let aligned = self.random.bool();
+        if aligned {
+            first = first / per_block * per_block;
+            count = count.next_multiple_of(per_block).min(units - first);
+        }
+        let kind = match self.random.u8(..16) {
+            0..6 => OpKind::Write {
+                stable: self.random.u8(..5) == 0,
+                direct: aligned && self.random.u8(..6) == 0,
+            },
+            6 if aligned => OpKind::WriteZeroes { may_unmap: self.random.bool() },
+            7 => OpKind::Flush,
+            _ => OpKind::Read { direct: self.random.u8(..6) == 0 },
+        };
+        let (offset, len) =
+            if kind == OpKind::Flush { (0, 0) } else { (first * UNIT, count * UNIT) };
+        let (write, buffer) = match kind {
+            OpKind::Write { .. } => {
+                let write = self.history.begin(offset, len, false);
+                (write, Buffer::Bytes(History::data(write, len)))
+            }
+            OpKind::WriteZeroes { .. } => (self.history.begin(offset, len, true), Buffer::None),
+            _ => (0, Buffer::Bytes(vec![0xee; len])),
+        };
+        let start = self.history.tick();
+        let Ok(token) = self.pending.insert(Pending { kind, write, start, offset, lane }) else {
+            unreachable!("room was seen")
+        };
+        let handle = Arc::clone(&self.handles[lane]);
+        let operation =
+            Operation { token, kind, offset: offset as u64, len: len as u64, buffer, handle };
+        assert!(self.lanes[lane].start(operation).is_ok());
+        self.collect(lane);
+    }
+
+    fn turn(&mut self, lane: usize) -> bool {
+        let busy = self.lanes[lane].turn();
+        self.collect(lane);
+        busy
+    }
+
+    fn turn_flusher(&mut self) {
+        self.now += Duration::from_millis(self.random.u64(..400));
+        if let Some(flusher) = &mut self.flusher {
+            flusher.turn(self.now);
+        }
+    }
+
+    fn collect(&mut self, lane: usize) {
+        while let Some(Finished { token, result, buffer }) = self.lanes[lane].pop_finished() {
+            let Some(pending) = self.pending.remove(token) else {
+                panic!("{token:?} was answered twice")
+            };
+            assert_eq!(pending.lane, lane);
+            self.check(pending, result, buffer);
+        }
+        let oldest = self.pending.tokens().into_iter();
+        let oldest = oldest.filter_map(|token| self.pending.get(token)).map(|op| op.start).min();
+        let now = self.history.tick();
+        self.history.prune(oldest.unwrap_or(now));
+    }
+
+    fn check(&mut self, pending: Pending, result: IoResult, buffer: Buffer) {
+        let Pending { kind, write, start, offset, .. } = pending;
+        if let Err(error) = result {
+            assert!(self.plan.faults, "{kind:?} at {offset}: {error}");
+            self.failed_flushes += usize::from(kind == OpKind::Flush);
+            return;
+        }
+        match (kind, buffer) {
+            (OpKind::Read { .. }, Buffer::Bytes(bytes)) => {
+                if let Err(wrong) = self.history.check_read(start, offset, &bytes) {
+                    panic!("a read of {} bytes at {offset}: {wrong}", bytes.len());
+                }
+            }
+            (OpKind::Write { stable, .. }, _) => self.history.end(write, stable),
+            (OpKind::WriteZeroes { .. }, _) => self.history.end(write, false),
+            (OpKind::Flush, _) => self.history.flushed(start),
+            (kind, buffer) => panic!("{kind:?} gave {buffer:?} back"),
+        }
+    }
+
+    /// Were power lost now, what is acknowledged as stable would be there, and nothing that was
+    /// never written.
+    fn check_crash(&mut self) {
+        let image = self.device.crash_image(self.random.u64(..));
+        if let Err(wrong) = self.history.check_crash(&image) {
+            panic!("after a crash: {wrong}");
+        }
+    }
+
+    /// Power is lost, with everything in flight.
+    fn crash(mut self) {
+        self.check_crash();
+        // Nobody will turn the flusher again: the lanes cannot drain, as after a real crash.
+        std::mem::forget(std::mem::take(&mut self.lanes));
+        std::mem::forget(self.flusher.take());
+    }
+
+    /// Everything comes to its end, and a last flush makes all of it durable.
+    fn finish(mut self) {
+        self.device.clear_faults();
+        self.drain();
+        // An error that nobody was told of yet is told once.
+        for _ in 0..2 {
+            for lane in 0..self.lanes.len() {
+                self.flush(lane);
+            }
+        }
+        let failed = self.failed_flushes;
+        for lane in 0..self.lanes.len() {
+            self.flush(lane);
+        }
+        assert_eq!(self.failed_flushes, failed, "an error was told twice");
+        assert_eq!(self.cache.dirty_ranges(), [], "dirty after a flush");
+        assert_eq!(self.cache.frames_lent(), 0, "frames were lost");
+        self.cache.assert_sound();
+        self.check_crash();
+        (0..SIZE / 4096).for_each(|page| self.read_page(page));
+        self.drain();
+        drop(std::mem::take(&mut self.lanes));
+        self.flusher = None;
+    }
+
+    fn flush(&mut self, lane: usize) {
+        let start = self.history.tick();
+        self.begin(lane, OpKind::Flush, 0, 0, start);
+        self.drain();
+    }
+
+    fn read_page(&mut self, page: usize) {
+        let start = self.history.tick();
+        let lane = page % self.lanes.len();
+        self.begin(lane, OpKind::Read { direct: false }, page * 4096, 4096, start);
+        self.drain();
+    }
+
+    fn begin(&mut self, lane: usize, kind: OpKind, offset: usize, len: usize, start: u64) {
+        let Ok(token) = self.pending.insert(Pending { kind, write: 0, start, offset, lane }) else {
+            panic!("nothing else is in flight")
+        };
+        let buffer = Buffer::Bytes(vec![0; len]);
+        let handle = Arc::clone(&self.handles[lane]);
+        let operation =
+            Operation { token, kind, offset: offset as u64, len: len as u64, buffer, handle };
+        assert!(self.lanes[lane].start(operation).is_ok());
+        self.collect(lane);
+    }
+
+    fn drain(&mut self) {
+        for turn in 0.. {
+            if self.pending.is_empty() {
+                return;
+            }
+            for lane in 0..self.lanes.len() {
+                self.turn(lane);
+            }
+            self.turn_flusher();
+            self.cache.assert_sound();
+            if turn == PATIENCE {
+                let stuck: Vec<_> = self.pending.tokens();
+                panic!("hung: {stuck:?} {:?}", self.cache.stats());
+            }
+        }
+    }
+}
