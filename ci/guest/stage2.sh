@@ -16,7 +16,7 @@ ip link set lo up
 ulimit -l unlimited
 ulimit -n 65536
 echo 30 >/proc/sys/kernel/hung_task_timeout_secs
-echo 5 >/proc/sys/kernel/printk
+echo 4 >/proc/sys/kernel/printk
 stty -F /dev/ttyS1 raw -echo
 echo START >/dev/ttyS1
 

@@ -145,7 +145,7 @@ best() {
 
 # tree_sums FOLDER: prints the checksum of every file below.
 tree_sums() {
-	(cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha1sum)
+	(cd "$1" && find . -type f -print0 | sort -z | xargs -0 md5sum)
 }
 
 # make_fs TYPE DEVICE and check_fs TYPE DEVICE.

@@ -1,6 +1,7 @@
 //! `cargo ci bench`: figures, each against a peer measured in the same run.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +31,9 @@ pub struct Options {
     /// Show the guest's console while it works
     #[arg(long)]
     show: bool,
+    /// Carry this program into the guest instead of building aioctl
+    #[arg(long = "bin", value_name = "PATH")]
+    programs: Vec<PathBuf>,
 }
 
 /// Runs the job.
@@ -57,7 +61,7 @@ pub fn run(options: &Options) -> Result<i32> {
         }
         eprintln!("{}: {}", bench.name, bench.what);
         // One that cannot be run does not keep the others from running.
-        let lines = measure(bench, options.show);
+        let lines = measure(bench, options);
         for row in bench.rows {
             rows.push(match &lines {
                 Ok(lines) => Figures::collect(bench.name, row, lines),
@@ -77,7 +81,7 @@ pub fn run(options: &Options) -> Result<i32> {
 }
 
 /// Runs a bench, and returns what it said.
-fn measure(bench: &Bench, show: bool) -> Result<Vec<String>> {
+fn measure(bench: &Bench, options: &Options) -> Result<Vec<String>> {
     match bench.source {
         Source::Host { package, example } => {
             let program = built(package, example)?;
@@ -95,7 +99,7 @@ fn measure(bench: &Bench, show: bool) -> Result<Vec<String>> {
             }
             Ok(vec![format!("ROUND - {each} {budget}")])
         }
-        Source::Guest { scenario } => in_guest(scenario, show),
+        Source::Guest { scenario } => in_guest(scenario, options),
     }
 }
 
@@ -148,15 +152,16 @@ fn self_cost(profile: &str, functions: &str) -> u64 {
 }
 
 /// Runs a bench that is a scenario, and returns what it reported.
-fn in_guest(name: &str, show: bool) -> Result<Vec<String>> {
+fn in_guest(name: &str, options: &Options) -> Result<Vec<String>> {
     packages::ensure(packages::GUEST)?;
     let lab = Lab::open()?;
     image::root_disk(&lab)?;
     guest::kvm_works(&lab)?;
     let scenario = scenario::read(&scenario::dir().join(name))?;
-    let binaries = Binaries::build(std::slice::from_ref(&scenario), Profile::Release)?;
+    let needed = std::slice::from_ref(&scenario);
+    let binaries = Binaries::given(&options.programs).and_build(needed, Profile::Release)?;
     let (run, machine) = scenario.variants().into_iter().next().context("no kernel")?;
-    let console = if show { Console::Show } else { Console::Log };
+    let console = if options.show { Console::Show } else { Console::Log };
     let verdict = runner::run(&lab, &scenario, &run, &machine, &binaries, console)?;
     match verdict.failure {
         None => Ok(verdict.report),

@@ -1,5 +1,7 @@
 //! `cargo ci demo`: the whole stack at work in a guest, for people to watch.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use clap::Args;
 
@@ -14,14 +16,18 @@ use crate::scenario::{self, Job};
 ///
 /// Ends with status 0 only when all of it held.
 #[derive(Debug, Args)]
-pub struct Options {}
+pub struct Options {
+    /// Carry this program into the guest instead of building aioctl
+    #[arg(long = "bin", value_name = "PATH")]
+    programs: Vec<PathBuf>,
+}
 
 /// Runs the job.
 ///
 /// # Errors
 ///
 /// When it cannot be run at all.
-pub fn run(_options: &Options) -> Result<i32> {
+pub fn run(options: &Options) -> Result<i32> {
     packages::ensure(packages::BUILD)?;
     packages::ensure(packages::GUEST)?;
     let lab = Lab::open()?;
@@ -32,7 +38,8 @@ pub fn run(_options: &Options) -> Result<i32> {
         .find(|scenario| scenario.job == Job::Demo)
         .context("there is no demo among the scenarios")?;
     println!("Building aioctl …");
-    let binaries = Binaries::build(std::slice::from_ref(&demo), Profile::Release)?;
+    let needed = std::slice::from_ref(&demo);
+    let binaries = Binaries::given(&options.programs).and_build(needed, Profile::Release)?;
     let (name, machine) = demo.variants().into_iter().next().context("no kernel")?;
     println!("Booting a guest with kernel {}: {}", machine.kernel, demo.description);
     let verdict = runner::run(&lab, &demo, &name, &machine, &binaries, Console::Show)?;
