@@ -284,7 +284,7 @@ impl NvmeController {
         let Some(qid) = (1..=max).find(|qid| !shared.queues.contains(qid)) else {
             return Err(DeviceError::NoMoreQueues { max });
         };
-        let memory = self.queue_memory(depth).ok_or_else(|| self.no_memory(depth))?;
+        let memory = self.queue_memory(qid, depth).ok_or_else(|| self.no_memory(depth))?;
         let vector = (qid < self.function.vectors()).then_some(qid);
         let named = |error| self.admin_error("create a queue", error);
         let admin = &mut shared.admin;
@@ -312,9 +312,9 @@ impl NvmeController {
         }
     }
 
-    fn queue_memory(&self, depth: u16) -> Option<QueueMemory> {
+    fn queue_memory(&self, qid: u16, depth: u16) -> Option<QueueMemory> {
         Some(QueueMemory {
-            sq: SubmissionRing::new(&self.pool, depth)?,
+            sq: SubmissionRing::new(&self.pool, qid, depth)?,
             cq: CompletionRing::new(&self.pool, depth)?,
             lists: self.pool.take_region(usize::from(depth))?,
         })

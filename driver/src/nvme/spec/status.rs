@@ -66,6 +66,8 @@ impl Status {
     }
 
     /// What the status means to the submitter.
+    #[cold]
+    #[inline(never)]
     pub const fn to_io_error(self) -> IoError {
         let kind = match self.code() {
             Self::INVALID_OPCODE => IoErrorKind::Unsupported,
