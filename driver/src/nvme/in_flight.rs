@@ -115,16 +115,22 @@ impl InFlight {
         if entry.cid != cid {
             return None;
         }
-        self.take(slot)
+        self.vacate(slot, cid)
     }
 
     /// Takes whatever request is in `slot` out.
-    #[inline]
     pub(super) fn take(&mut self, slot: u16) -> Option<Answered> {
+        let cid = self.entries.get(usize::from(slot))?.cid;
+        self.vacate(slot, cid & !SLOT_MASK | slot)
+    }
+
+    /// Frees `slot`, whose command was `cid`, if there is somebody in it.
+    #[inline]
+    fn vacate(&mut self, slot: u16, cid: u16) -> Option<Answered> {
         let entry = self.entries.get_mut(usize::from(slot))?;
         let data = entry.data.take()?;
         let next = (entry.next != NONE).then_some(entry.next);
-        entry.cid = (entry.cid & !SLOT_MASK).wrapping_add(1 << SLOT_BITS) | slot;
+        entry.cid = cid.wrapping_add(1 << SLOT_BITS);
         entry.next = self.free;
         self.free = slot;
         self.len -= 1;

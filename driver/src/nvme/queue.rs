@@ -188,19 +188,27 @@ impl NvmeQueue {
         }
     }
 
-    /// Builds the command of a read or a write in the ring.
+    /// PRP1 and PRP2 of a read or a write; `None` when a frame is not of the pool.
     #[inline]
-    fn build_transfer(&mut self, cid: u16, slot: u16, command: (Opcode, u32), request: &Request) {
-        let (opcode, flags) = command;
-        let SgList { frames, offset } = &request.data;
-        let (prp1, prp2) = prp::describe(frames, *offset, self.pool_iova, || {
+    fn describe(&self, slot: u16, data: &SgList) -> Option<(u64, u64)> {
+        // One frame is what most requests have, and needs no loop.
+        if let [only] = &*data.frames {
+            let prp1 = prp::describe_one(only, data.offset, self.pool_iova);
+            return self.pool.owns(only).then_some((prp1, 0));
+        }
+        self.describe_many(slot, data)
+    }
+
+    #[inline(never)]
+    fn describe_many(&self, slot: u16, data: &SgList) -> Option<(u64, u64)> {
+        if !data.frames.iter().all(|frame| self.pool.owns(frame)) {
+            return None;
+        }
+        Some(prp::describe(&data.frames, data.offset, self.pool_iova, || {
             let start = usize::from(slot) * LIST_WORDS;
             let list = &self.memory.lists.words()[start..start + LIST_WORDS];
             (list, self.list_iova(slot))
-        });
-        // 0's based.
-        let cdw12 = flags | (request.blocks - 1);
-        self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
+        }))
     }
 
     /// Submits what is not a read or a write, or is not right: the rules are those of the geometry.
@@ -320,14 +328,15 @@ impl NvmeQueue {
                 return Drain::Refuse;
             };
             // Success is SCT and SC 0; the other bits of the field do not make an error.
-            let status = cqe.status();
-            let result = if status.0 & 0x7ff == 0 { Ok(()) } else { Err(status.to_io_error()) };
-            out.push(Completion { token, result, data });
-            if next.is_none() {
-                return Drain::Next;
+            if cqe.status().0 & 0x7ff != 0 {
+                let result = Err(cqe.status().to_io_error());
+                *answering = next.map(|next| (next, result));
+                push_failed(out, Completion { token, result, data });
+            } else {
+                *answering = next.map(|next| (next, Ok(())));
+                out.push(Completion { token, result: Ok(()), data });
             }
-            *answering = next.map(|next| (next, result));
-            Drain::Stop
+            if next.is_some() { Drain::Stop } else { Drain::Next }
         });
         (count, checked)
     }
@@ -408,6 +417,13 @@ impl NvmeQueue {
     }
 }
 
+/// Apart from the path of success, which then has nothing to decide about the result.
+#[cold]
+#[inline(never)]
+fn push_failed(out: &mut Vec<Completion>, completion: Completion) {
+    out.push(completion);
+}
+
 impl IoQueue for NvmeQueue {
     #[inline]
     fn submit(&mut self, request: Request) -> Result<(), Refused> {
@@ -415,14 +431,17 @@ impl IoQueue for NvmeQueue {
             Some(command) if self.fate.is_running() => command,
             _ => return self.submit_other(request),
         };
-        if !request.data.frames.iter().all(|frame| self.pool.owns(frame)) {
-            return Err(Refused { request, reason: Refusal::BadFrames });
-        }
         let Some((slot, cid)) = self.in_flight.free_slot() else {
             return Err(Refused { request, reason: Refusal::Full });
         };
+        let Some((prp1, prp2)) = self.describe(slot, &request.data) else {
+            return Err(Refused { request, reason: Refusal::BadFrames });
+        };
         self.uncommitted += 1;
-        self.build_transfer(cid, slot, command, &request);
+        let (opcode, flags) = command;
+        // The number of blocks is 0's based.
+        let cdw12 = flags | (request.blocks - 1);
+        self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
         self.in_flight.put(slot, request.token, request.data);
         Ok(())
     }
