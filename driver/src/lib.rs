@@ -19,6 +19,7 @@
 //! | module | device | backend string of `aioctl` |
 //! |---|---|---|
 //! | [`ram`] | memory; the reference implementation, read it first | `ram:1G` |
+//! | [`nvme`] over [`vfio`] | an NVMe drive, bound to vfio-pci | `nvme:0000:00:04.0/1` |
 //!
 //! Block devices **stack**: a cache, a fault injector, a limiter is a `BlockDevice` over a
 //! `BlockDevice`, and every one of them passes the same suite, [`conformance`].

@@ -153,7 +153,8 @@ impl NvmeController {
         &self.info.namespaces
     }
 
-    /// Opens a namespace as a block device. A namespace is open once at a time.
+    /// Opens a namespace as a block device. A namespace is open once at a time. Closing the last one
+    /// that is open closes the controller.
     ///
     /// # Errors
     ///

@@ -328,14 +328,13 @@ impl NvmeQueue {
                 return Drain::Refuse;
             };
             // Success is SCT and SC 0; the other bits of the field do not make an error.
-            if cqe.status().0 & 0x7ff != 0 {
-                let result = Err(cqe.status().to_io_error());
-                *answering = next.map(|next| (next, result));
-                push_failed(out, Completion { token, result, data });
-            } else {
-                *answering = next.map(|next| (next, Ok(())));
+            if cqe.status().0 & 0x7ff == 0 && next.is_none() {
                 out.push(Completion { token, result: Ok(()), data });
+                return Drain::Next;
             }
+            let status = cqe.status();
+            let completion = Completion { token, result: status.to_result(), data };
+            *answering = push_seldom(out, completion, next);
             if next.is_some() { Drain::Stop } else { Drain::Next }
         });
         (count, checked)
@@ -417,11 +416,18 @@ impl NvmeQueue {
     }
 }
 
-/// Apart from the path of success, which then has nothing to decide about the result.
+/// A failure, or the first of several that one command answers: apart from the common path, which then
+/// has nothing to decide. What is left to answer, and how.
 #[cold]
 #[inline(never)]
-fn push_failed(out: &mut Vec<Completion>, completion: Completion) {
+fn push_seldom(
+    out: &mut Vec<Completion>,
+    completion: Completion,
+    next: Option<u16>,
+) -> Option<(u16, IoResult)> {
+    let answering = next.map(|next| (next, completion.result));
     out.push(completion);
+    answering
 }
 
 impl IoQueue for NvmeQueue {
