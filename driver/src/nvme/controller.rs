@@ -341,7 +341,7 @@ impl NvmeController {
         let deleted = shared.admin.delete_sq(qid).and_then(|()| shared.admin.delete_cq(qid));
         if let Err(AdminError::Status(_)) = deleted {
             // It holds on to the queue's memory: only disabling it lets go.
-            self.fate.fail(Failure::Fatal);
+            self.fate.fail(Failure::KeepsQueue { qid });
         }
         let quiet = deleted.is_ok() || self.fate.wait_quiet();
         shared.queues.remove(&qid);
