@@ -144,6 +144,9 @@ impl fmt::Debug for QueueOptions {
 #[must_use = "sleeping on a queue that is not armed may be for ever"]
 pub enum Armed {
     /// It may: whatever comes makes [`IoQueue::event_fd`] readable or calls the queue's [`Wake`].
+    ///
+    /// Deadlines are looked at by `poll` and `arm`, and nothing else tells of them: with something in
+    /// flight, an owner that wants them kept sleeps a second at most.
     Yes,
     /// Something is there already: poll again.
     Ready,

@@ -21,6 +21,7 @@
 //! | [`ram`] | memory; the reference implementation, read it first | `ram:1G` |
 //! | [`uring`] | a file, or a block device of the kernel, through io_uring | `file:PATH` |
 //! | [`sim`] | memory that delays, reorders, fails, tears and forgets, from one seed; for tests | - |
+//! | [`nvme`] over [`vfio`] | an NVMe drive, bound to vfio-pci | `nvme:0000:00:04.0/1` |
 //!
 //! Block devices **stack**: a cache, a fault injector, a limiter is a `BlockDevice` over a
 //! `BlockDevice`, and every one of them passes the same suite, [`conformance`].

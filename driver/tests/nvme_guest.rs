@@ -137,6 +137,52 @@ fn what_is_flushed_is_there_after_the_controller_is_taken_anew() {
 
 #[test]
 #[ignore = "needs an NVMe drive bound to vfio-pci"]
+fn bind_and_unbind_move_the_drive_between_the_drivers() {
+    let found = || vfio::list().unwrap().into_iter().find(|it| it.address == address()).unwrap();
+    vfio::bind(address()).unwrap();
+    vfio::unbind(address()).unwrap();
+    vfio::unbind(address()).unwrap();
+    assert_eq!(found().driver.as_deref(), Some("nvme"));
+    let error = open(&pool()).unwrap_err().to_string();
+    assert!(error.contains("bound to the driver nvme; bind it to vfio-pci first"), "{error}");
+    // The kernel finds the namespaces a little later.
+    let mut tries = 0;
+    while found().block_devices.is_empty() {
+        tries += 1;
+        assert!(tries < 200, "no block device: {:?}", found());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(found().model.as_deref(), Some("QEMU NVMe Ctrl"));
+    vfio::bind(address()).unwrap();
+    assert_eq!(found().driver.as_deref(), Some("vfio-pci"));
+    assert!(found().block_devices.is_empty());
+    open(&pool()).unwrap().close().unwrap();
+}
+
+#[test]
+#[ignore = "needs an NVMe drive bound to vfio-pci"]
+fn discards_of_many_ranges_are_each_answered_once() {
+    let pool = pool();
+    let controller = open(&pool).unwrap();
+    let namespace = controller.namespace(1).unwrap();
+    let mut queue = namespace.open_queue(QueueOptions::polled(512)).unwrap();
+    for index in 0..300u64 {
+        let token = Token::from_u64(index);
+        queue.submit(Request::on_blocks(token, Op::Discard, Lba(index * 64), 8)).unwrap();
+    }
+    queue.commit();
+    let mut out = Vec::new();
+    while queue.in_flight() > 0 {
+        queue.poll(64, &mut out);
+    }
+    let mut tokens: Vec<_> = out.iter().map(|done| done.token.to_u64()).collect();
+    tokens.sort_unstable();
+    assert_eq!(tokens, (0..300).collect::<Vec<_>>());
+    assert!(out.iter().all(|done| done.result == Ok(())));
+}
+
+#[test]
+#[ignore = "needs an NVMe drive bound to vfio-pci"]
 fn an_interrupt_wakes_a_sleeper_without_polling() {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let pool = pool();

@@ -11,7 +11,7 @@ use crate::dma::{DmaPool, DmaRegion};
 
 use super::failure::{Failure, Fate, Violation};
 use super::registers::{Doorbell, Function};
-use super::ring::{CompletionRing, Cqe, SubmissionRing};
+use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
 use super::spec::command::{self, Opcode, SubmissionEntry, cns};
 use super::spec::identify::IDENTIFY_SIZE;
 use super::spec::{Cap, Status};
@@ -59,7 +59,7 @@ impl AdminQueue {
         clock: Arc<dyn Clock>,
     ) -> Option<Self> {
         Some(Self {
-            sq: SubmissionRing::new(pool, DEPTH)?,
+            sq: SubmissionRing::new(pool, 0, DEPTH)?,
             cq: CompletionRing::new(pool, DEPTH)?,
             sq_doorbell: Doorbell::submission(function, cap, 0),
             cq_doorbell: Doorbell::completion(function, cap, 0),
@@ -236,14 +236,11 @@ impl AdminQueue {
 
     fn check(&mut self, cqe: Cqe) -> Result<(), AdminError> {
         let (sqid, sqhd, cid) = (cqe.sqid(), cqe.sqhd(), cqe.cid());
-        let violation = if sqid != 0 {
-            Violation::WrongQueue { qid: 0, sqid }
-        } else if cid != self.cid {
-            Violation::UnknownCommand { qid: 0, cid }
-        } else if !self.sq.fetched(sqhd) {
-            Violation::BadHead { qid: 0, sqhd }
-        } else {
-            return Ok(());
+        let violation = match self.sq.fetched(cqe) {
+            Err(BadFetch::Queue) => Violation::WrongQueue { qid: 0, sqid },
+            Err(BadFetch::Head) => Violation::BadHead { qid: 0, sqhd },
+            Ok(()) if cid != self.cid => Violation::UnknownCommand { qid: 0, cid },
+            Ok(()) => return Ok(()),
         };
         Err(self.fail(Failure::Protocol(violation)))
     }

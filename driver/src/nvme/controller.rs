@@ -153,7 +153,8 @@ impl NvmeController {
         &self.info.namespaces
     }
 
-    /// Opens a namespace as a block device. A namespace is open once at a time.
+    /// Opens a namespace as a block device. A namespace is open once at a time. Closing the last one
+    /// that is open closes the controller.
     ///
     /// # Errors
     ///
@@ -284,7 +285,7 @@ impl NvmeController {
         let Some(qid) = (1..=max).find(|qid| !shared.queues.contains(qid)) else {
             return Err(DeviceError::NoMoreQueues { max });
         };
-        let memory = self.queue_memory(depth).ok_or_else(|| self.no_memory(depth))?;
+        let memory = self.queue_memory(qid, depth).ok_or_else(|| self.no_memory(depth))?;
         let vector = (qid < self.function.vectors()).then_some(qid);
         let named = |error| self.admin_error("create a queue", error);
         let admin = &mut shared.admin;
@@ -312,9 +313,9 @@ impl NvmeController {
         }
     }
 
-    fn queue_memory(&self, depth: u16) -> Option<QueueMemory> {
+    fn queue_memory(&self, qid: u16, depth: u16) -> Option<QueueMemory> {
         Some(QueueMemory {
-            sq: SubmissionRing::new(&self.pool, depth)?,
+            sq: SubmissionRing::new(&self.pool, qid, depth)?,
             cq: CompletionRing::new(&self.pool, depth)?,
             lists: self.pool.take_region(usize::from(depth))?,
         })
@@ -340,7 +341,7 @@ impl NvmeController {
         let deleted = shared.admin.delete_sq(qid).and_then(|()| shared.admin.delete_cq(qid));
         if let Err(AdminError::Status(_)) = deleted {
             // It holds on to the queue's memory: only disabling it lets go.
-            self.fate.fail(Failure::Fatal);
+            self.fate.fail(Failure::KeepsQueue { qid });
         }
         let quiet = deleted.is_ok() || self.fate.wait_quiet();
         shared.queues.remove(&qid);

@@ -86,6 +86,11 @@ pub enum Failure {
     Removed,
     /// It broke the protocol.
     Protocol(Violation),
+    /// It would not delete a queue, so it still may use the queue's memory.
+    KeepsQueue {
+        /// The queue.
+        qid: u16,
+    },
     /// It was shut down, by [`close`](crate::BlockDevice::close).
     Closed,
 }
@@ -95,7 +100,7 @@ impl Failure {
     pub const fn io_error(self) -> IoError {
         let kind = match self {
             Self::TimedOut { .. } => IoErrorKind::TimedOut,
-            Self::Fatal | Self::Protocol(_) => IoErrorKind::Device,
+            Self::Fatal | Self::Protocol(_) | Self::KeepsQueue { .. } => IoErrorKind::Device,
             Self::Removed | Self::Closed => IoErrorKind::Gone,
         };
         // Whatever the reason, this controller will not take them again.
@@ -114,6 +119,7 @@ impl fmt::Display for Failure {
             Self::Protocol(violation) => {
                 write!(f, "the controller broke the protocol: {violation}")
             }
+            Self::KeepsQueue { qid } => write!(f, "the controller would not delete queue {qid}"),
             Self::Closed => f.write_str("the controller is shut down"),
         }
     }

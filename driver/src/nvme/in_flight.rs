@@ -25,14 +25,13 @@ struct Entry {
     token: Token,
     /// The tenant's memory; `None` is a free slot.
     data: Option<SgList>,
-    /// The identifier of the slot's present tenant, or of its next.
+    /// The identifier of the slot's present tenant, or of its next. That of a follower names another
+    /// slot, so that no completion reaches it.
     cid: u16,
     /// In flight: the next request that the same command answers. Free: the next free slot.
     next: u16,
     /// How many deadline scans it has lived through.
     scans: u16,
-    /// The command of another slot answers it; it has none of its own.
-    follower: bool,
 }
 
 /// The table. Allocates once, when made; the free slots are a list through it, last in, first out.
@@ -62,7 +61,6 @@ impl InFlight {
             cid: slot,
             next: if slot + 1 == depth { NONE } else { slot + 1 },
             scans: 0,
-            follower: false,
         };
         Self { entries: (0..depth).map(entry).collect(), free: 0, len: 0 }
     }
@@ -95,13 +93,12 @@ impl InFlight {
         std::mem::forget(entry.data.replace(data));
         entry.next = NONE;
         entry.scans = 0;
-        entry.follower = false;
     }
 
     /// Puts a request into the slot that the command of `last`'s chain answers.
     pub(super) fn put_behind(&mut self, last: u16, slot: u16, token: Token) {
         self.put(slot, token, SgList::empty());
-        self.entries[usize::from(slot)].follower = true;
+        self.entries[usize::from(slot)].cid |= SLOT_MASK;
         self.entries[usize::from(last)].next = slot;
     }
 
@@ -115,19 +112,25 @@ impl InFlight {
     pub(super) fn complete(&mut self, cid: u16) -> Option<Answered> {
         let slot = cid & SLOT_MASK;
         let entry = self.entries.get(usize::from(slot))?;
-        if entry.cid != cid || entry.follower {
+        if entry.cid != cid {
             return None;
         }
-        self.take(slot)
+        self.vacate(slot, cid)
     }
 
     /// Takes whatever request is in `slot` out.
-    #[inline]
     pub(super) fn take(&mut self, slot: u16) -> Option<Answered> {
+        let cid = self.entries.get(usize::from(slot))?.cid;
+        self.vacate(slot, cid & !SLOT_MASK | slot)
+    }
+
+    /// Frees `slot`, whose command was `cid`, if there is somebody in it.
+    #[inline]
+    fn vacate(&mut self, slot: u16, cid: u16) -> Option<Answered> {
         let entry = self.entries.get_mut(usize::from(slot))?;
         let data = entry.data.take()?;
         let next = (entry.next != NONE).then_some(entry.next);
-        entry.cid = entry.cid.wrapping_add(1 << SLOT_BITS);
+        entry.cid = cid.wrapping_add(1 << SLOT_BITS);
         entry.next = self.free;
         self.free = slot;
         self.len -= 1;

@@ -17,30 +17,40 @@ pub(super) const TRANSFER_MAX_BYTES: u32 = 1 << 20;
 const LIST_ENTRIES: usize = FRAME_SIZE / 8;
 const _: () = assert!(TRANSFER_MAX_BYTES as usize / FRAME_SIZE <= LIST_ENTRIES);
 
+/// PRP1 of a run that starts at `offset` in `frame` and stays in it, with the pool's first frame at
+/// `pool_iova`.
+#[inline]
+pub(super) fn describe_one(frame: &DmaBuf, offset: u32, pool_iova: u64) -> u64 {
+    iova(frame, pool_iova) + u64::from(offset)
+}
+
 /// PRP1 and PRP2 of a run that starts at `offset` in the first of `frames`, with the pool's first frame
 /// at `pool_iova`. When a list is needed, `list` gives the slot's page and its IOVA, and it is written.
 /// `frames` is at most one longer than the list.
-#[inline]
 pub(super) fn describe<'a>(
     frames: &[DmaBuf],
     offset: u32,
     pool_iova: u64,
     list: impl FnOnce() -> (&'a [AtomicU64], u64),
 ) -> (u64, u64) {
-    let iova = |frame: &DmaBuf| pool_iova + u64::from(frame.index()) * FRAME_SIZE as u64;
-    match frames {
-        [only] => (iova(only) + u64::from(offset), 0),
-        [] => (0, 0),
-        [first, second] => (iova(first) + u64::from(offset), iova(second)),
-        [first, rest @ ..] => {
+    let Some((first, rest)) = frames.split_first() else { return (0, 0) };
+    let prp1 = describe_one(first, offset, pool_iova);
+    match rest {
+        [] => (prp1, 0),
+        [second] => (prp1, iova(second, pool_iova)),
+        rest => {
             let (list, list_iova) = list();
             for (entry, frame) in list.iter().zip(rest) {
                 // Relaxed: ordered before the device's read of the list by the doorbell's write.
-                entry.store(iova(frame).to_le(), Ordering::Relaxed);
+                entry.store(iova(frame, pool_iova).to_le(), Ordering::Relaxed);
             }
-            (iova(first) + u64::from(offset), list_iova)
+            (prp1, list_iova)
         }
     }
+}
+
+fn iova(frame: &DmaBuf, pool_iova: u64) -> u64 {
+    pool_iova + u64::from(frame.index()) * FRAME_SIZE as u64
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use std::time::Duration;
 use crate::block::{Armed, Capabilities, Geometry, IoQueue};
 use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE};
 use crate::error::IoResult;
-use crate::request::{Completion, Op, Refusal, Refused, Request, SgList};
+use crate::request::{Completion, Lba, Op, Refusal, Refused, Request, SgList};
+use crate::slots::Token;
 
 use super::controller::NvmeController;
 use super::discard::{DsmLimits, Gathering};
@@ -22,7 +23,7 @@ use super::in_flight::{Answered, InFlight};
 use super::namespace::NamespaceUse;
 use super::prp;
 use super::registers::Doorbell;
-use super::ring::{CompletionRing, Drain, SubmissionRing};
+use super::ring::{BadFetch, CompletionRing, Drain, SubmissionRing};
 use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, CDW12_FUA, Opcode};
 
 /// Every how many polls with something in flight a look at the clock is due. The clock is read by a
@@ -66,6 +67,8 @@ struct TransferLimits {
     blocks: u64,
     transfer_max_blocks: u32,
     block_shift: u32,
+    /// The bits of an offset that are not a whole number of blocks inside a frame.
+    bad_offset: u32,
     writable: bool,
 }
 
@@ -76,27 +79,28 @@ impl TransferLimits {
             blocks,
             transfer_max_blocks: transfer_max_bytes / block_size,
             block_shift: block_size.ilog2(),
+            bad_offset: !(FRAME_SIZE as u32 - block_size),
             writable: !target.capabilities.read_only,
         }
     }
 
-    /// Whether it is a read or a write that nothing is wrong with. `false` says nothing.
+    /// Opcode and flags of dword 12, for a read or a write that nothing is wrong with. `None` says
+    /// nothing.
     #[inline]
-    fn admit(&self, request: &Request) -> bool {
+    fn admit(&self, request: &Request) -> Option<(Opcode, u32)> {
         let Request { op, lba, blocks, data: SgList { frames, offset }, .. } = request;
-        let data = match op {
-            Op::Read => true,
-            Op::Write { .. } => self.writable,
-            Op::Flush | Op::Discard | Op::WriteZeroes { .. } => false,
+        let command = match *op {
+            Op::Read => (Opcode::READ, 0),
+            Op::Write { fua } if self.writable => (Opcode::WRITE, u32::from(fua) * CDW12_FUA),
+            Op::Write { .. } | Op::Flush | Op::Discard | Op::WriteZeroes { .. } => return None,
         };
-        let misaligned = offset & ((1 << self.block_shift) - 1);
-        data && blocks.wrapping_sub(1) < self.transfer_max_blocks
-            && (*offset as usize) < FRAME_SIZE
-            && misaligned == 0
-            && lba.0 < self.blocks
-            && self.blocks - lba.0 >= u64::from(*blocks)
+        let end = lba.0.checked_add(u64::from(*blocks))?;
+        let fits = blocks.wrapping_sub(1) < self.transfer_max_blocks
+            && offset & self.bad_offset == 0
+            && end <= self.blocks
             // At most 1 MiB and a frame, so nothing overflows.
-            && frames.len() == ((offset + (blocks << self.block_shift)) as usize).div_ceil(FRAME_SIZE)
+            && frames.len() == ((offset + (blocks << self.block_shift)) as usize).div_ceil(FRAME_SIZE);
+        fits.then_some(command)
     }
 }
 
@@ -108,6 +112,8 @@ pub(super) struct NvmeQueue {
     limits: TransferLimits,
     target: QueueTarget,
     pool: DmaPool,
+    /// The namespace in the upper half, where the first word of a command has it.
+    nsid_high: u64,
     pool_iova: u64,
     lists_iova: u64,
     fate: Arc<Fate>,
@@ -161,6 +167,7 @@ impl NvmeQueue {
         Self {
             in_flight: InFlight::new(depth),
             limits: TransferLimits::new(&target),
+            nsid_high: u64::from(target.nsid) << 32,
             pool_iova: parts.pool.iova().0,
             lists_iova: memory.lists.iova().0,
             pool: parts.pool.clone(),
@@ -181,49 +188,63 @@ impl NvmeQueue {
         }
     }
 
+    /// PRP1 and PRP2 of a read or a write; `None` when a frame is not of the pool.
     #[inline]
-    fn check(&self, request: &Request) -> Result<(), Refusal> {
-        if !self.fate.is_running() {
-            return Err(Refusal::Failed);
+    fn describe(&self, slot: u16, data: &SgList) -> Option<(u64, u64)> {
+        // One frame is what most requests have, and needs no loop.
+        if let [only] = &*data.frames {
+            let prp1 = prp::describe_one(only, data.offset, self.pool_iova);
+            return self.pool.owns(only).then_some((prp1, 0));
         }
-        // What nearly every request is, in a few comparisons; the rules are those of the geometry,
-        // which decides about the others and says what is wrong with them.
-        if !self.limits.admit(request) {
-            self.target.geometry.check(&self.target.capabilities, request)?;
-        }
-        if request.data.frames.iter().all(|frame| self.pool.owns(frame)) {
-            Ok(())
-        } else {
-            Err(Refusal::BadFrames)
-        }
+        self.describe_many(slot, data)
     }
 
-    /// Builds the command of a request in the ring.
-    #[inline]
-    fn build(&mut self, cid: u16, slot: u16, request: &Request) {
-        let (opcode, flags) = match request.op {
-            Op::Read => (Opcode::READ, 0),
-            Op::Write { fua } => (Opcode::WRITE, if fua { CDW12_FUA } else { 0 }),
-            Op::Flush => (Opcode::FLUSH, 0),
-            Op::WriteZeroes { may_unmap } => {
-                let deallocate = may_unmap && self.target.deallocates_to_zeroes;
-                (Opcode::WRITE_ZEROES, if deallocate { CDW12_DEAC } else { 0 })
-            }
-            Op::Discard => (Opcode::DATASET_MANAGEMENT, 0),
-        };
-        let SgList { frames, offset } = &request.data;
-        let (prp1, prp2) = prp::describe(frames, *offset, self.pool_iova, || {
+    #[inline(never)]
+    fn describe_many(&self, slot: u16, data: &SgList) -> Option<(u64, u64)> {
+        if !data.frames.iter().all(|frame| self.pool.owns(frame)) {
+            return None;
+        }
+        Some(prp::describe(&data.frames, data.offset, self.pool_iova, || {
             let start = usize::from(slot) * LIST_WORDS;
             let list = &self.memory.lists.words()[start..start + LIST_WORDS];
             (list, self.list_iova(slot))
-        });
-        // Flush has no blocks: its dwords 10 to 12 are reserved and stay zero.
-        let (slba, cdw12) = match request.op {
-            Op::Flush => (0, 0),
-            // 0's based, and checked to be at most 65536.
-            _ => (request.lba.0, flags | (request.blocks.wrapping_sub(1) & 0xffff)),
+        }))
+    }
+
+    /// Submits what is not a read or a write, or is not right: the rules are those of the geometry.
+    #[inline(never)]
+    fn submit_other(&mut self, request: Request) -> Result<(), Refused> {
+        let checked = match self.fate.is_running() {
+            true => self.target.geometry.check(&self.target.capabilities, &request),
+            false => Err(Refusal::Failed),
         };
-        self.write_entry(opcode, cid, prp1, prp2, slba, cdw12);
+        if let Err(reason) = checked {
+            return Err(Refused { request, reason });
+        }
+        let Some((slot, cid)) = self.in_flight.free_slot() else {
+            return Err(Refused { request, reason: Refusal::Full });
+        };
+        self.uncommitted += 1;
+        let Request { token, op, lba, blocks, data } = request;
+        match op {
+            Op::Discard => {
+                self.gather(slot, token, lba, blocks);
+                return Ok(());
+            }
+            // Its dwords 10 to 12 are reserved and stay zero.
+            Op::Flush => self.write_entry(Opcode::FLUSH, cid, 0, 0, 0, 0),
+            Op::WriteZeroes { may_unmap } => {
+                let deallocate = may_unmap && self.target.deallocates_to_zeroes;
+                let flags = if deallocate { CDW12_DEAC } else { 0 };
+                // 0's based, and checked to be at most 65536.
+                self.write_entry(Opcode::WRITE_ZEROES, cid, 0, 0, lba.0, flags | (blocks - 1));
+            }
+            Op::Read | Op::Write { .. } => {
+                unreachable!("{op:?} at {lba:?} is right by one rule and wrong by the other")
+            }
+        }
+        self.in_flight.put(slot, token, data);
+        Ok(())
     }
 
     /// Writes a command into the next entry of the ring: the five words that commands of this queue
@@ -238,8 +259,7 @@ impl NvmeQueue {
         cdw10_11: u64,
         cdw12: u32,
     ) {
-        let nsid = u64::from(self.target.nsid);
-        let head = nsid << 32 | u64::from(cid) << 16 | u64::from(opcode.0);
+        let head = self.nsid_high | u64::from(cid) << 16 | u64::from(opcode.0);
         // Relaxed: pairs with nothing by itself; the doorbell's write in `commit` is what the device
         // sees first, and `Registers` orders every store before it.
         let entry = self.memory.sq.entry();
@@ -257,8 +277,7 @@ impl NvmeQueue {
     }
 
     /// Adds a discard to the command that is being gathered, or to a new one.
-    fn gather(&mut self, slot: u16, request: &Request) {
-        let (token, blocks) = (request.token, request.blocks);
+    fn gather(&mut self, slot: u16, token: Token, lba: Lba, blocks: u32) {
         let limits = self.target.dsm;
         if self.gathering.is_some_and(|gathering| !gathering.has_room(limits, blocks)) {
             self.finish_gathering();
@@ -276,7 +295,7 @@ impl NvmeQueue {
         };
         let start = usize::from(gathering.leader) * LIST_WORDS;
         let page = &self.memory.lists.words()[start..start + LIST_WORDS];
-        gathering.add(page, request.lba, blocks);
+        gathering.add(page, lba, blocks);
         self.gathering = Some(gathering);
     }
 
@@ -297,12 +316,11 @@ impl NvmeQueue {
         let qid = self.qid;
         let mut checked = Ok(());
         let count = cq.drain(budget, |cqe| {
-            if cqe.sqid() != qid {
-                checked = Err(Violation::WrongQueue { qid, sqid: cqe.sqid() });
-                return Drain::Refuse;
-            }
-            if !sq.fetched(cqe.sqhd()) {
-                checked = Err(Violation::BadHead { qid, sqhd: cqe.sqhd() });
+            if let Err(bad) = sq.fetched(cqe) {
+                checked = Err(match bad {
+                    BadFetch::Queue => Violation::WrongQueue { qid, sqid: cqe.sqid() },
+                    BadFetch::Head => Violation::BadHead { qid, sqhd: cqe.sqhd() },
+                });
                 return Drain::Refuse;
             }
             let Some(Answered { token, data, next }) = in_flight.complete(cqe.cid()) else {
@@ -310,14 +328,14 @@ impl NvmeQueue {
                 return Drain::Refuse;
             };
             // Success is SCT and SC 0; the other bits of the field do not make an error.
-            let status = cqe.status();
-            let result = if status.0 & 0x7ff == 0 { Ok(()) } else { Err(status.to_io_error()) };
-            out.push(Completion { token, result, data });
-            if next.is_none() {
+            if cqe.status().0 & 0x7ff == 0 && next.is_none() {
+                out.push(Completion { token, result: Ok(()), data });
                 return Drain::Next;
             }
-            *answering = next.map(|next| (next, result));
-            Drain::Stop
+            let status = cqe.status();
+            let completion = Completion { token, result: status.to_result(), data };
+            *answering = push_seldom(out, completion, next);
+            if next.is_some() { Drain::Stop } else { Drain::Next }
         });
         (count, checked)
     }
@@ -398,22 +416,39 @@ impl NvmeQueue {
     }
 }
 
+/// A failure, or the first of several that one command answers: apart from the common path, which then
+/// has nothing to decide. What is left to answer, and how.
+#[cold]
+#[inline(never)]
+fn push_seldom(
+    out: &mut Vec<Completion>,
+    completion: Completion,
+    next: Option<u16>,
+) -> Option<(u16, IoResult)> {
+    let answering = next.map(|next| (next, completion.result));
+    out.push(completion);
+    answering
+}
+
 impl IoQueue for NvmeQueue {
     #[inline]
     fn submit(&mut self, request: Request) -> Result<(), Refused> {
-        if let Err(reason) = self.check(&request) {
-            return Err(Refused { request, reason });
-        }
+        let command = match self.limits.admit(&request) {
+            Some(command) if self.fate.is_running() => command,
+            _ => return self.submit_other(request),
+        };
         let Some((slot, cid)) = self.in_flight.free_slot() else {
             return Err(Refused { request, reason: Refusal::Full });
         };
+        let Some((prp1, prp2)) = self.describe(slot, &request.data) else {
+            return Err(Refused { request, reason: Refusal::BadFrames });
+        };
         self.uncommitted += 1;
-        if request.op == Op::Discard {
-            self.gather(slot, &request);
-        } else {
-            self.build(cid, slot, &request);
-            self.in_flight.put(slot, request.token, request.data);
-        }
+        let (opcode, flags) = command;
+        // The number of blocks is 0's based.
+        let cdw12 = flags | (request.blocks - 1);
+        self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
+        self.in_flight.put(slot, request.token, request.data);
         Ok(())
     }
 

@@ -34,16 +34,19 @@ pub(super) struct SubmissionRing {
     tail: u16,
     /// What the doorbell was last rung with.
     committed: u16,
-    /// How far the controller says it has fetched.
-    head: u16,
+    /// How far the controller says it has fetched, as its completions say it: this queue's identifier
+    /// in the upper half and the head in the lower.
+    head: u32,
+    /// How much further the head may go before it is past what is committed, or wraps.
+    room: u32,
 }
 
 impl SubmissionRing {
-    /// A ring for `depth` commands, zeroed; `None` when the pool has no room for it.
-    pub(super) fn new(pool: &DmaPool, depth: u16) -> Option<Self> {
+    /// The ring of queue `qid` for `depth` commands, zeroed; `None` when the pool has no room for it.
+    pub(super) fn new(pool: &DmaPool, qid: u16, depth: u16) -> Option<Self> {
         let region = pool.take_region(frames_for(depth).0)?;
         let mask = (entries_for(depth) - 1) as u16;
-        Some(Self { region, mask, tail: 0, committed: 0, head: 0 })
+        Some(Self { region, mask, tail: 0, committed: 0, head: u32::from(qid) << 16, room: 0 })
     }
 
     pub(super) fn iova(&self) -> u64 {
@@ -78,24 +81,54 @@ impl SubmissionRing {
             return None;
         }
         self.committed = self.tail;
+        self.update_room();
         Some(self.tail)
     }
 
-    /// Takes the controller's SQ Head Pointer; `false` when it lies outside of what was committed.
+    /// Takes the identifier and the head that a completion says; whether they can be.
+    ///
+    /// Both are one comparison: as long as the queue is the right one and the head does not wrap, they
+    /// grow together by what was fetched, and by no more than the room.
     #[inline]
-    pub(super) fn fetched(&mut self, sqhd: u16) -> bool {
-        let ahead = sqhd.wrapping_sub(self.head) & self.mask;
-        if sqhd > self.mask || ahead > (self.committed.wrapping_sub(self.head) & self.mask) {
-            return false;
+    pub(super) fn fetched(&mut self, cqe: Cqe) -> Result<(), BadFetch> {
+        let head = cqe.word as u32;
+        let ahead = head.wrapping_sub(self.head);
+        if ahead > self.room {
+            return self.fetched_otherwise(cqe);
         }
-        self.head = sqhd;
-        true
+        self.head = head;
+        self.room -= ahead;
+        Ok(())
+    }
+
+    /// The head wrapped, or something is wrong.
+    #[cold]
+    fn fetched_otherwise(&mut self, cqe: Cqe) -> Result<(), BadFetch> {
+        if u32::from(cqe.sqid()) != self.head >> 16 {
+            return Err(BadFetch::Queue);
+        }
+        let ahead = cqe.sqhd().wrapping_sub(self.head as u16) & self.mask;
+        if cqe.sqhd() > self.mask || ahead > self.unfetched_of(self.committed) {
+            return Err(BadFetch::Head);
+        }
+        self.head = cqe.word as u32;
+        self.update_room();
+        Ok(())
+    }
+
+    fn update_room(&mut self) {
+        let until_wrap = self.mask - self.head as u16;
+        self.room = self.unfetched_of(self.committed).min(until_wrap).into();
+    }
+
+    fn unfetched_of(&self, tail: u16) -> u16 {
+        tail.wrapping_sub(self.head as u16) & self.mask
     }
 
     /// How many entries the controller has not said to have fetched.
     #[inline]
     pub(super) fn unfetched(&self) -> u16 {
-        self.tail.wrapping_sub(self.head) & self.mask
+        self.unfetched_of(self.tail)
     }
 
     /// Gives the memory up for ever: the device may still read it.
@@ -145,6 +178,15 @@ pub(super) struct CompletionRing {
 
 const PHASE: u64 = 1 << 48;
 
+/// What cannot be about what a completion says was fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BadFetch {
+    /// It is of another queue.
+    Queue,
+    /// The head is outside of what was committed.
+    Head,
+}
+
 /// How to go on after a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Drain {
@@ -193,27 +235,32 @@ impl CompletionRing {
     /// many were taken.
     #[inline]
     pub(super) fn drain(&mut self, budget: usize, mut take: impl FnMut(Cqe) -> Drain) -> usize {
-        // Looked up once a batch; the head and the phase stay in registers.
+        // Looked up once a batch, and once more when it wraps: up to there the phase stays the same.
         let entries = self.region.words().as_chunks().0;
-        let (mut head, mut phase) = (self.head, self.phase);
-        let mut count = 0;
-        while count < budget {
-            let Some(cqe) = peek(&entries[usize::from(head)], phase) else { break };
-            let then = take(cqe);
-            if then == Drain::Refuse {
-                break;
+        let (mut count, mut more) = (0, true);
+        while more {
+            let (start, phase) = (usize::from(self.head), self.phase);
+            let limit = (usize::from(self.mask) + 1 - start).min(budget - count);
+            let mut taken = 0;
+            for entry in &entries[start..start + limit] {
+                let then = peek(entry, phase).map_or(Drain::Refuse, &mut take);
+                if then == Drain::Refuse {
+                    more = false;
+                    break;
+                }
+                taken += 1;
+                if then == Drain::Stop {
+                    more = false;
+                    break;
+                }
             }
-            count += 1;
-            head = (head + 1) & self.mask;
-            if head == 0 {
-                phase ^= PHASE;
-            }
-            if then == Drain::Stop {
-                break;
+            count += taken;
+            more &= count < budget;
+            self.head = (start + taken) as u16 & self.mask;
+            if taken > 0 && self.head == 0 {
+                self.phase ^= PHASE;
             }
         }
-        self.head = head;
-        self.phase = phase;
         count
     }
 
@@ -253,6 +300,10 @@ mod tests {
         DmaPool::new(PoolOptions::frames(8)).unwrap()
     }
 
+    fn says(sqid: u16, sqhd: u16) -> Cqe {
+        Cqe { word: u64::from(sqid) << 16 | u64::from(sqhd) }
+    }
+
     #[test]
     fn rings_have_one_entry_more_than_the_depth() {
         assert_eq!(entries_for(1), 2);
@@ -267,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_submission_ring_wraps_and_commits_once() {
-        let mut ring = SubmissionRing::new(&pool(), 3).unwrap();
+        let mut ring = SubmissionRing::new(&pool(), 7, 3).unwrap();
         let mut built = 0u64;
         for round in 0..10u16 {
             for _ in 0..3 {
@@ -279,23 +330,53 @@ mod tests {
             assert_eq!(ring.commit(), Some(tail), "round {round}");
             assert_eq!(ring.commit(), None);
             assert_eq!(ring.unfetched(), 3);
-            assert!(ring.fetched(tail));
+            assert_eq!(ring.fetched(says(7, tail)), Ok(()));
             assert_eq!(ring.unfetched(), 0);
         }
     }
 
     #[test]
     fn a_head_outside_of_what_was_committed_is_refused() {
-        let mut ring = SubmissionRing::new(&pool(), 3).unwrap();
+        let mut ring = SubmissionRing::new(&pool(), 7, 3).unwrap();
+        let head = Err(BadFetch::Head);
         ring.advance();
-        assert!(!ring.fetched(1), "built, not committed");
+        assert_eq!(ring.fetched(says(7, 1)), head, "built, not committed");
         ring.commit();
-        assert!(!ring.fetched(2), "past the tail");
-        assert!(!ring.fetched(4), "no such entry");
-        assert!(!ring.fetched(u16::MAX));
-        assert!(ring.fetched(0), "not moved");
-        assert!(ring.fetched(1));
-        assert!(!ring.fetched(0), "moved back");
+        assert_eq!(ring.fetched(says(7, 2)), head, "past the tail");
+        assert_eq!(ring.fetched(says(7, 4)), head, "no such entry");
+        assert_eq!(ring.fetched(says(7, u16::MAX)), head);
+        assert_eq!(ring.fetched(says(7, 0)), Ok(()), "not moved");
+        assert_eq!(ring.fetched(says(7, 1)), Ok(()));
+        assert_eq!(ring.fetched(says(7, 0)), head, "moved back");
+        for sqid in [0, 6, 8, u16::MAX] {
+            assert_eq!(ring.fetched(says(sqid, 1)), Err(BadFetch::Queue), "{sqid}");
+        }
+    }
+
+    /// The quick comparison against the definition, on every state of a ring of eight.
+    #[test]
+    fn a_head_is_taken_exactly_when_it_lies_between_the_last_one_and_the_tail() {
+        for start in 0..8u16 {
+            for committed in 0..8u16 {
+                for (sqid, sqhd) in (6..9).flat_map(|sqid| (0..20).map(move |sqhd| (sqid, sqhd))) {
+                    let mut ring = SubmissionRing::new(&pool(), 7, 7).unwrap();
+                    for _ in 0..start {
+                        ring.advance();
+                        ring.commit();
+                    }
+                    assert_eq!(ring.fetched(says(7, start)), Ok(()));
+                    (0..committed).for_each(|_| ring.advance());
+                    ring.commit();
+                    let good = (0..=committed).any(|ahead| (start + ahead) % 8 == sqhd);
+                    let want = match (sqid == 7, good) {
+                        (false, _) => Err(BadFetch::Queue),
+                        (true, false) => Err(BadFetch::Head),
+                        (true, true) => Ok(()),
+                    };
+                    assert_eq!(ring.fetched(says(sqid, sqhd)), want, "{start} {committed} {sqhd}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Status of a completed command, Base 2.0c §3.3.3.2.1.
 
-use crate::error::{IoError, IoErrorKind};
+use crate::error::{IoError, IoErrorKind, IoResult};
 
 /// The status field of a completion without its phase bit: SC in bits 7:0, SCT in 10:8, CRD in 12:11,
 /// More in 13, Do Not Retry in 14. An open set: vendors have codes of their own.
@@ -65,7 +65,14 @@ impl Status {
         self.0 & Self::DNR != 0
     }
 
-    /// What the status means to the submitter.
+    /// What the status means to the submitter: nothing, when SCT and SC are 0, whatever the other bits.
+    pub const fn to_result(self) -> IoResult {
+        if self.code().0 == 0 { Ok(()) } else { Err(self.to_io_error()) }
+    }
+
+    /// What the status means to the submitter, when it is not success.
+    #[cold]
+    #[inline(never)]
     pub const fn to_io_error(self) -> IoError {
         let kind = match self.code() {
             Self::INVALID_OPCODE => IoErrorKind::Unsupported,
