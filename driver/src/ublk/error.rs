@@ -27,6 +27,9 @@ pub enum ServerError {
     /// An option is outside what the kernel or the device can do; the text says which, and the range.
     #[error("{0}")]
     Invalid(String),
+    /// The driver has given all its numbers away.
+    #[error("the ublk driver takes no more devices")]
+    TooManyDevices,
     /// The device's pool cannot hold the requests of all queues.
     #[error("the server needs {wanted} free frames of the device's pool and got {got}")]
     NoFrames {

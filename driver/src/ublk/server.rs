@@ -228,6 +228,8 @@ impl Server {
     /// [`ServerError::TimedOut`] with the step that has not ended within `deadline`. It goes on: call
     /// again to wait longer. Any other error is why the server had failed; the device is gone then
     /// too, and a second call says so again.
+    ///
+    /// Blocks, so not for the handling of a completion: drop the handle there.
     pub fn stop(&self, deadline: Duration) -> Result<(), ServerError> {
         self.life.request_stop();
         let mut inner = self.life.wait(deadline, |inner| inner.phase == Phase::Stopped);
@@ -408,9 +410,16 @@ impl Served {
             .io_buf_bytes(io_max_bytes)
             .ctrl_flags(u64::from(sys::UBLK_F_USER_COPY))
             .ctrl_target_flags(control::owner_mark())
-            .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV | UblkFlags::UBLK_DEV_F_DEL_DEV_ASYNC)
+            .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
             .build()
-            .map_err(|error| ServerError::kernel("adding a ublk device", error))?;
+            .map_err(|error| match ServerError::kernel("adding a ublk device", error) {
+                ServerError::Kernel { source, .. }
+                    if source.raw_os_error() == Some(libc::ENOSPC) =>
+                {
+                    ServerError::TooManyDevices
+                }
+                other => other,
+            })?;
         Ok(Self { ctrl, dev: None, threads: Vec::new() })
     }
 
@@ -429,8 +438,10 @@ impl Served {
             dev.tgt.params = params(&geometry, &capabilities, io_max_bytes);
             Ok(())
         };
-        let dev = UblkDev::new("uaio".to_owned(), init, &self.ctrl)
-            .map_err(|error| ServerError::kernel("opening the ublk character device", error))?;
+        // libublk tries for three seconds, and says EACCES whatever kept it from succeeding.
+        let dev = UblkDev::new("uaio".to_owned(), init, &self.ctrl).map_err(|_| {
+            control::timed_out("opening the device's character device", Duration::from_secs(3))
+        })?;
         let dev = Arc::clone(self.dev.insert(Arc::new(dev)));
         // What the kernel made of it: no more queues than CPUs.
         let info = dev.dev_info;
@@ -507,6 +518,7 @@ impl Served {
         let id = ctrl.dev_info().dev_id;
         let deleted = ctrl
             .del_dev_async()
+            // A driver before Linux 6.7 has only the form that waits.
             .or_else(|_| ctrl.del_dev())
             .map_err(|error| ServerError::kernel("deleting the ublk device", error))
             .and_then(|_| control::wait_until_gone(id, GONE_PATIENCE));
