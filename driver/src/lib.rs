@@ -19,6 +19,7 @@
 //! | module | device | backend string of `aioctl` |
 //! |---|---|---|
 //! | [`ram`] | memory; the reference implementation, read it first | `ram:1G` |
+//! | [`uring`] | a file, or a block device of the kernel, through io_uring | `file:PATH` |
 //! | [`sim`] | memory that delays, reorders, fails, tears and forgets, from one seed; for tests | - |
 //!
 //! Block devices **stack**: a cache, a fault injector, a limiter is a `BlockDevice` over a
