@@ -50,7 +50,8 @@ pub(crate) fn drive(system: &System, run: &RunDir, function: NvmeFunction) -> Dr
 
 /// Who uses one of the kernel's disks.
 pub(crate) fn held(system: &System, disks: &[String]) -> Vec<Holder> {
-    disks.iter().flat_map(|disk| holders::of_block_device(system, disk, &[])).collect()
+    let me = [std::process::id()];
+    disks.iter().flat_map(|disk| holders::of_block_device(system, disk, &me)).collect()
 }
 
 /// Who drives it through VFIO: servers of ours by the device they serve, others by their process.

@@ -93,7 +93,7 @@ impl Failure {
             std::io::ErrorKind::TimedOut => (Exit::TimedOut, "try again"),
             _ => (Exit::Failure, "see the kernel's log"),
         };
-        Self::new(exit, format!("{what}: {}", brief(&error)), hint)
+        Self::new(exit, format!("{what}: {}", brief(error)), hint)
     }
 
     /// What taking a drive said: what the machine does not have is no mistake on the command line.
@@ -108,7 +108,8 @@ impl Failure {
         }
     }
 
-    /// What opening, setting up or closing a device said.
+    /// What opening, setting up or closing a device said; `what` may be empty where the device says
+    /// itself what it was about.
     pub(crate) fn device(what: impl fmt::Display, error: &DeviceError) -> Self {
         let (exit, hint) = match error {
             DeviceError::Invalid(_) => (Exit::Usage, "correct the options; nothing was changed"),
@@ -120,24 +121,34 @@ impl Failure {
             DeviceError::Os { source, .. } => return Self::from_os(what, error, source),
             _ => (Exit::Failure, "see the kernel's log"),
         };
-        Self::new(exit, format!("{what}: {error}"), hint)
+        Self::new(exit, about(what, error), hint)
     }
 
     fn from_os(what: impl fmt::Display, error: &DeviceError, source: &std::io::Error) -> Self {
-        let Self { exit, hint, .. } =
-            Self::os("", source.raw_os_error().map_or_else(|| source.kind().into(), os_error));
-        Self::new(exit, format!("{what}: {error}"), hint)
+        let copy = match source.raw_os_error() {
+            Some(errno) => std::io::Error::from_raw_os_error(errno),
+            None => source.kind().into(),
+        };
+        Self { what: about(what, error), ..Self::os("", copy) }
     }
 }
 
-fn os_error(errno: i32) -> std::io::Error {
-    std::io::Error::from_raw_os_error(errno)
+fn about(what: impl fmt::Display, error: impl fmt::Display) -> String {
+    let what = what.to_string();
+    let separator = if what.is_empty() { "" } else { ": " };
+    format!("{what}{separator}{}", brief(error))
 }
 
-/// An error of the kernel in its own words, without Rust's `(os error N)`.
-fn brief(error: &std::io::Error) -> String {
+/// An error in the kernel's own words, without Rust's `(os error N)`.
+fn brief(error: impl fmt::Display) -> String {
     let text = error.to_string();
-    text.split_once(" (os error").map_or(text.clone(), |(words, _)| words.to_string())
+    match text.split_once(" (os error ") {
+        Some((words, rest)) => {
+            let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            format!("{words}{}", rest.strip_prefix(')').unwrap_or(rest))
+        }
+        None => text,
+    }
 }
 
 impl fmt::Display for Failure {
@@ -189,6 +200,8 @@ mod tests {
         let source = std::io::Error::from(rustix::io::Errno::BUSY);
         let error = DeviceError::Os { what: "open /dev/vfio/3".into(), source };
         let failure = Failure::device("nvme:0000:00:04.0", &error);
-        assert_eq!(failure.exit, Exit::InUse);
+        let said = "nvme:0000:00:04.0: open /dev/vfio/3: Device or resource busy";
+        assert_eq!((failure.exit, failure.what.as_str()), (Exit::InUse, said));
+        assert_eq!(Failure::device("", &error).what, &said["nvme:0000:00:04.0: ".len()..]);
     }
 }

@@ -115,6 +115,8 @@ impl Detached {
     /// Call it first, with all paths made absolute.
     pub(crate) fn settle(run: &RunDir) -> Result<Self, Failure> {
         rustix::process::setsid().map_err(|error| Failure::os("leave the session", error))?;
+        // Execution through /proc/self/exe has named the process `exe`; only a name.
+        let _ = rustix::thread::set_name(c"aioctl");
         rustix::process::chdir("/").map_err(|error| Failure::os("chdir to /", error))?;
         run.create()?;
         let path = run.log_of_start(std::process::id());

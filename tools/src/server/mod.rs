@@ -194,7 +194,7 @@ fn info(args: &AddArgs, server: &Server, stack: &Stack, shield: &ShieldReport) -
     let capabilities = stack.top.capabilities();
     let pool = stack.top.pool();
     let served = server.info();
-    let mut degraded = Vec::new();
+    let mut degraded = stack.warnings();
     if !shield.is_complete() {
         degraded.push(shield.to_string());
     }
@@ -272,12 +272,15 @@ fn wait_for_the_end(
                     let deadline = Instant::now() + args.deadline.duration();
                     if let Err(failure) = end(context, device, Order::default(), deadline) {
                         let id = device.shared.id;
+                        device.shared.log_unsaved(&failure);
                         log::line(format_args!("{} does not stop {id}: {failure}", name(signal)));
                     }
                 }
             }
             Ok(Event::Delete { index, order, deadline, reply }) => {
-                let result = end(context, &mut devices[index], order, deadline);
+                let device = &mut devices[index];
+                let result = end(context, device, order, deadline)
+                    .inspect_err(|failure| device.shared.log_unsaved(failure));
                 // The client may have given up waiting.
                 let _ = reply.send(result);
             }
@@ -297,13 +300,17 @@ fn look_after(context: &Context, args: &AddArgs, devices: &mut [Serving]) {
             ServerState::Stopped => "it was stopped".into(),
             ServerState::Starting | ServerState::Live | ServerState::Stopping(_) => continue,
         };
-        if device.stage() == Stage::Serving {
+        let first = device.stage() == Stage::Serving;
+        if first {
             log::line(format_args!("{} has ended: {ended}", device.shared.id));
             *device.shared.stage() = Stage::Stopping;
         }
         let deadline = Instant::now() + args.deadline.duration();
-        // It was logged by range; an order of the user says what is to be done.
-        let _ = end(context, device, Order::default(), deadline);
+        // Said once; it is tried for as long as nobody says what else to do.
+        if let (Err(failure), true) = (end(context, device, Order::default(), deadline), first) {
+            device.shared.log_unsaved(&failure);
+            log::line(failure);
+        }
     }
 }
 

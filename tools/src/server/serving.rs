@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uaio_driver::ublk::{self, OpKind, ServerError};
-use uaio_driver::{BlockDevice, Health, IoError, IoResult};
+use uaio_driver::{BlockDevice, Health, IoError};
 use uaio_page_cache::Cache;
 
 use super::barrier::Barrier;
@@ -27,7 +27,12 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// How many ranges of unsaved data a message names; the log names [`LOGGED_RANGES`].
 const SHOWN_RANGES: usize = 4;
-const LOGGED_RANGES: usize = 1000;
+const LOGGED_RANGES: usize = 200;
+
+/// How often a flush that fails is repeated after the last time that less was left, and the pause
+/// before each.
+const ATTEMPTS_IN_VAIN: u32 = 3;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 
 /// What the threads of a server share. Nothing of it is on the data path.
 pub(crate) struct Shared {
@@ -99,32 +104,48 @@ impl Shared {
                 format!("run `blockdev --flushbufs {}`", self.id),
             ));
         };
-        barrier.flush(deadline)?.map_err(|error| self.unsaved(error))
+        self.flush_through(barrier, deadline)
     }
 
     /// Until everything is stable, or the failure that says what is not.
     fn save(&self, deadline: Instant) -> Result<(), Failure> {
-        let mut barrier = self.barrier(deadline)?;
-        let Some(barrier) = barrier.as_mut() else {
+        match self.barrier(deadline)?.as_mut() {
+            Some(barrier) => self.flush_through(barrier, deadline),
             // The kernel flushes what it has a queue for; there is no cache of ours.
-            return Ok(());
-        };
-        let result = |outcome: Result<IoResult, Failure>| {
-            outcome.map_err(|failure| match (failure.exit, self.dirty_bytes()) {
-                (Exit::TimedOut, dirty @ 1..) => {
-                    let what = format!("{}, {dirty} bytes are left to write", failure.what);
-                    Failure::new(Exit::TimedOut, what, "try again, with a longer --deadline")
-                }
-                _ => failure,
-            })
-        };
-        match result(barrier.flush(deadline))? {
-            Ok(()) => Ok(()),
-            // An error that has healed is told once; what counts is whether it has.
-            Err(_) if self.cache.is_some() && self.unsaved_ranges().is_empty() => {
-                result(barrier.flush(deadline))?.map_err(|error| self.unsaved(error))
+            None => Ok(()),
+        }
+    }
+
+    /// A flush fails as soon as something it covers cannot be written, while other data is still on
+    /// its way. So it is repeated for as long as that helps: what is then left cannot be written.
+    fn flush_through(&self, barrier: &mut Barrier, deadline: Instant) -> Result<(), Failure> {
+        let mut least = u64::MAX;
+        let mut in_vain = 0;
+        loop {
+            let error = match barrier.flush(deadline) {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(failure) => return Err(self.late(failure)),
+            };
+            // An error that has healed is told once, so nothing may be left, and the next one is
+            // good.
+            let dirty = self.dirty_bytes();
+            in_vain = if dirty < least { 0 } else { in_vain + 1 };
+            least = least.min(dirty);
+            if in_vain == ATTEMPTS_IN_VAIN || Instant::now() >= deadline {
+                return Err(unsaved(&self.unsaved_ranges(), error));
             }
-            Err(error) => Err(self.unsaved(error)),
+            std::thread::sleep(BETWEEN_ATTEMPTS);
+        }
+    }
+
+    fn late(&self, failure: Failure) -> Failure {
+        match (failure.exit, self.dirty_bytes()) {
+            (Exit::TimedOut, dirty @ 1..) => {
+                let what = format!("{}, {dirty} bytes are left to write", failure.what);
+                Failure::new(Exit::TimedOut, what, "try again, with a longer --deadline")
+            }
+            _ => failure,
         }
     }
 
@@ -136,12 +157,13 @@ impl Shared {
         self.unsaved_ranges().iter().map(|range| range.end - range.start).sum()
     }
 
-    fn unsaved(&self, error: IoError) -> Failure {
-        let ranges = self.unsaved_ranges();
-        for range in ranges.iter().take(LOGGED_RANGES) {
-            log::line(format_args!("not written: bytes {} to {}", range.start, range.end - 1));
+    /// Names in the log what could not be written, if that is why something failed.
+    pub(crate) fn log_unsaved(&self, failure: &Failure) {
+        if failure.exit == Exit::Unsaved {
+            for range in self.unsaved_ranges().iter().take(LOGGED_RANGES) {
+                log::line(format_args!("not written: bytes {} to {}", range.start, range.end - 1));
+            }
         }
-        unsaved(&ranges, error)
     }
 
     /// What is said when it can be opened.
@@ -204,7 +226,8 @@ impl Answers for Shared {
             Command::Info => Ok(Answer::Info(Box::new(self.info()))),
             Command::Stats => Ok(Answer::Stats(Box::new(self.stats()))),
             Command::Flush { .. } => {
-                self.flush(Instant::now() + command.deadline()).map(|()| Answer::Done)
+                let outcome = self.flush(Instant::now() + command.deadline());
+                outcome.inspect_err(|failure| self.log_unsaved(failure)).map(|()| Answer::Done)
             }
             Command::Delete { force, discard_dirty, .. } => {
                 self.delete(Order { force, discard_dirty }, command.deadline())

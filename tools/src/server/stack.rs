@@ -1,10 +1,11 @@
 //! What is under the block device: backend, cache, flusher, all over one pool of DMA memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uaio_driver::nvme::{ControllerOptions, NvmeController};
 use uaio_driver::ram::RamDevice;
+use uaio_driver::uring::{UringDevice, UringOptions};
 use uaio_driver::vfio::PciAddress;
 use uaio_driver::{BlockDevice, DmaPool, PoolOptions, SystemClock};
 use uaio_page_cache::{Cache, CacheMode, CacheOptions, CachedDevice};
@@ -15,6 +16,7 @@ use super::sizing::{self, Wanted};
 use crate::backend::Backend;
 use crate::cli::{AddArgs, Mode};
 use crate::exit::{Exit, Failure};
+use crate::size::ByteSize;
 
 /// Queues without being asked for more.
 const QUEUES_DEFAULT_MAX: usize = 4;
@@ -38,6 +40,8 @@ pub(crate) struct Stack {
     pub(crate) queues: u16,
     /// How many requests in each.
     pub(crate) depth: u16,
+    /// The backend again, when it is a file: it has more to say of itself.
+    file: Option<Arc<UringDevice>>,
     /// A file that was created for this, until the device is served.
     created: Option<PathBuf>,
 }
@@ -51,12 +55,13 @@ struct Drive {
 struct Opened {
     device: Arc<dyn BlockDevice>,
     drive: Option<Arc<Drive>>,
+    file: Option<Arc<UringDevice>>,
     created: Option<PathBuf>,
 }
 
 impl Opened {
-    fn plain(device: impl BlockDevice + 'static) -> Self {
-        Self { device: Arc::new(device), drive: None, created: None }
+    fn plain(device: Arc<dyn BlockDevice>) -> Self {
+        Self { device, drive: None, file: None, created: None }
     }
 }
 
@@ -117,7 +122,7 @@ impl<'a> Plan<'a> {
 
 impl Stack {
     fn on(opened: Opened, backend: &Backend, plan: &Plan<'_>) -> Result<Self, Failure> {
-        let Opened { device, drive, created } = opened;
+        let Opened { device, drive, file, created } = opened;
         let mut stack = Self {
             barrier: None,
             flusher: None,
@@ -128,6 +133,7 @@ impl Stack {
             drive,
             queues: plan.wanted.queues,
             depth: plan.wanted.depth,
+            file,
             created,
         };
         match stack.complete(plan.args, plan.cache_frames) {
@@ -189,6 +195,11 @@ impl Stack {
         Ok(())
     }
 
+    /// What works worse than it could.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.file.as_ref().map_or_else(Vec::new, |file| file.warnings())
+    }
+
     /// The device is served: from here on a file that was created is the user's.
     pub(crate) fn keep(&mut self) {
         self.created = None;
@@ -241,9 +252,10 @@ fn open_backend(
     match backend {
         Backend::Ram { size } => {
             let block_size = block_size.unwrap_or(sizing::RAM_BLOCK_SIZE);
-            RamDevice::new(size.0, block_size, pool.clone()).map_err(failed).map(Opened::plain)
+            let device = RamDevice::new(size.0, block_size, pool.clone()).map_err(failed)?;
+            Ok(Opened::plain(Arc::new(device)))
         }
-        Backend::File { .. } => Err(Failure::new(Exit::Unsupported, "file: is not there yet", "")),
+        Backend::File { path, size } => open_file(path, *size, block_size, pool),
         Backend::Nvme { address, namespace } => {
             let drive = match drive {
                 Some(drive) => Arc::clone(drive),
@@ -252,6 +264,24 @@ fn open_backend(
             open_namespace(backend, drive, *namespace)
         }
     }
+}
+
+fn open_file(
+    path: &Path,
+    size: Option<ByteSize>,
+    block_size: Option<u32>,
+    pool: &DmaPool,
+) -> Result<Opened, Failure> {
+    let options = match size {
+        Some(size) if !path.exists() => UringOptions::create(path, size.0),
+        _ => UringOptions::existing(path),
+    };
+    let created = options.create_bytes.map(|_| path.to_owned());
+    let device = UringDevice::open(&UringOptions { block_size, ..options }, pool.clone())
+        .map_err(|error| Failure::device("", &error))?;
+    let device = Arc::new(device);
+    let file = Some(Arc::clone(&device));
+    Ok(Opened { file, created, ..Opened::plain(device) })
 }
 
 fn open_drive(address: PciAddress, pool: &DmaPool) -> Result<Arc<Drive>, Failure> {
@@ -277,5 +307,5 @@ fn open_namespace(
         .controller
         .namespace(nsid)
         .map_err(|error| Failure { exit: Exit::NotFound, ..Failure::drive(backend, &error) })?;
-    Ok(Opened { device, drive: Some(drive), created: None })
+    Ok(Opened { drive: Some(drive), ..Opened::plain(device) })
 }
