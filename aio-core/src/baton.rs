@@ -54,10 +54,11 @@ impl Baton {
 
     /// The baton, if nobody holds it. Does not block.
     pub(crate) fn try_hold(&self) -> Option<Place<'_>> {
-        let mut line = self.lock();
-        let holds = !std::mem::replace(&mut line.held, true);
+        if std::mem::replace(&mut self.lock().held, true) {
+            return None;
+        }
         // Whoever holds it has no entry, so needs no name.
-        holds.then_some(Place { baton: self, id: u64::MAX, holds })
+        Some(Place { baton: self, id: u64::MAX, holds: true })
     }
 
     fn lock(&self) -> MutexGuard<'_, Line> {
