@@ -2,15 +2,15 @@
 //!
 //! | from | event | to | waiters | frame belongs to |
 //! |---|---|---|---|---|
-//! | absent | [`begin_read`](Page::begin_read) | Reading | first one queued | the request |
-//! | absent | [`begin_write`](Page::begin_write) of whole blocks | Writing | none | the page |
+//! | absent | `begin_read` | Reading | first one queued | the request |
+//! | absent | `begin_write` of whole blocks | Writing | none | the page |
 //! | Clean, Dirty | `begin_read` of blocks that are not valid | Reading, holding what it has | queued | request and page, each its own |
-//! | Reading | [`end_read`](Page::end_read) ok, error | Clean or Dirty, or as before | all woken | the page, the pool |
+//! | Reading | `end_read` ok, error | Clean or Dirty, or as before | all woken | the page, the pool |
 //! //! | Clean, Dirty | `begin_write` | Writing | queued | the page |
-//! | Writing | [`end_write`](Page::end_write) | Dirty | all woken | the page |
-//! | Dirty | [`begin_writeback`](Page::begin_writeback) | Writeback | flushers queued | page and request share it |
-//! | Writeback | [`rewrite`](Page::rewrite) | Writeback, dirtied again | none | a fresh frame |
-//! | Writeback | [`end_writeback`](Page::end_writeback) ok | Clean, or Dirty if dirtied again | all woken | the page |
+//! | Writing | `end_write` | Dirty | all woken | the page |
+//! | Dirty | `begin_writeback` | Writeback | flushers queued | page and request share it |
+//! | Writeback | `rewrite` | Writeback, dirtied again | none | a fresh frame |
+//! | Writeback | `end_writeback` ok | Clean, or Dirty if dirtied again | all woken | the page |
 //! | Writeback | `end_writeback` error | Dirty | all woken | the page |
 //! | Clean, Dirty | `forget` of every valid block | absent | none | the pool, once unpinned |
 //! | Clean | evicted | absent | none | the pool |

@@ -6,7 +6,7 @@
 //! the operation, never hidden state of a thread.
 //!
 //! A queue lies under the same lock as the state it waits for, so check-then-enqueue is atomic.
-//! Waking takes entries out under the lock, into [`Wakes`], and calls them after it is dropped: every
+//! Waking takes entries out under the lock, into a list of wakes, and calls them after it is dropped: every
 //! entry is woken exactly once and no callback runs under a lock.
 //!
 //! *Page state wakes everybody. Scarce things are handed over, not advertised*: a frame or room goes
