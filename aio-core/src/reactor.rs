@@ -16,9 +16,7 @@ use uaio_page_cache::{Cache, Flusher, Lane};
 use crate::baton::Baton;
 use crate::context::{Context, ContextOptions};
 use crate::event::EventQueue;
-use crate::volume::{
-    CloseError, FlusherBell, Turned, Volume, VolumeInner, VolumeOptions,
-};
+use crate::volume::{CloseError, FlusherBell, Turned, Volume, VolumeInner, VolumeOptions};
 
 /// How long whoever turns the reactor keeps polling after something went on last, before it sleeps.
 pub const POLL_FOR: Duration = Duration::from_micros(50);
@@ -66,11 +64,7 @@ impl Reactor {
     /// # Errors
     ///
     /// What the device said.
-    pub fn attach(
-        &self,
-        cache: Arc<Cache>,
-        options: VolumeOptions,
-    ) -> Result<Volume, DeviceError> {
+    pub fn attach(&self, cache: Arc<Cache>, options: VolumeOptions) -> Result<Volume, DeviceError> {
         let options = VolumeOptions { operations: options.operations.max(1), ..options };
         let bell = &self.shared.bell;
         let wake: Arc<dyn Wake> = bell.clone();
@@ -283,4 +277,3 @@ impl Turner {
         shared.sleep(turned.next.min(until.unwrap_or(Duration::MAX)), ready);
     }
 }
-

@@ -99,7 +99,9 @@ fn get_events_keeps_to_min_max_and_timeout() {
     assert_eq!(context.get_events(0, 0, &mut events, forever), Ok(0));
     assert_eq!(context.get_events(3, 8, &mut events, Some(Duration::ZERO)), Ok(0));
     for name in 0..5 {
-        context.submit(Iocb::pwrite(&handle, name * 100, vec![0; 50]).with_user_data(name)).unwrap();
+        context
+            .submit(Iocb::pwrite(&handle, name * 100, vec![0; 50]).with_user_data(name))
+            .unwrap();
     }
     assert_eq!(context.get_events(1, 2, &mut events, forever), Ok(2), "no more than max");
     // Fewer than min when time is up, and those it has.
