@@ -289,6 +289,19 @@ impl Core {
         }
     }
 
+    /// The pages that a request covers, each with its frame. A device that could not be stopped keeps
+    /// the frames it may still write: then there are none.
+    pub(crate) fn pages_of<'a>(
+        &self,
+        io: &Io,
+        frames: &'a mut Vec<DmaBuf>,
+    ) -> impl Iterator<Item = (u64, Option<DmaBuf>)> + use<'a> {
+        let per_page = self.cache.blocks_per_page();
+        let end = (io.lba + u64::from(io.blocks)).div_ceil(per_page);
+        let frames = frames.drain(..).map(Some).chain(std::iter::repeat_with(|| None));
+        (io.lba / per_page..end).zip(frames)
+    }
+
     /// The blocks of `page` that a request covers.
     pub(crate) fn blocks_of(&self, io: &Io, page: u64) -> Blocks {
         let per_page = self.cache.blocks_per_page();
@@ -309,16 +322,15 @@ impl Core {
         mut failed: impl FnMut(&Cache, u64, u64),
     ) {
         let cache = Arc::clone(&self.cache);
-        let first = io.lba / cache.blocks_per_page();
         let mut room = 0;
-        for (page, frame) in (first..).zip(frames.drain(..)) {
+        for (page, frame) in self.pages_of(io, &mut frames) {
             let mut shard = cache.shard(page);
             let Some(slot) = shard.find(page) else { panic!("page {page} left while written") };
             let oldest = shard.page(slot).written_since().unwrap_or(0);
             let end = |page: Page| (page.end_writeback(result.is_ok()), ());
             let ((), released) = shard.transition(slot, &mut self.wakes, end);
             room += released.room;
-            if let Some(frame) = frame.release() {
+            if let Some(frame) = frame.and_then(DmaBuf::release) {
                 shard.put_frame(frame);
             }
             if past && matches!(shard.page(slot), Page::Clean(_)) {

@@ -234,42 +234,43 @@ impl Page {
         }
     }
 
-    /// The device read of `blocks` into `frame` has ended, well or not. Also gives back the frame
-    /// that the page does not take.
+    /// The device read of `blocks` into `frame` has ended, well or not; there is no frame when the
+    /// device keeps it. Also gives back the frame that the page does not take.
     ///
     /// # Panics
     ///
     /// When the page is not being read: each read ends once.
     pub(crate) fn end_read(
         self,
-        frame: DmaBuf,
+        frame: Option<DmaBuf>,
         blocks: Blocks,
         ok: bool,
         block_size: usize,
     ) -> (Self, Option<DmaBuf>) {
-        match self {
-            Self::Reading { held: None } => {
-                if !ok {
-                    return (Self::Absent, Some(frame));
-                }
+        match (self, frame) {
+            (Self::Reading { held: None }, Some(frame)) if ok => {
                 let content = Content { valid: blocks, ..Content::empty(frame) };
                 (Self::Clean(content), None)
             }
-            Self::Reading { held: Some(mut content) } => {
-                if ok {
+            (Self::Reading { held: None }, frame) => (Self::Absent, frame),
+            (Self::Reading { held: Some(mut content) }, frame) => {
+                if let Some(frame) = frame.as_ref().filter(|_| ok) {
                     // Blocks that are valid already may be dirty: the device's are older. Readers
                     // that pin the frame look at valid blocks only.
                     let missing = blocks.without(content.valid);
-                    content.copy_blocks(&frame, missing, block_size);
+                    content.copy_blocks(frame, missing, block_size);
                     content.valid = content.valid.with(missing);
                 }
-                (content.settled(), Some(frame))
+                (content.settled(), frame)
             }
-            Self::Absent
-            | Self::Clean(_)
-            | Self::Writing(_)
-            | Self::Dirty(_)
-            | Self::Writeback { .. } => panic!("a read ended on a page in {self:?}"),
+            (
+                page @ (Self::Absent
+                | Self::Clean(_)
+                | Self::Writing(_)
+                | Self::Dirty(_)
+                | Self::Writeback { .. }),
+                _,
+            ) => panic!("a read ended on a page in {page:?}"),
         }
     }
 
@@ -508,8 +509,8 @@ mod tests {
         let frame = || pool.take().unwrap();
         let result = match event {
             "read miss" => page.begin_read(),
-            "read ok" => Ok(page.end_read(frame(), ALL, true, BLOCK).0),
-            "read error" => Ok(page.end_read(frame(), ALL, false, BLOCK).0),
+            "read ok" => Ok(page.end_read(Some(frame()), ALL, true, BLOCK).0),
+            "read error" => Ok(page.end_read(Some(frame()), ALL, false, BLOCK).0),
             "write begins" => {
                 let fresh = page.needs_fresh_frame().then(frame);
                 page.begin_write(fresh).map(|(page, _)| page)
@@ -581,7 +582,7 @@ mod tests {
         let from_device = pool.take().unwrap();
         fill(&from_device, 2);
         let page = Page::Reading { held: Some(held) };
-        let (page, left) = page.end_read(from_device, ALL, true, BLOCK);
+        let (page, left) = page.end_read(Some(from_device), ALL, true, BLOCK);
         assert!(left.is_some(), "the frame of the request was kept");
         assert_eq!(
             (block(&page, 0), block(&page, 3), block(&page, 4), block(&page, 7)),
@@ -589,6 +590,17 @@ mod tests {
         );
         let content = page.content().unwrap();
         assert_eq!((content.valid, content.dirty), (ALL, SOME));
+    }
+
+    #[test]
+    fn a_read_whose_frame_the_device_keeps_leaves_the_page_as_it_was() {
+        let pool = pool();
+        let (page, left) = Page::Reading { held: None }.end_read(None, ALL, false, BLOCK);
+        assert_eq!((name(&page), left.is_some()), ("absent", false));
+        let held = Page::Reading { held: Some(content(&pool, SOME, SOME)) };
+        let (page, left) = held.end_read(None, ALL, false, BLOCK);
+        assert_eq!((name(&page), left.is_some()), ("dirty", false));
+        assert_eq!(page.content().unwrap().valid, SOME);
     }
 
     #[test]

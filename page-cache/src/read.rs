@@ -269,19 +269,23 @@ impl Read {
         let cache = core.cache.clone();
         let mut frames = data.frames;
         let first = io.lba / cache.blocks_per_page();
-        let exact =
-            frames.len() == 1 && self.want(core, first).contains(core.blocks_of(&io, first));
-        for (page, frame) in (first..).zip(frames.drain(..)) {
+        let pages = (io.lba + u64::from(io.blocks)).div_ceil(cache.blocks_per_page()) - first;
+        let exact = pages == 1 && self.want(core, first).contains(core.blocks_of(&io, first));
+        for (page, frame) in core.pages_of(&io, &mut frames) {
             let blocks = core.blocks_of(&io, page);
             // What we came for is copied before anybody can evict it.
             let merges = self.merging.contains((page - self.first_page) as usize);
-            if result.is_ok() && !merges && blocks.contains(self.want(core, page)) {
-                self.copy(page, &frame);
+            if let Some(frame) = &frame
+                && result.is_ok()
+                && !merges
+                && blocks.contains(self.want(core, page))
+            {
+                self.copy(page, frame);
             }
-            if io.kind == IoKind::ReadPast {
-                core.give_back(page, Wakeup::Frame(frame));
-            } else {
-                end_fill(core, page, blocks, frame, result.is_ok());
+            match (io.kind, frame) {
+                (IoKind::ReadPast, Some(frame)) => core.give_back(page, Wakeup::Frame(frame)),
+                (IoKind::ReadPast, None) => {}
+                (_, frame) => end_fill(core, page, blocks, frame, result.is_ok()),
             }
         }
         core.recycle(frames);
@@ -297,16 +301,25 @@ impl Read {
     }
 }
 
-/// Installs a frame that the device has filled, or has failed to.
-pub(crate) fn end_fill(core: &mut Core, page: u64, blocks: Blocks, frame: DmaBuf, ok: bool) {
+/// Installs a frame that the device has filled, or has failed to, or keeps.
+pub(crate) fn end_fill(
+    core: &mut Core,
+    page: u64,
+    blocks: Blocks,
+    frame: Option<DmaBuf>,
+    ok: bool,
+) {
     let cache = core.cache.clone();
     let mut shard = cache.shard(page);
     let Some(slot) = shard.find(page) else { panic!("page {page} left while it was read") };
     let block_size = cache.block_size();
+    let kept_by_device = frame.is_none();
     let end = |page: Page| page.end_read(frame, blocks, ok, block_size);
     let (left, released) = shard.transition(slot, &mut core.wakes, end);
     match left {
         Some(frame) => shard.put_frame(frame),
+        // Lent for good: the pool must not give it to anybody else.
+        None if kept_by_device => {}
         None => shard.installed(),
     }
     shard.hand_over(&mut core.wakes);

@@ -28,6 +28,8 @@ struct Inner {
 pub(crate) enum NoRoom {
     /// The waiter was queued; it will be woken with room or an error.
     Queued,
+    /// There is none, and nobody was to be queued.
+    NotNow,
     /// There will be none: the data that holds it cannot be written.
     Broken(IoError),
 }
@@ -51,9 +53,9 @@ impl DirtyRoom {
         self.inner.lock().entries.reserve(operations);
     }
 
-    /// Takes room for one page, or queues `waiter` behind those who wait. Says whether this was the
-    /// page that filled half of it: the flusher starts there.
-    pub(crate) fn take(&self, waiter: impl FnOnce() -> Waiter) -> Result<bool, NoRoom> {
+    /// Takes room for one page, or queues the waiter, if there is one, behind those who wait. Says
+    /// whether this was the page that filled half of it: the flusher starts there.
+    pub(crate) fn take(&self, waiter: impl FnOnce() -> Option<Waiter>) -> Result<bool, NoRoom> {
         let mut inner = self.inner.lock();
         if inner.used < inner.limit && inner.waiters.is_empty() {
             inner.used += 1;
@@ -62,9 +64,10 @@ impl DirtyRoom {
         if let Some(error) = inner.broken {
             return Err(NoRoom::Broken(error));
         }
+        let Some(waiter) = waiter() else { return Err(NoRoom::NotNow) };
         let inner = &mut *inner;
         inner.waits += 1;
-        inner.entries.enqueue(&mut inner.waiters, waiter());
+        inner.entries.enqueue(&mut inner.waiters, waiter);
         Err(NoRoom::Queued)
     }
 
@@ -140,8 +143,8 @@ mod tests {
     use super::*;
     use crate::retry::RunQueue;
 
-    fn waiter(run: &Arc<RunQueue>, slot: u32) -> Waiter {
-        Waiter { target: run.clone(), token: Token { slot, generation: 0 }, reads: false }
+    fn waiter(run: &Arc<RunQueue>, slot: u32) -> Option<Waiter> {
+        Some(Waiter { target: run.clone(), token: Token { slot, generation: 0 }, reads: false })
     }
 
     #[test]
@@ -154,6 +157,7 @@ mod tests {
         for slot in 0..3 {
             assert_eq!(room.take(|| waiter(&run, slot)), Err(NoRoom::Queued));
         }
+        assert_eq!(room.take(|| None), Err(NoRoom::NotNow));
         room.release(1, &mut wakes);
         // The room is the first waiter's before it even runs: a newcomer does not get it.
         assert_eq!(room.take(|| waiter(&run, 3)), Err(NoRoom::Queued));

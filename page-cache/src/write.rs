@@ -171,10 +171,7 @@ impl Write {
             return Visit::Queued;
         }
         if takes_room && !self.room {
-            if !may_wait {
-                return Visit::Blocked;
-            }
-            match cache.room.take(|| core.waiter(me, false)) {
+            match cache.room.take(|| may_wait.then(|| core.waiter(me, false))) {
                 Ok(half) => {
                     self.room = true;
                     if half {
@@ -182,6 +179,7 @@ impl Write {
                     }
                 }
                 Err(NoRoom::Broken(error)) => return Visit::Failed(error),
+                Err(NoRoom::NotNow) => return Visit::Blocked,
                 Err(NoRoom::Queued) => {
                     drop(shard);
                     cache.ring_flusher();
@@ -303,10 +301,11 @@ impl Write {
             self.error = Some(error);
         }
         if io.kind == IoKind::Fill {
-            let page = io.lba / core.cache.blocks_per_page();
-            let blocks = core.blocks_of(&io, page);
             let mut frames = data.frames;
-            frames.drain(..).for_each(|frame| end_fill(core, page, blocks, frame, result.is_ok()));
+            for (page, frame) in core.pages_of(&io, &mut frames) {
+                let blocks = core.blocks_of(&io, page);
+                end_fill(core, page, blocks, frame, result.is_ok());
+            }
             core.recycle(frames);
         } else {
             // The writer is told here; the data stays dirty and is tried again like any other.

@@ -1,0 +1,487 @@
+//! Each contract of the cache, on the simulated device, step by step.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uaio_driver::block::PollsAnyway;
+use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
+use uaio_driver::{BlockDevice, DmaPool, IoError, IoErrorKind, IoResult, PoolOptions, Token};
+use uaio_page_cache::{
+    Buffer, Cache, CacheMode, CacheOptions, Finished, Flusher, Handle, Lane, OpKind, Operation,
+};
+
+const PAGE: u64 = 4096;
+const READ: OpKind = OpKind::Read { direct: false };
+const WRITE: OpKind = OpKind::Write { stable: false, direct: false };
+const STABLE: OpKind = OpKind::Write { stable: true, direct: false };
+const MEDIA: IoError = IoError::new(IoErrorKind::Media);
+
+/// A cache of 64 frames over 1 MiB of simulated drive, stepped by hand.
+struct Rig {
+    device: SimDevice,
+    cache: Arc<Cache>,
+    lanes: Vec<Lane>,
+    handle: Arc<Handle>,
+    flusher: Flusher,
+    now: Duration,
+    finished: Vec<(u64, IoResult, Vec<u8>)>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Nobody turns the flusher any more, so the lanes might drain for ever.
+            std::mem::forget(std::mem::take(&mut self.lanes));
+        }
+    }
+}
+
+impl Rig {
+    fn new(mode: CacheMode) -> Self {
+        Self::with(CacheOptions { mode, ..CacheOptions::frames(64) })
+    }
+
+    fn with(options: CacheOptions) -> Self {
+        let pool = DmaPool::new(PoolOptions::frames(options.frames)).unwrap();
+        let sim = SimOptions { latency_steps: 1..=1, ..SimOptions::sized(1 << 20, 512) };
+        let device = SimDevice::new(sim, 1, pool).unwrap();
+        let below: Arc<dyn BlockDevice> = Arc::new(device.clone());
+        let cache = Cache::new(below, options).unwrap();
+        let flusher = Flusher::new(Arc::clone(&cache), 16, Arc::new(PollsAnyway)).unwrap();
+        let lane = || Lane::new(Arc::clone(&cache), 64, 16, Arc::new(PollsAnyway)).unwrap();
+        Self {
+            lanes: vec![lane(), lane()],
+            handle: cache.open(),
+            now: Duration::ZERO,
+            finished: Vec::new(),
+            device,
+            cache,
+            flusher,
+        }
+    }
+
+    /// Starts an operation on lane 0.
+    fn start(&mut self, id: u64, kind: OpKind, offset: u64, bytes: Vec<u8>) {
+        self.start_on(0, id, kind, offset, bytes);
+    }
+
+    fn start_on(&mut self, lane: usize, id: u64, kind: OpKind, offset: u64, bytes: Vec<u8>) {
+        let operation = Operation {
+            token: Token::from_u64(id),
+            kind,
+            offset,
+            len: bytes.len() as u64,
+            buffer: Buffer::Bytes(bytes),
+            handle: Arc::clone(&self.handle),
+        };
+        assert!(self.lanes[lane].start(operation).is_ok());
+        self.collect();
+    }
+
+    fn collect(&mut self) {
+        for lane in &mut self.lanes {
+            while let Some(Finished { token, result, buffer }) = lane.pop_finished() {
+                let bytes = if let Buffer::Bytes(bytes) = buffer { bytes } else { Vec::new() };
+                self.finished.push((token.to_u64(), result, bytes));
+            }
+        }
+    }
+
+    fn turn_lanes(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| _ = lane.turn());
+        self.collect();
+        self.cache.assert_sound();
+    }
+
+    fn turn_flusher(&mut self) {
+        self.flusher.turn(self.now);
+        self.cache.assert_sound();
+    }
+
+    fn turn(&mut self) {
+        self.turn_lanes();
+        self.turn_flusher();
+    }
+
+    fn turns(&mut self, count: usize) {
+        (0..count).for_each(|_| self.turn());
+    }
+
+    fn result(&mut self, id: u64) -> Option<IoResult> {
+        let found = self.finished.iter().find(|(done, ..)| *done == id)?;
+        Some(found.1)
+    }
+
+    /// Turns until an operation is finished; its result and bytes.
+    fn wait(&mut self, id: u64) -> (IoResult, Vec<u8>) {
+        for _ in 0..10_000 {
+            if let Some(at) = self.finished.iter().position(|(done, ..)| *done == id) {
+                let (_, result, bytes) = self.finished.remove(at);
+                return (result, bytes);
+            }
+            self.turn();
+        }
+        panic!("operation {id} hung: {:?}", self.cache.stats());
+    }
+
+    fn run(&mut self, kind: OpKind, offset: u64, bytes: Vec<u8>) -> (IoResult, Vec<u8>) {
+        self.start(u64::MAX, kind, offset, bytes);
+        self.wait(u64::MAX)
+    }
+
+    fn flush(&mut self) -> IoResult {
+        self.run(OpKind::Flush, 0, Vec::new()).0
+    }
+}
+
+fn page(byte: u8) -> Vec<u8> {
+    vec![byte; PAGE as usize]
+}
+
+#[test]
+fn any_number_of_readers_of_an_absent_page_cost_one_device_read() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    for id in 0..64 {
+        rig.start_on((id % 2) as usize, id, READ, 5 * PAGE + id * 16, vec![1; 16]);
+    }
+    for id in 0..64 {
+        assert_eq!(rig.wait(id), (Ok(()), vec![0; 16]));
+    }
+    assert_eq!(rig.device.counts().reads, 1);
+    assert_eq!(rig.cache.stats().misses, 1);
+}
+
+#[test]
+fn a_large_read_of_absent_pages_is_few_commands() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    let read = rig.run(READ, 0, vec![1; 32 * PAGE as usize]);
+    assert_eq!(read.0, Ok(()));
+    // 128 KiB, the transfer limit of the device.
+    assert_eq!(rig.device.counts().reads, 1);
+}
+
+#[test]
+fn a_write_of_whole_blocks_never_reads() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    assert_eq!(rig.run(WRITE, 512, vec![7; 1024]).0, Ok(()));
+    assert_eq!(rig.flush(), Ok(()));
+    let counts = rig.device.counts();
+    assert_eq!((counts.reads, counts.blocks_written), (0, 2), "only the dirty blocks are written");
+    // The rest of the page is read when somebody wants it, and merged.
+    let (result, bytes) = rig.run(READ, 0, page(9));
+    assert_eq!(result, Ok(()));
+    assert_eq!((bytes[511], bytes[512], bytes[1535], bytes[1536]), (0, 7, 7, 0));
+    assert_eq!(rig.device.counts().reads, 1);
+}
+
+#[test]
+fn bytes_in_part_of_a_block_read_only_that_block() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    assert_eq!(rig.run(WRITE, 700, vec![7; 10]).0, Ok(()));
+    assert_eq!(rig.device.counts().blocks_read, 1);
+    let (_, bytes) = rig.run(READ, 690, vec![1; 30]);
+    assert_eq!(bytes, [vec![0; 10], vec![7; 10], vec![0; 10]].concat());
+}
+
+#[test]
+fn a_flush_ends_under_a_writer_that_never_stops() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    rig.start(1, OpKind::Flush, 0, Vec::new());
+    let mut writes = 0;
+    while rig.result(1).is_none() {
+        // The very page that the flush covers, dirtied again at every step.
+        rig.start_on(1, 2, WRITE, 0, page(2));
+        rig.turn();
+        writes += 1;
+        rig.finished.retain(|(id, ..)| *id != 2);
+        assert!(writes < 100, "the flush waits for what was dirtied after it began");
+    }
+    assert_eq!(rig.result(1), Some(Ok(())));
+}
+
+#[test]
+fn a_flush_that_joins_after_a_device_flush_was_sent_gets_its_own() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    rig.device.set_fault(Fault::new(FaultOn::Flushes, Effect::Slow { steps: 50 }));
+    rig.start(1, OpKind::Flush, 0, Vec::new());
+    rig.start(2, OpKind::Flush, 0, Vec::new());
+    rig.turns(3);
+    assert_eq!(rig.device.counts().flushes, 1, "two that wait together share one");
+    // Acknowledged after the device flush was sent: a later flush must not end with it.
+    assert_eq!(rig.run(STABLE, 0, page(1)).0, Ok(()));
+    rig.start(3, OpKind::Flush, 0, Vec::new());
+    assert_eq!((rig.wait(1).0, rig.wait(2).0), (Ok(()), Ok(())));
+    assert_eq!(rig.result(3), None, "it ended with a device flush sent before it began");
+    assert_eq!(rig.wait(3).0, Ok(()));
+    assert_eq!(rig.device.counts().flushes, 2);
+}
+
+#[test]
+fn a_stable_write_is_one_fua_command_and_survives_a_crash() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    assert_eq!(rig.run(STABLE, PAGE, vec![3; 3 * PAGE as usize]).0, Ok(()));
+    let counts = rig.device.counts();
+    assert_eq!((counts.writes, counts.fua_writes, counts.flushes), (1, 1, 0));
+    assert_eq!(rig.device.crash()[4096..16384], [3; 12288]);
+}
+
+#[test]
+fn a_stable_write_to_a_page_under_writeback_is_issued_after_it() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Slow { steps: 20 }).times(1));
+    rig.start(1, OpKind::Flush, 0, Vec::new());
+    rig.turns(3);
+    assert_eq!(rig.device.counts().writes, 1, "the writeback is in flight");
+    rig.start(2, STABLE, 0, page(2));
+    rig.turns(3);
+    assert_eq!(rig.device.counts().fua_writes, 0, "it overtook the writeback");
+    assert_eq!(rig.wait(2).0, Ok(()));
+    assert_eq!(rig.device.crash()[..4096], [2; 4096]);
+}
+
+#[test]
+fn a_page_written_while_under_writeback_does_not_wait_for_it() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck).times(1));
+    rig.start(1, OpKind::Flush, 0, Vec::new());
+    rig.turns(3);
+    rig.start(2, WRITE, 0, page(2));
+    assert_eq!(rig.result(2), Some(Ok(())), "a fresh frame was free");
+    assert_eq!(rig.run(READ, 0, page(0)).1, page(2), "readable meanwhile");
+    rig.device.clear_fault(stuck);
+    assert_eq!(rig.wait(1).0, Ok(()));
+    assert_eq!(rig.flush(), Ok(()));
+    assert_eq!(rig.device.crash()[..4096], [2; 4096]);
+}
+
+#[test]
+fn writethrough_acknowledges_when_the_device_has_it() {
+    let mut rig = Rig::new(CacheMode::Writethrough);
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck));
+    rig.start(1, WRITE, 0, page(1));
+    rig.turns(20);
+    assert_eq!(rig.result(1), None);
+    rig.device.clear_fault(stuck);
+    assert_eq!(rig.wait(1).0, Ok(()));
+    assert_eq!(rig.device.counts().fua_writes, 0);
+    assert_eq!(rig.run(READ, 0, page(0)).1, page(1));
+    assert_eq!(rig.device.counts().reads, 0, "it stays in the cache");
+}
+
+#[test]
+fn without_a_cache_nothing_stays() {
+    let mut rig = Rig::new(CacheMode::None);
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    assert_eq!(rig.run(READ, 0, page(0)).1, page(1));
+    assert_eq!(rig.run(READ, 0, page(0)).1, page(1));
+    assert_eq!((rig.cache.stats().cached, rig.device.counts().reads), (0, 2));
+}
+
+#[test]
+fn one_bad_block_fails_who_wants_it_and_nobody_else() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    rig.device.set_fault(Fault::new(FaultOn::Reads, Effect::Fail(MEDIA)).at(11..12));
+    rig.start(1, READ, 0, vec![1; 4 * PAGE as usize]);
+    rig.start(2, READ, 10 * 512, vec![1; 512]);
+    rig.start(3, READ, 2 * PAGE, page(1));
+    rig.start(4, READ, 11 * 512, vec![1; 512]);
+    assert_eq!(rig.wait(1).0, Err(MEDIA));
+    assert_eq!(rig.wait(2), (Ok(()), vec![0; 512]));
+    assert_eq!(rig.wait(3), (Ok(()), page(0)));
+    assert_eq!(rig.wait(4).0, Err(MEDIA));
+    // Reads that fail are not cached.
+    rig.device.clear_faults();
+    assert_eq!(rig.run(READ, 11 * 512, vec![1; 512]), (Ok(()), vec![0; 512]));
+}
+
+#[test]
+fn failed_data_stays_dirty_and_every_flush_fails_until_it_is_written() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(3..4));
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    assert_eq!(rig.run(WRITE, 8 * PAGE, page(2)).0, Ok(()));
+    for _ in 0..3 {
+        assert_eq!(rig.flush(), Err(MEDIA));
+        rig.turns(50);
+    }
+    // The bad block alone is left of what was dirty: its neighbours got through, one by one.
+    let mut left = rig.cache.dirty_ranges();
+    for _ in 0..20 {
+        rig.flush().unwrap_err();
+        rig.turns(20);
+        left = rig.cache.dirty_ranges();
+    }
+    assert_eq!(left, vec![3 * 512..4 * 512]);
+    assert_eq!(rig.run(READ, 0, page(0)).1, page(1), "the data is still there to be read");
+    rig.device.clear_faults();
+    assert_eq!(rig.flush(), Ok(()));
+    assert_eq!(rig.device.crash()[..4096], [1; 4096]);
+}
+
+#[test]
+fn an_error_that_has_healed_is_told_once_to_every_handle_open_then() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    let other = rig.cache.open();
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).times(1));
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    // Written by age, with nobody waiting; fails, is tried again, succeeds.
+    for _ in 0..40 {
+        rig.now += Duration::from_millis(500);
+        rig.turns(3);
+    }
+    assert!(rig.cache.dirty_ranges().is_empty());
+    let errors = rig.cache.writeback_errors();
+    assert_eq!((errors[0].bytes.clone(), errors[0].count), (0..4096, 1));
+    let late = rig.cache.open();
+    for (handle, first) in [(rig.handle.clone(), Err(MEDIA)), (other, Err(MEDIA)), (late, Ok(()))] {
+        rig.handle = handle;
+        assert_eq!(rig.flush(), first);
+        assert_eq!(rig.flush(), Ok(()));
+    }
+}
+
+#[test]
+fn writers_that_need_room_get_an_error_when_the_device_is_gone() {
+    let mut rig = Rig::with(CacheOptions { dirty_max_percent: 10, ..CacheOptions::frames(64) });
+    rig.device.unplug();
+    let mut failed = None;
+    for id in 0..64 {
+        rig.start(id, WRITE, id * PAGE, page(1));
+        rig.now += Duration::from_secs(1);
+        rig.turns(5);
+        if let Some(Err(error)) = rig.result(id) {
+            failed = Some(error.kind);
+            break;
+        }
+    }
+    assert_eq!(failed, Some(IoErrorKind::Gone));
+    // Nobody waits for ever, and what cannot be saved is listed.
+    assert!(rig.flush().is_err());
+    assert!(!rig.cache.dirty_ranges().is_empty());
+    assert!(rig.finished.iter().all(|(_, result, _)| result.is_ok() || *result == Err(IoError::new(IoErrorKind::Gone))));
+}
+
+#[test]
+fn dirty_pages_are_written_by_age_without_being_asked() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    rig.turns(3);
+    rig.now += Duration::from_secs(4);
+    rig.turns(3);
+    assert_eq!(rig.device.counts().writes, 0, "too early");
+    rig.now += Duration::from_secs(2);
+    rig.turns(4);
+    assert_eq!(rig.device.counts().writes, 1);
+    assert!(rig.cache.dirty_ranges().is_empty());
+}
+
+#[test]
+fn neighbours_are_joined_and_written_in_order_of_block_number() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    for index in [9, 3, 8, 2, 1] {
+        assert_eq!(rig.run(WRITE, index * PAGE, page(index as u8)).0, Ok(()));
+    }
+    assert_eq!(rig.flush(), Ok(()));
+    let writes: Vec<_> = rig
+        .device
+        .log()
+        .into_iter()
+        .filter(|entry| entry.op.writes() && entry.event == uaio_driver::sim::Event::Arrived)
+        .map(|entry| (entry.lba.0, entry.blocks))
+        .collect();
+    assert_eq!(writes, [(8, 24), (64, 16)]);
+}
+
+#[test]
+fn a_writer_above_the_dirty_limit_waits_and_is_let_go_in_order() {
+    let mut rig = Rig::with(CacheOptions { dirty_max_percent: 10, ..CacheOptions::frames(64) });
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck));
+    for id in 0..12 {
+        rig.start(id, WRITE, id * PAGE, page(1));
+    }
+    rig.turns(5);
+    let done: Vec<_> = rig.finished.iter().map(|(id, ..)| *id).collect();
+    assert_eq!(done, [0, 1, 2, 3, 4, 5], "10 % of 64 frames");
+    rig.device.clear_fault(stuck);
+    for id in 0..12 {
+        assert_eq!(rig.wait(id).0, Ok(()));
+    }
+    assert_eq!(rig.cache.stats().room_waits, 6);
+}
+
+#[test]
+fn frames_are_handed_over_in_order_and_newcomers_queue_behind() {
+    let mut rig = Rig::with(CacheOptions { shards: 1, ..CacheOptions::frames(16) });
+    // Every frame is in a read that does not end.
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Reads, Effect::Stuck));
+    for id in 0..16 {
+        rig.start(id, READ, id * PAGE, page(1));
+    }
+    // The other lane has request slots; what it lacks is frames.
+    for id in 16..32 {
+        rig.start_on(1, id, READ, id * PAGE, page(1));
+    }
+    rig.turns(3);
+    assert!(rig.finished.is_empty());
+    assert_eq!(rig.cache.stats().frame_waits, 16);
+    rig.device.clear_fault(stuck);
+    while rig.finished.len() < 32 {
+        rig.turn();
+    }
+    // The device completes in any order; what counts is when each got its frame.
+    let log = rig.device.log().into_iter();
+    let arrived = log.filter(|entry| entry.event == uaio_driver::sim::Event::Arrived);
+    let order: Vec<_> = arrived.map(|entry| entry.lba.0 / 8).collect();
+    assert_eq!(order, (0..32).collect::<Vec<_>>());
+}
+
+#[test]
+fn dropping_a_lane_answers_everything_and_loses_no_frame() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    for id in 0..40 {
+        rig.start(id, if id % 2 == 0 { READ } else { STABLE }, id * PAGE, page(1));
+    }
+    rig.lanes.clear();
+    rig.cache.assert_sound();
+    assert_eq!(rig.cache.frames_lent(), 0);
+}
+
+#[test]
+fn without_a_flusher_nobody_waits_for_ever() {
+    let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
+    let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();
+    let cache = Cache::new(Arc::new(device), CacheOptions::frames(64)).unwrap();
+    let flusher = Flusher::new(Arc::clone(&cache), 4, Arc::new(PollsAnyway)).unwrap();
+    let mut lane = Lane::new(Arc::clone(&cache), 64, 4, Arc::new(PollsAnyway)).unwrap();
+    let start = |lane: &mut Lane, id, kind, bytes: Vec<u8>| {
+        let operation = Operation {
+            token: Token::from_u64(id),
+            kind,
+            offset: id % 256 * PAGE,
+            len: bytes.len() as u64,
+            buffer: Buffer::Bytes(bytes),
+            handle: cache.open(),
+        };
+        assert!(lane.start(operation).is_ok());
+    };
+    start(&mut lane, 0, OpKind::Flush, Vec::new());
+    (1..60).for_each(|id| start(&mut lane, id, WRITE, page(1)));
+    drop(flusher);
+    start(&mut lane, 256, OpKind::Flush, Vec::new());
+    // Ends only if every operation does.
+    drop(lane);
+}
+
+#[test]
+fn a_cache_smaller_than_the_minimum_is_refused() {
+    let pool = DmaPool::new(PoolOptions::frames(8)).unwrap();
+    let device = Arc::new(SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap());
+    let error = Cache::new(device.clone(), CacheOptions::frames(8)).err().unwrap().to_string();
+    assert_eq!(error, "a cache of 8 frames is too small: the minimum is 16 frames of 4096 bytes");
+    let error = Cache::new(device.clone(), CacheOptions::frames(16)).err().unwrap().to_string();
+    assert_eq!(error, "the cache needs 16 frames of 4096 bytes and the pool has 8 free");
+    assert_eq!(device.pool().free_frames(), 8, "frames were taken");
+}
