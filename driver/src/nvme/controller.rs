@@ -1,5 +1,7 @@
 //! A controller: from reset to queue pairs, and back (Base 2.0c §3.5, §3.6).
 
+mod bring_up;
+
 use std::collections::BTreeSet;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,20 +16,15 @@ use crate::vfio::{PciAddress, VfioFunction};
 use super::admin::{AdminError, AdminQueue};
 use super::discard::DsmLimits;
 use super::failure::{Failure, Fate};
-use super::in_flight;
 use super::info::{ControllerInfo, NamespaceInfo};
 use super::namespace::NvmeNamespace;
 use super::queue::QueueMemory;
-use super::registers::{Function, Properties, queues_in_bar};
+use super::registers::{Function, Properties};
 use super::ring::{self, CompletionRing, SubmissionRing};
-use super::spec::command::{IOCQES, IOSQES, cns};
 use super::spec::register::{SHN_NORMAL, SHST_COMPLETE};
-use super::spec::{
-    Aqa, Cap, Cc, IdentifyController, IdentifyControllerNvm, IdentifyNamespace, Status,
-};
+use super::spec::{Cap, Csts, Status};
 
-/// Namespaces that this driver lists; a controller may claim 2^32.
-const NAMESPACES_MAX: usize = 1024;
+use bring_up::Start;
 
 /// How a controller is to be driven.
 #[derive(Clone, Copy, Debug)]
@@ -377,222 +374,6 @@ impl Drop for NvmeController {
     }
 }
 
-/// Bring-up, step by step.
-struct Start {
-    function: Arc<dyn Function>,
-    pool: DmaPool,
-    options: ControllerOptions,
-    clock: Arc<dyn Clock>,
-    properties: Properties,
-}
-
-impl Start {
-    fn run(self) -> Result<NvmeController, DeviceError> {
-        let cap = self.properties.cap().ok_or_else(|| self.failed(Failure::Removed))?;
-        self.check(cap)?;
-        // CAP.TO is in units of 500 ms; 0 is a controller that promises nothing.
-        let ready_timeout = Duration::from_millis(500) * u32::from(cap.to().max(1));
-        self.disable(ready_timeout)?;
-        let fate =
-            Arc::new(Fate::new(Arc::clone(&self.function), Arc::clone(&self.clock), ready_timeout));
-        let admin = AdminQueue::new(
-            &self.pool,
-            &self.function,
-            cap,
-            self.options.admin_timeout,
-            Arc::clone(&fate),
-            Arc::clone(&self.clock),
-        );
-        let bytes = (AdminQueue::FRAMES * crate::dma::FRAME_SIZE) as u64;
-        let mut admin = admin.ok_or_else(|| DeviceError::NoMemory {
-            bytes,
-            source: std::io::Error::other("the pool has no frames free for the admin queue"),
-        })?;
-        match self
-            .enable(&admin, ready_timeout)
-            .and_then(|()| self.learn(&mut admin, cap, ready_timeout))
-        {
-            Ok((info, dsm, write_zeroes_max_bytes_log2)) => Ok(NvmeController {
-                info,
-                cap,
-                dsm,
-                write_zeroes_max_bytes_log2,
-                options: self.options,
-                fate,
-                properties: self.properties,
-                shared: Mutex::new(Shared {
-                    admin,
-                    queues: BTreeSet::new(),
-                    namespaces: BTreeSet::new(),
-                    closed: false,
-                }),
-                pool: self.pool,
-                clock: self.clock,
-                function: self.function,
-            }),
-            Err(error) => {
-                // The controller knows of the admin queue's memory: it goes back when it is quiet.
-                fate.fail(Failure::Closed);
-                if !fate.wait_quiet() {
-                    admin.leak();
-                    mem::forget(self.function);
-                    mem::forget(self.pool);
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Whether this driver can drive what CAP describes.
-    fn check(&self, cap: Cap) -> Result<(), DeviceError> {
-        let name = self.function.name();
-        // Bit 0 the NVM command set; bit 6 I/O command sets, of which NVM is selected by 000b too
-        // only when bit 0 is set as well (Base 2.0c figure 36).
-        if cap.css() & 1 == 0 {
-            return Err(DeviceError::Invalid(format!(
-                "{name}: the controller does not do the NVM command set (CAP.CSS {:#x})",
-                cap.css()
-            )));
-        }
-        if cap.mpsmin() != 0 {
-            return Err(DeviceError::Invalid(format!(
-                "{name}: the controller's smallest memory page is {} bytes; 4096 are needed",
-                4096u64 << cap.mpsmin()
-            )));
-        }
-        if cap.mqes() == 0 {
-            return Err(DeviceError::Protocol {
-                device: name.to_owned(),
-                what: "CAP.MQES is 0; a queue has at least two entries".to_owned(),
-            });
-        }
-        if queues_in_bar(cap, self.function.len_bytes()) == 0 {
-            return Err(DeviceError::Protocol {
-                device: name.to_owned(),
-                what: "the doorbells of an I/O queue are outside of BAR 0".to_owned(),
-            });
-        }
-        Ok(())
-    }
-
-    /// Base 2.0c §3.5.1 step 1 and §3.7.2: a controller that somebody left enabled is reset.
-    fn disable(&self, timeout: Duration) -> Result<(), DeviceError> {
-        let cc = self.properties.cc().ok_or_else(|| self.failed(Failure::Removed))?;
-        if cc.en() {
-            // EN may only be cleared once RDY has followed it. A controller that never does is reset
-            // all the same: there is nothing else to try.
-            let _ = self.wait(timeout, "CSTS.RDY = 1", |csts| csts.rdy() || csts.cfs());
-        }
-        if cc.en() || cc.shn() != 0 {
-            self.properties.set_cc(cc.with_en(false).with_shn(0));
-        }
-        self.wait(timeout, "CSTS.RDY = 0 after CC.EN = 0", |csts| !csts.rdy())?;
-        Ok(())
-    }
-
-    /// Base 2.0c §3.5.1 steps 2 to 5.
-    fn enable(&self, admin: &AdminQueue, timeout: Duration) -> Result<(), DeviceError> {
-        let aqa = Aqa::new()
-            .with_asqs(admin.sq().size_zero_based())
-            .with_acqs(admin.cq().size_zero_based());
-        self.properties.set_admin_queue(aqa, admin.sq().iova(), admin.cq().iova());
-        let cc = Cc::new().with_iosqes(IOSQES).with_iocqes(IOCQES);
-        self.properties.set_cc(cc.with_en(true));
-        let csts =
-            self.wait(timeout, "CSTS.RDY = 1 after CC.EN = 1", |csts| csts.rdy() || csts.cfs())?;
-        if csts.cfs() { Err(self.failed(Failure::Fatal)) } else { Ok(()) }
-    }
-
-    /// Base 2.0c §3.5.1 steps 6 to 9: identify, number of queues, namespaces.
-    fn learn(
-        &self,
-        admin: &mut AdminQueue,
-        cap: Cap,
-        ready_timeout: Duration,
-    ) -> Result<(ControllerInfo, DsmLimits, u8), DeviceError> {
-        let name = self.function.name();
-        let named = |what: &'static str| move |error| admin_error(name, what, error);
-        let id: IdentifyController =
-            admin.identify_as(cns::CONTROLLER, 0).map_err(named("identify the controller"))?;
-        if id.sqes & 0xf > IOSQES || id.cqes & 0xf > IOCQES {
-            return Err(DeviceError::Protocol {
-                device: name.to_owned(),
-                what: format!("queue entries of 2^{} and 2^{} bytes", id.sqes & 0xf, id.cqes & 0xf),
-            });
-        }
-        let version = self.properties.version().ok_or_else(|| self.failed(Failure::Removed))?;
-        let wanted = self.options.queues_max.max(1);
-        let wanted = wanted.min(queues_in_bar(cap, self.function.len_bytes()));
-        let queues_max =
-            admin.set_number_of_queues(wanted).map_err(named("set the number of queues"))?;
-        let mut info =
-            ControllerInfo::new(name, &id, version, queues_max, depth_max(cap), ready_timeout);
-        // Optional before 2.0: a controller that does not know it says so.
-        let nvm = match admin.identify_as::<IdentifyControllerNvm>(cns::CONTROLLER_CSI, 0) {
-            Ok(nvm) => Some(nvm),
-            Err(AdminError::Status(_)) => None,
-            Err(error) => return Err(admin_error(name, "identify the command set", error)),
-        };
-        // Without the report, Write Zeroes is kept to MDTS, as the Linux driver does.
-        let write_zeroes_log2 = match &nvm {
-            Some(nvm) if nvm.wzsl == 0 => u8::MAX,
-            Some(nvm) => nvm.wzsl.saturating_add(12),
-            None => info.transfer_max_bytes.ilog2() as u8,
-        };
-        info.namespaces = self.learn_namespaces(admin)?;
-        Ok((info, DsmLimits::new(nvm.as_ref()), write_zeroes_log2))
-    }
-
-    fn learn_namespaces(&self, admin: &mut AdminQueue) -> Result<Vec<NamespaceInfo>, DeviceError> {
-        let name = self.function.name();
-        let named = |what: &'static str| move |error| admin_error(name, what, error);
-        let mut found = Vec::new();
-        let mut after = 0;
-        // Each list has up to 1024 identifiers above the last one's; ascending, so it ends.
-        while found.len() < NAMESPACES_MAX {
-            let list = admin.active_namespaces(after).map_err(named("list the namespaces"))?;
-            for nsid in &list {
-                if *nsid <= after {
-                    return Err(DeviceError::Protocol {
-                        device: name.to_owned(),
-                        what: format!("namespace {nsid} is listed after namespace {after}"),
-                    });
-                }
-                after = *nsid;
-                match admin.identify_as::<IdentifyNamespace>(cns::NAMESPACE, *nsid) {
-                    Ok(id) => found.extend(NamespaceInfo::new(*nsid, &id)),
-                    // A namespace of another command set, or one that was detached meanwhile.
-                    Err(AdminError::Status(_)) => {}
-                    Err(error) => return Err(admin_error(name, "identify a namespace", error)),
-                }
-            }
-            if list.len() < 1024 {
-                break;
-            }
-        }
-        Ok(found)
-    }
-
-    fn wait(
-        &self,
-        timeout: Duration,
-        what: &str,
-        done: impl Fn(super::spec::Csts) -> bool,
-    ) -> Result<super::spec::Csts, DeviceError> {
-        wait(&self.properties, &*self.clock, timeout, done).map_err(|waited| match waited {
-            Waited::Gone => self.failed(Failure::Removed),
-            Waited::For(waited_ms) => DeviceError::TimedOut {
-                what: format!("{}: {what}", self.function.name()),
-                waited_ms,
-            },
-        })
-    }
-
-    fn failed(&self, failure: Failure) -> DeviceError {
-        failed(self.function.name(), failure)
-    }
-}
-
 /// Why a wait for CSTS ended without what it waited for.
 enum Waited {
     Gone,
@@ -604,8 +385,8 @@ fn wait(
     properties: &Properties,
     clock: &dyn Clock,
     timeout: Duration,
-    done: impl Fn(super::spec::Csts) -> bool,
-) -> Result<super::spec::Csts, Waited> {
+    done: impl Fn(Csts) -> bool,
+) -> Result<Csts, Waited> {
     let start = clock.now();
     loop {
         let csts = properties.csts().ok_or(Waited::Gone)?;
@@ -620,13 +401,6 @@ fn wait(
     }
 }
 
-/// How many commands a queue holds: rings are powers of two, and one entry stays unused.
-fn depth_max(cap: Cap) -> u16 {
-    let entries = u32::from(cap.mqes()) + 1;
-    let power_of_two = 1 << entries.ilog2();
-    (power_of_two - 1).min(u32::from(in_flight::DEPTH_MAX)) as u16
-}
-
 fn failed(name: &str, failure: Failure) -> DeviceError {
     DeviceError::Failed { device: name.to_owned(), reason: failure.to_string() }
 }
@@ -638,18 +412,5 @@ fn admin_error(name: &str, what: &str, error: AdminError) -> DeviceError {
             device: name.to_owned(),
             reason: format!("the controller refused to {what} (status {status:#x})"),
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn depth_follows_mqes() {
-        for (mqes, depth) in [(1, 1), (2, 1), (3, 3), (127, 127), (128, 127), (2047, 1023)] {
-            assert_eq!(depth_max(Cap::new().with_mqes(mqes)), depth, "MQES {mqes}");
-        }
-        assert_eq!(depth_max(Cap::new().with_mqes(u16::MAX)), 1023);
     }
 }

@@ -57,7 +57,7 @@
 //! fatal status or is gone, it is disabled as a whole, and every request in flight is answered once
 //! with the [`Failure`], when the controller is quiet: CSTS.RDY = 0, or its memory taken out of its
 //! reach by the IOMMU. If neither can be had, frames in flight are leaked and their lists come back
-//! empty. Deadlines cost no clock on the data path (`queue::Deadlines`); a command is late after 30 s
+//! empty. Deadlines cost no clock on the data path (`deadlines.rs`); a command is late after 30 s
 //! and before 38 s. There is no reset yet: a failed controller is closed and opened anew.
 //!
 //! # What was proven on what
@@ -81,10 +81,12 @@
 
 mod admin;
 mod controller;
+mod deadlines;
 mod discard;
 mod failure;
 mod in_flight;
 mod info;
+mod limits;
 pub mod model;
 mod namespace;
 mod prp;

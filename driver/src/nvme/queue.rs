@@ -17,14 +17,16 @@ use crate::request::{Completion, Lba, Op, Refusal, Refused, Request, SgList};
 use crate::slots::Token;
 
 use super::controller::NvmeController;
+use super::deadlines::Deadlines;
 use super::discard::{DsmLimits, Gathering};
 use super::failure::{Failure, Fate, Quiet, Violation};
 use super::in_flight::{Answered, InFlight};
+use super::limits::TransferLimits;
 use super::namespace::NamespaceUse;
 use super::prp;
 use super::registers::Doorbell;
 use super::ring::{BadFetch, CompletionRing, Drain, SubmissionRing};
-use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, CDW12_FUA, Opcode};
+use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, Opcode};
 
 /// Every how many polls with something in flight a look at the clock is due. The clock is read by a
 /// busy poller every few microseconds, which costs a thousandth of its time, and by one that polls a
@@ -61,49 +63,6 @@ pub(super) struct QueueTarget {
     pub(super) namespace_use: NamespaceUse,
 }
 
-/// What [`Geometry::check`] lets reads and writes do, in the form that is quickest to compare with.
-#[derive(Clone, Copy, Debug)]
-struct TransferLimits {
-    blocks: u64,
-    transfer_max_blocks: u32,
-    block_shift: u32,
-    /// The bits of an offset that are not a whole number of blocks inside a frame.
-    bad_offset: u32,
-    writable: bool,
-}
-
-impl TransferLimits {
-    fn new(target: &QueueTarget) -> Self {
-        let Geometry { block_size, blocks, transfer_max_bytes, .. } = target.geometry;
-        Self {
-            blocks,
-            transfer_max_blocks: transfer_max_bytes / block_size,
-            block_shift: block_size.ilog2(),
-            bad_offset: !(FRAME_SIZE as u32 - block_size),
-            writable: !target.capabilities.read_only,
-        }
-    }
-
-    /// Opcode and flags of dword 12, for a read or a write that nothing is wrong with. `None` says
-    /// nothing.
-    #[inline]
-    fn admit(&self, request: &Request) -> Option<(Opcode, u32)> {
-        let Request { op, lba, blocks, data: SgList { frames, offset }, .. } = request;
-        let command = match *op {
-            Op::Read => (Opcode::READ, 0),
-            Op::Write { fua } if self.writable => (Opcode::WRITE, u32::from(fua) * CDW12_FUA),
-            Op::Write { .. } | Op::Flush | Op::Discard | Op::WriteZeroes { .. } => return None,
-        };
-        let end = lba.0.checked_add(u64::from(*blocks))?;
-        let fits = blocks.wrapping_sub(1) < self.transfer_max_blocks
-            && offset & self.bad_offset == 0
-            && end <= self.blocks
-            // At most 1 MiB and a frame, so nothing overflows.
-            && frames.len() == ((offset + (blocks << self.block_shift)) as usize).div_ceil(FRAME_SIZE);
-        fits.then_some(command)
-    }
-}
-
 /// A queue pair of an NVMe controller, on one namespace.
 #[derive(Debug)]
 pub(super) struct NvmeQueue {
@@ -134,25 +93,6 @@ pub(super) struct NvmeQueue {
     controller: Arc<NvmeController>,
 }
 
-/// Deadlines without a clock on the data path: a request is late when it was seen in flight by more
-/// than `scans` scans, which are at least `interval` apart. So it had at least the timeout, and at
-/// most a quarter more and a look.
-#[derive(Clone, Copy, Debug)]
-struct Deadlines {
-    interval: Duration,
-    scans: u16,
-    scanned: Duration,
-    timeout: Duration,
-}
-
-impl Deadlines {
-    fn new(timeout: Duration, now: Duration) -> Self {
-        let interval = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
-        let scans = timeout.as_millis().div_ceil(interval.as_millis());
-        Self { interval, scans: u16::try_from(scans).unwrap_or(u16::MAX), scanned: now, timeout }
-    }
-}
-
 impl NvmeQueue {
     /// A queue over rings that the controller knows of.
     pub(super) fn new(
@@ -166,7 +106,7 @@ impl NvmeQueue {
         let parts = controller.parts();
         Self {
             in_flight: InFlight::new(depth),
-            limits: TransferLimits::new(&target),
+            limits: TransferLimits::new(target.geometry, target.capabilities),
             nsid_high: u64::from(target.nsid) << 32,
             pool_iova: parts.pool.iova().0,
             lists_iova: memory.lists.iova().0,
