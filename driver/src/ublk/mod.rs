@@ -40,10 +40,11 @@
 //!
 //! A queue's thread owns the queue's ring and its own queue of the device; nothing on the data path
 //! is shared, locked or allocated. One turn takes all new requests, commits them to the device at
-//! once, takes all completions and hands all results back with one `io_uring_enter`. When there is
-//! nothing to do the thread sleeps in that same ring, with the device's event descriptor and the
-//! queue's [`Wake`](crate::Wake) armed in it; a device that only can be polled is polled, with a
-//! back-off whose cost is stated ([`PollOptions`]).
+//! once, takes all completions and hands all results back with one `io_uring_enter`. While the
+//! device works the thread looks for its completions, as long as that pays, and then sleeps in that
+//! same ring, with the device's event descriptor and the queue's [`Wake`](crate::Wake) armed in it.
+//! A device that only can be polled is polled, with a back-off whose cost is stated
+//! ([`PollOptions`]).
 //!
 //! Data is in frames of the device's pool only while a request is in flight. A request that finds no
 //! frames or no slot in the device's queue waits in a line and is served in order. A discard or
@@ -93,6 +94,7 @@ mod command;
 mod control;
 mod doorbell;
 mod error;
+mod looking;
 mod options;
 mod queue;
 mod ring;
@@ -103,8 +105,8 @@ mod tags;
 
 pub use control::{DeviceState, UblkDevice, dead_devices, devices, remove};
 pub use error::ServerError;
+pub use looking::PollOptions;
 pub use options::ServerOptions;
-pub use queue::PollOptions;
 pub use server::{Server, ServerInfo, ServerState};
 pub use shield::{ShieldReport, Shielded, shield_process, shield_thread};
 pub use stats::{Latency, OpKind, OpStats, ServerStats};

@@ -12,7 +12,7 @@ use crate::request::SgList;
 
 use super::command::SECTOR;
 use super::error::ServerError;
-use super::queue::PollOptions;
+use super::looking::PollOptions;
 
 /// The largest read or write of ublk (`UBLK_IO_BUF_BITS`), in bytes.
 const IO_LIMIT_BYTES: u32 = 1 << sys::UBLK_IO_BUF_BITS;
@@ -31,7 +31,7 @@ pub struct ServerOptions {
     /// How much of the device's pool each queue takes for data in flight, in bytes. At least one
     /// largest request, at most one for each tag; requests beyond it wait in line.
     pub reserve_bytes: u64,
-    /// How the threads wait for a device that only can be polled.
+    /// How the threads wait.
     pub poll: PollOptions,
     /// What latencies are measured with.
     pub clock: Arc<dyn Clock>,

@@ -8,13 +8,22 @@
 //!
 //! # Waiting
 //!
-//! A turn in which nothing happened is followed by the cheapest wait that loses nothing:
+//! A turn in which nothing happened is followed by the cheapest wait that loses nothing. While the
+//! device has requests the thread looks again and again, in shared memory and at the device, and
+//! enters the kernel only to let others run: what is done meanwhile is answered without an interrupt
+//! or a wake-up. With nothing at the device it does not look: requests come in larger batches to one
+//! who sleeps, and on a busy machine the CPU is better spent by whoever sends them. Then it does what
+//! the device says:
 //!
-//! | the device says | the thread |
+//! | [`IoQueue::arm`] | the thread |
 //! |---|---|
 //! | [`Armed::Yes`] | sleeps in its ring until a request, the device's event descriptor or the doorbell |
 //! | [`Armed::Ready`] | takes the next turn |
-//! | [`Armed::MustPoll`] | spins, then yields, then naps: see [`PollOptions`] |
+//! | [`Armed::MustPoll`] | naps in its ring, for [`PollOptions::nap`] at most |
+//!
+//! Looking pays when something comes while it goes on. Each time nothing did, it is left out the
+//! next time, then the next three times, seven, and so on to 63; when something did, it is back at
+//! once. So a queue with little to do, or a slow device, costs next to no time on the CPU.
 //!
 //! Every sleep ends by itself after a tick, so that a device whose deadlines are only noticed in
 //! `poll` notices them.
@@ -33,6 +42,7 @@ use crate::request::Completion;
 
 use super::doorbell::{self, Doorbell};
 use super::error::ServerError;
+use super::looking::{Looking, Next, PollOptions};
 use super::ring::{self, Event, Ring};
 use super::shield;
 use super::stats::QueueStats;
@@ -42,38 +52,6 @@ use super::tags::{BadTag, Tags, Turn};
 const BUDGET: usize = 128;
 /// How many ticks an idle queue sleeps through.
 const IDLE_TICKS: u32 = 10;
-
-/// How a queue thread waits for a device that only can be polled.
-///
-/// The numbers are turns in a row in which nothing happened. After all of them the thread naps: the
-/// latency that polling less adds to a request is at most one `nap`, and the time the kernel takes
-/// to run the thread again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PollOptions {
-    /// Turns without letting go of the CPU.
-    pub spin_turns: u32,
-    /// Turns after those, each of which lets others run first (`sched_yield`).
-    pub yield_turns: u32,
-    /// How long each wait after those is. A new request ends it early.
-    pub nap: Duration,
-    /// The longest sleep while requests are in flight at a device that tells of completions; ten of
-    /// them when none are. Nothing that a device tells of waits for it: it is how soon a device that
-    /// looks at its deadlines in `poll` looks at them.
-    pub tick: Duration,
-}
-
-impl Default for PollOptions {
-    /// Some tens of microseconds of spinning, some hundreds of yielding (a flash drive answers
-    /// within both), then naps of 50 µs. A tick of 100 ms.
-    fn default() -> Self {
-        Self {
-            spin_turns: 200,
-            yield_turns: 1000,
-            nap: Duration::from_micros(50),
-            tick: Duration::from_millis(100),
-        }
-    }
-}
 
 /// All that a queue thread needs, made before it starts.
 pub(super) struct QueueSetup {
@@ -136,8 +114,7 @@ struct QueueLoop {
     index: u16,
     /// Tags that the kernel has taken back.
     aborted: u16,
-    /// Turns in a row in which nothing happened.
-    idle_turns: u32,
+    looking: Looking,
     events: Vec<Event>,
     completions: Vec<Completion>,
 }
@@ -155,7 +132,7 @@ impl QueueLoop {
             fail_new_io: setup.fail_new_io,
             index: setup.index,
             aborted: 0,
-            idle_turns: 0,
+            looking: Looking::default(),
             events: Vec::with_capacity(usize::from(depth) * 2 + 8),
             completions: Vec::with_capacity(BUDGET),
         }
@@ -165,16 +142,15 @@ impl QueueLoop {
         let lost = |source| ServerError::Kernel { what: "io_uring_enter", source };
         while self.aborted < depth {
             if self.turn(ring, depth)? {
-                self.idle_turns = 0;
-                // With nothing at the device the results leave in the call that sleeps.
+                self.looking.found();
+                // The results leave now, or, when there is nothing else to do, in the call that
+                // sleeps.
                 if self.busy() {
                     Self::enter_if_wanted(ring).map_err(lost)?;
-                    continue;
                 }
+                continue;
             }
-            if self.aborted < depth {
-                self.wait(ring).map_err(lost)?;
-            }
+            self.wait(ring).map_err(lost)?;
         }
         Ok(())
     }
@@ -234,33 +210,29 @@ impl QueueLoop {
 
     /// Waits for something to happen, as the device allows.
     fn wait(&mut self, ring: &mut Ring<'_>) -> std::io::Result<()> {
+        let next = if self.busy() { self.looking.next(&self.poll) } else { Next::Sleep };
+        match next {
+            Next::Spin => std::hint::spin_loop(),
+            Next::Yield => std::thread::yield_now(),
+            Next::Sleep => return self.sleep(ring),
+        }
+        Self::enter_if_wanted(ring)
+    }
+
+    fn sleep(&mut self, ring: &mut Ring<'_>) -> std::io::Result<()> {
         self.doorbell.announce_sleep();
         // `arm` looks at the device's queue once more, after the announcement: the doorbell's step 3.
-        let waited = match self.device.arm() {
+        let slept = match self.device.arm() {
             Armed::Yes => {
                 let tick = self.poll.tick;
                 let at_most = if self.busy() { tick } else { tick.saturating_mul(IDLE_TICKS) };
                 ring.sleep(self.device.event_fd(), at_most)
             }
             Armed::Ready => Self::enter_if_wanted(ring),
-            Armed::MustPoll => self.back_off(ring),
+            Armed::MustPoll => ring.sleep(None, self.poll.nap),
         };
         self.doorbell.revoke_sleep();
-        waited
-    }
-
-    fn back_off(&mut self, ring: &mut Ring<'_>) -> std::io::Result<()> {
-        self.idle_turns = self.idle_turns.saturating_add(1);
-        let PollOptions { spin_turns, yield_turns, nap, .. } = self.poll;
-        if self.idle_turns > spin_turns.saturating_add(yield_turns) {
-            return ring.sleep(None, nap);
-        }
-        if self.idle_turns > spin_turns {
-            std::thread::yield_now();
-        } else {
-            std::hint::spin_loop();
-        }
-        Self::enter_if_wanted(ring)
+        slept
     }
 
     fn enter_if_wanted(ring: &mut Ring<'_>) -> std::io::Result<()> {

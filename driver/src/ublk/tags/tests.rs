@@ -231,7 +231,8 @@ fn the_first_piece_that_fails_ends_the_request() {
     let mut bench = Bench::new(DEPTH, 32);
     bench.queue.bad_block = Some((Lba(105), IoErrorKind::Media));
     bench.start_blocks(0, DISCARD, 5, 250, vec![]);
-    assert_eq!(bench.finish(), [(0, -libc::ENODATA)]);
+    let errno = IoError::new(IoErrorKind::Media).errno();
+    assert_eq!(bench.finish(), [(0, -errno)]);
     assert_eq!(bench.queue.submitted.len(), 2);
 }
 
