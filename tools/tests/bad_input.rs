@@ -163,6 +163,15 @@ fn a_run_directory_that_is_none_is_refused() {
     assert_eq!((outcome.code, outcome.stderr.matches('\n').count()), (1, 1), "{outcome:?}");
 }
 
+/// The server's failure reaches the caller, however early it comes.
+#[test]
+fn a_detached_server_that_cannot_have_its_directory_says_so() {
+    let place = Place::new();
+    std::fs::write(place.run_dir(), "a file").expect("a file");
+    let outcome = place.aioctl(["add", "ram:1M", "--detach"]);
+    outcome.is_refusal(1, "run: File exists");
+}
+
 #[test]
 fn help_and_version_go_to_stdout_and_are_no_errors() {
     let place = Place::new();

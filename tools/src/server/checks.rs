@@ -59,11 +59,14 @@ pub(crate) fn function(system: &System, address: PciAddress) -> Result<NvmeFunct
 fn free(drive: Drive) -> Result<(), Failure> {
     let Drive { address, driver, in_use_by, .. } = drive;
     if !in_use_by.is_empty() {
-        return Err(Failure::new(
-            Exit::InUse,
-            format!("{address} is in use: {}", in_use_by.join(", ")),
-            "stop, unmount or close that first",
-        ));
+        let ours = in_use_by.iter().any(|user| user.starts_with("served as"));
+        let hint = match ours {
+            // VFIO gives a drive to one process.
+            true => "stop that first; several namespaces of a drive are named in one `aioctl add`",
+            false => "stop, unmount or close that first",
+        };
+        let what = format!("{address} is in use: {}", in_use_by.join(", "));
+        return Err(Failure::new(Exit::InUse, what, hint));
     }
     if driver.as_deref() == Some("vfio-pci") {
         return Ok(());

@@ -112,22 +112,32 @@ pub(crate) struct Detached {
 
 impl Detached {
     /// Leaves the session and the directory of whoever started us, and writes the log to a file.
-    /// Call it first, with all paths made absolute.
+    /// Call it first, with all paths made absolute. A failure has been told to the parent.
     pub(crate) fn settle(run: &RunDir) -> Result<Self, Failure> {
+        let detached = Self { run: run.clone() };
+        match detached.leave() {
+            Ok(()) => Ok(detached),
+            Err(failure) => {
+                detached.failed(&failure);
+                Err(failure)
+            }
+        }
+    }
+
+    fn leave(&self) -> Result<(), Failure> {
         rustix::process::setsid().map_err(|error| Failure::os("leave the session", error))?;
         // Execution through /proc/self/exe has named the process `exe`; only a name.
         let _ = rustix::thread::set_name(c"aioctl");
         rustix::process::chdir("/").map_err(|error| Failure::os("chdir to /", error))?;
-        run.create()?;
-        let path = run.log_of_start(std::process::id());
+        self.run.create()?;
+        let path = self.run.log_of_start(std::process::id());
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .mode(0o600)
             .open(&path)
             .map_err(|error| Failure::os(format!("create {}", path.display()), error))?;
-        rustix::stdio::dup2_stderr(&log).map_err(|error| Failure::os("redirect stderr", error))?;
-        Ok(Self { run: run.clone() })
+        rustix::stdio::dup2_stderr(&log).map_err(|error| Failure::os("redirect stderr", error))
     }
 
     /// Tells the parent that the devices can be opened, then lets its pipe go.
