@@ -92,7 +92,6 @@
 
 mod command;
 mod control;
-mod doorbell;
 mod error;
 mod looking;
 mod options;

@@ -40,13 +40,13 @@ use crate::clock::Clock;
 use crate::dma::DmaBuf;
 use crate::request::Completion;
 
-use super::doorbell::{self, Doorbell};
 use super::error::ServerError;
 use super::looking::{Looking, Next, PollOptions};
 use super::ring::{self, Event, Ring};
 use super::shield;
 use super::stats::QueueStats;
 use super::tags::{BadTag, Tags, Turn};
+use crate::doorbell::{self, Doorbell};
 
 /// How many completions a turn takes at most, so that new requests are not kept waiting.
 const BUDGET: usize = 128;

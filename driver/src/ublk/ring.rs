@@ -22,7 +22,7 @@
 #![expect(unsafe_code, reason = "submission queue entries, and copies to and from frames")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
@@ -34,8 +34,8 @@ use crate::dma::FRAME_SIZE;
 use crate::request::SgList;
 
 use super::command::{Descriptor, Errno};
-use super::doorbell::Doorbell;
 use super::tags::Port;
+use crate::doorbell::Doorbell;
 
 /// `user_data` of a poll of the doorbell; a tag's command carries the tag, below 2^16.
 const DOORBELL: u64 = 1 << 32;
@@ -166,7 +166,7 @@ impl<'a> Ring<'a> {
     ) -> io::Result<()> {
         if !self.doorbell_armed {
             self.doorbell_armed = true;
-            self.poll_add(self.doorbell.raw_fd(), DOORBELL);
+            self.poll_add(self.doorbell.as_fd().as_raw_fd(), DOORBELL);
         }
         if let Some(device) = device
             && !self.device_armed

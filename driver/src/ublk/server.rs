@@ -22,12 +22,12 @@ use crate::block::{BlockDevice, QueueOptions};
 use crate::dma::DmaBuf;
 
 use super::control;
-use super::doorbell::Doorbell;
 use super::error::ServerError;
 use super::options::{ServerOptions, params};
 use super::queue::{self, QueueSetup};
 use super::shield;
 use super::stats::{QueueStats, ServerStats};
+use crate::doorbell::Doorbell;
 
 /// How long the block device's node may take to appear once the kernel has the disk.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);

@@ -1,21 +1,13 @@
-//! The thread that turns the cache's flusher.
-//!
-//! # No wake-up is lost
-//!
-//! The sleeper sets `sleeping`, fences, and turns the flusher once more; only if that found nothing
-//! does it sleep. The waker has queued its work, fences, and reads `sleeping`. Whichever fence comes
-//! first: either the waker sees `sleeping` and rings, or the last turn sees the work. A ring that
-//! comes before the sleep makes the sleep end at once, because an eventfd keeps its count.
+//! The thread that turns the cache's flusher. It sleeps on a [`Doorbell`], so that no wake-up is
+//! lost: it announces the sleep, turns once more, and sleeps only if that found nothing.
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use rustix::io::ReadWriteFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use uaio_driver::doorbell::{self, Doorbell};
 use uaio_driver::{Armed, Wake};
 use uaio_page_cache::{Cache, Flusher};
 
@@ -30,46 +22,11 @@ const DEPTH: u16 = 32;
 const IDLE_TURNS: u32 = 200;
 const IDLE_SLEEP: Duration = Duration::from_micros(20);
 
-/// Rings the flusher's thread.
-#[derive(Debug)]
-struct Bell {
-    event: OwnedFd,
-    sleeping: AtomicBool,
-    stop: AtomicBool,
-}
-
-impl Bell {
-    fn new() -> Result<Self, Failure> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let event = rustix::event::eventfd(0, flags)
-            .map_err(|error| Failure::os("create an eventfd", error))?;
-        Ok(Self { event, sleeping: AtomicBool::new(false), stop: AtomicBool::new(false) })
-    }
-
-    fn ring(&self) {
-        // The only error is EAGAIN: the count is at its maximum, so it will be read.
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-    }
-
-    fn silence(&self) {
-        read_empty(self.event.as_fd());
-    }
-}
-
-impl Wake for Bell {
-    fn wake(&self) {
-        // Pairs with the fence in `turn_until_stopped`; see the module page.
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) {
-            self.ring();
-        }
-    }
-}
-
 /// A flusher that is being turned. Dropping it stops the thread; what is dirty then stays so.
 #[derive(Debug)]
 pub(crate) struct FlusherThread {
-    bell: Arc<Bell>,
+    bell: Arc<Doorbell>,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -83,28 +40,29 @@ impl FlusherThread {
         cache: &Arc<Cache>,
         prepare: impl FnOnce() + Send + 'static,
     ) -> Result<Self, Failure> {
-        let bell = Arc::new(Bell::new()?);
+        let bell = Doorbell::new().map_err(|error| Failure::os("create an eventfd", error))?;
+        let (bell, stop) = (Arc::new(bell), Arc::new(AtomicBool::new(false)));
         let wake = Arc::clone(&bell) as Arc<dyn Wake>;
         let flusher = Flusher::new(Arc::clone(cache), DEPTH, wake)
             .map_err(|error| Failure::device("open the flusher's queue", &error))?;
         let thread = std::thread::Builder::new()
             .name("flusher".into())
             .spawn({
-                let bell = Arc::clone(&bell);
+                let (bell, stop) = (Arc::clone(&bell), Arc::clone(&stop));
                 move || {
                     prepare();
-                    turn_until_stopped(flusher, &bell);
+                    turn_until(&stop, flusher, &bell);
                 }
             })
             .map_err(|error| Failure::os("start a thread", error))?;
-        Ok(Self { bell, thread: Some(thread) })
+        Ok(Self { bell, stop, thread: Some(thread) })
     }
 }
 
 impl Drop for FlusherThread {
     fn drop(&mut self) {
-        self.bell.stop.store(true, Ordering::Release);
-        self.bell.ring();
+        self.stop.store(true, Ordering::Release);
+        self.bell.wake();
         if let Some(thread) = self.thread.take() {
             // A flusher that panicked has written what it has written; who waits for more is told
             // by the cache that there is no flusher.
@@ -113,19 +71,17 @@ impl Drop for FlusherThread {
     }
 }
 
-fn turn_until_stopped(mut flusher: Flusher, bell: &Bell) {
+fn turn_until(stop: &AtomicBool, mut flusher: Flusher, bell: &Doorbell) {
     let start = Instant::now();
     let mut idle = 0;
-    while !bell.stop.load(Ordering::Acquire) {
+    while !stop.load(Ordering::Acquire) {
         if flusher.turn(start.elapsed()).busy {
             idle = 0;
             continue;
         }
-        bell.sleeping.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `wake`; see the module page.
-        fence(Ordering::SeqCst);
+        bell.announce_sleep();
         let turn = flusher.turn(start.elapsed());
-        if !turn.busy {
+        if !turn.busy && !stop.load(Ordering::Acquire) {
             match flusher.arm() {
                 Armed::Ready => {}
                 Armed::MustPoll => {
@@ -135,8 +91,8 @@ fn turn_until_stopped(mut flusher: Flusher, bell: &Bell) {
                 Armed::Yes => sleep(&flusher, bell, turn.next.saturating_sub(start.elapsed())),
             }
         }
-        bell.sleeping.store(false, Ordering::Relaxed);
-        bell.silence();
+        bell.revoke_sleep();
+        bell.hush();
     }
 }
 
@@ -144,8 +100,8 @@ fn pause(idle: u32) {
     if idle < IDLE_TURNS { std::thread::yield_now() } else { std::thread::sleep(IDLE_SLEEP) }
 }
 
-fn sleep(flusher: &Flusher, bell: &Bell, at_most: Duration) {
-    let own = PollFd::new(&bell.event, PollFlags::IN);
+fn sleep(flusher: &Flusher, bell: &Doorbell, at_most: Duration) {
+    let own = PollFd::new(bell, PollFlags::IN);
     let timeout = Timespec::try_from(at_most).ok();
     // An interrupted or failed sleep is a short one: the next turn looks again.
     match flusher.event_fd() {
@@ -154,41 +110,10 @@ fn sleep(flusher: &Flusher, bell: &Bell, at_most: Duration) {
                 &mut [own, PollFd::new(&device, PollFlags::IN)],
                 timeout.as_ref(),
             );
-            read_empty(device);
+            doorbell::quiet(device);
         }
         None => {
             let _ = rustix::event::poll(&mut [own], timeout.as_ref());
         }
-    }
-}
-
-/// Silences an eventfd. What is none (a ring, readable while it has completions) refuses the read.
-fn read_empty(event: BorrowedFd<'_>) {
-    let mut count = [0; 8];
-    let mut parts = [IoSliceMut::new(&mut count)];
-    // At the file's own position, and never blocking, whatever the descriptor's flags are.
-    let _ = rustix::io::preadv2(event, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ring_before_the_sleep_ends_it_and_the_bell_is_silent_after() {
-        let bell = Bell::new().expect("an eventfd");
-        let readable = || {
-            let mut own = [PollFd::new(&bell.event, PollFlags::IN)];
-            rustix::event::poll(&mut own, Some(&Timespec::default())) == Ok(1)
-        };
-        bell.wake();
-        assert!(!readable(), "nobody sleeps, so nobody is rung");
-        bell.sleeping.store(true, Ordering::Relaxed);
-        bell.wake();
-        bell.wake();
-        assert!(readable());
-        bell.silence();
-        assert!(!readable());
-        bell.silence();
     }
 }
