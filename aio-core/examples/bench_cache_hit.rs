@@ -43,8 +43,8 @@ fn measure(
     peer: Side<File>,
 ) -> Result<(), Box<dyn Error>> {
     let pages = set_bytes / FRAME_SIZE as u64;
-    // Twice the frames of the set: pages are spread over shards by hash, not evenly.
-    let frames = pages as usize * 2;
+    // More frames than the set has pages: they are spread over the shards by hash, not evenly.
+    let frames = pages as usize * 3 / 2;
     let pool = DmaPool::new(PoolOptions::frames(frames + 64))?;
     let device = Arc::new(RamDevice::new(set_bytes, 4096, pool)?);
     let cache = Cache::new(device, CacheOptions::frames(frames))?;
