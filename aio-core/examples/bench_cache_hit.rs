@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-type Side<T> = fn(&T, &[u64], &mut Vec<u8>) -> u64;
+type Side<T> = fn(&T, &[u64], &mut [u8]) -> u64;
 
 fn measure(
     row: &str,
@@ -100,7 +100,7 @@ fn first_word(page: &[u8]) -> u64 {
     page.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word))
 }
 
-fn copy_ours(handle: &Handle, offsets: &[u64], page: &mut Vec<u8>) -> u64 {
+fn copy_ours(handle: &Handle, offsets: &[u64], page: &mut [u8]) -> u64 {
     let mut seen = 0u64;
     for &offset in offsets {
         match handle.pread(page, offset) {
@@ -111,7 +111,7 @@ fn copy_ours(handle: &Handle, offsets: &[u64], page: &mut Vec<u8>) -> u64 {
     seen
 }
 
-fn copy_peer(file: &File, offsets: &[u64], page: &mut Vec<u8>) -> u64 {
+fn copy_peer(file: &File, offsets: &[u64], page: &mut [u8]) -> u64 {
     let mut seen = 0u64;
     for &offset in offsets {
         match file.read_at(page, offset) {
@@ -122,7 +122,7 @@ fn copy_peer(file: &File, offsets: &[u64], page: &mut Vec<u8>) -> u64 {
     seen
 }
 
-fn sum_ours(handle: &Handle, offsets: &[u64], _: &mut Vec<u8>) -> u64 {
+fn sum_ours(handle: &Handle, offsets: &[u64], _: &mut [u8]) -> u64 {
     let mut seen = 0u64;
     for &offset in offsets {
         let Some(pin) = handle.try_pin(offset) else { panic!("page {offset} is not cached") };
@@ -133,7 +133,7 @@ fn sum_ours(handle: &Handle, offsets: &[u64], _: &mut Vec<u8>) -> u64 {
     seen
 }
 
-fn sum_peer(file: &File, offsets: &[u64], page: &mut Vec<u8>) -> u64 {
+fn sum_peer(file: &File, offsets: &[u64], page: &mut [u8]) -> u64 {
     let mut seen = 0u64;
     for &offset in offsets {
         match file.read_at(page, offset) {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::sync::Arc;
 
-use uaio_core::{Context, ContextOptions, Iocb, OpenOptions, Reactor, VolumeOptions};
+use uaio_core::{Context, ContextOptions, Iocb, OpenOptions, Reactor, Refusal, VolumeOptions};
 use uaio_driver::ram::RamDevice;
 use uaio_driver::{DmaPool, PoolOptions, SystemClock};
 use uaio_page_cache::{Cache, CacheOptions};
@@ -65,8 +65,11 @@ fn transfer(
         if waiting.is_empty() && context.outstanding() == 0 {
             break;
         }
-        // A refusal only says that there is no room now: events make some.
-        let _ = context.submit_all(&mut waiting);
+        match context.submit_all(&mut waiting) {
+            // No room now: events make some.
+            Ok(_) | Err(Refusal::NoSlot | Refusal::Busy) => {}
+            Err(refusal) => return Err(refusal.into()),
+        }
         let min = usize::from(context.outstanding() > 0);
         context.get_events(min, DEPTH, &mut events, None)?;
         for event in events.drain(..) {

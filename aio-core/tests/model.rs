@@ -108,7 +108,7 @@ impl Model {
         let asked = self.random.usize(..most) / grain * grain;
         // Past the end it is short.
         let range = start..(start + asked).min(SIZE);
-        let writes = kind % 2 == 0;
+        let writes = kind.is_multiple_of(2);
         if self.clashes(&range, writes) {
             self.finish();
         }
