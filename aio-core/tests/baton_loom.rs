@@ -3,7 +3,6 @@
 //! The scene is that of [`uaio_core::Context::get_events`] on a reactor without a thread. What the
 //! threads wait for only comes when somebody turns. A protocol that lets the baton lie beside a
 //! parked thread deadlocks, which loom reports.
-#![expect(missing_docs, reason = "the included file documents itself")]
 
 mod sync {
     pub(crate) use loom::sync::{Mutex, MutexGuard};

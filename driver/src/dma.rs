@@ -373,6 +373,28 @@ impl DmaBuf {
         unsafe { self.pool().base.as_ptr().add(self.index as usize * FRAME_SIZE) }
     }
 
+    /// Tells the processor that the frame is about to be read: its first lines and its reference
+    /// count are fetched side by side, while the caller goes on. Worth it before an atomic operation
+    /// that would make the loads after it wait. A hint: it changes nothing, and may do nothing.
+    #[inline]
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            /// The hardware's own prefetcher takes over where these end.
+            const LINES: usize = 16;
+            let count: *const AtomicU32 = self.references();
+            // SAFETY: a prefetch does not access memory and cannot fault, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(count.cast()) };
+            let first = self.as_ptr().cast_const();
+            for line in 0..LINES {
+                let address = first.wrapping_add(line * 64);
+                // SAFETY: as above.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+            }
+        }
+    }
+
     /// The frame as a volatile slice of [`FRAME_SIZE`] bytes.
     #[inline]
     pub fn slice(&self) -> VolatileSlice<'_> {

@@ -63,7 +63,10 @@ impl Policy for S3Fifo {
 
     fn hit(&mut self, slot: u32) {
         let uses = &mut self.uses[slot as usize];
-        *uses = (*uses + 1).min(3);
+        // A page in use is at 3 already, and a line that is not written need not be owned.
+        if *uses < 3 {
+            *uses += 1;
+        }
     }
 
     fn remove(&mut self, slot: u32) {

@@ -17,8 +17,10 @@ use crate::page::{Blocks, Busy, Page};
 use crate::stats::ShardStats;
 use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
-/// A page's place in the shard.
+/// A page's place in the shard. On cache lines of its own, in this order: a hit looks at the key and
+/// then at the page's frame, and takes one miss for both.
 #[derive(Debug)]
+#[repr(C, align(64))]
 struct Record {
     key: u64,
     page: Page,

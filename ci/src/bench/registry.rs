@@ -117,7 +117,7 @@ pub const ALL: &[Bench] = &[
             row("copied-256M", 1.6, Unit::Nanoseconds),
             row("pinned-256M", 2.0, Unit::Nanoseconds),
         ],
-        source: Source::Host { package: "uaio-page-cache", example: "cache_hit" },
+        source: Source::Host { package: "uaio-core", example: "bench_cache_hit" },
     },
     Bench {
         name: "nvme-cpu",
