@@ -286,7 +286,9 @@ pub(crate) fn manual() -> std::io::Result<Vec<u8>> {
     for exit in Exit::ALL {
         page.extend_from_slice(format!(".TP\n{}\n{}\n", exit as u8, exit.meaning()).as_bytes());
     }
-    Ok(page)
+    // No blanks at the ends of lines, as in every other file.
+    let page = String::from_utf8_lossy(&page);
+    Ok(page.lines().flat_map(|line| [line.trim_end(), "\n"]).collect::<String>().into_bytes())
 }
 
 /// Every command that does something, with its full name; the hidden ones left out.

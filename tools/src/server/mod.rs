@@ -27,7 +27,7 @@ mod shutdown;
 mod sizing;
 mod stack;
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ use crate::protocol::Info;
 use crate::record::Record;
 use control::Answers;
 use detach::Started;
-use serving::{Event, Serving, Shared};
+use serving::{Event, Serving, Shared, Unanswered};
 use shutdown::{Order, Stage};
 use stack::{Plan, Stack};
 
@@ -85,13 +85,13 @@ pub(crate) fn serve(
     if !shield.is_complete() {
         log::line(format_args!("when memory is short this server may get stuck: {shield}"));
     }
-    let (answered, last_answer) = sync_channel(1);
+    let unanswered = Arc::new(Unanswered::default());
     let mut devices: Vec<Serving> = Vec::new();
     let mut rest = stacks.into_iter();
     let begun = rest
         .by_ref()
         .try_for_each(|stack| {
-            let wires = Wires { orders: orders.clone(), answered: answered.clone() };
+            let wires = Wires { orders: orders.clone(), unanswered: Arc::clone(&unanswered) };
             devices.push(start(context, args, devices.len(), stack, wires, &shield)?);
             Ok(())
         })
@@ -107,7 +107,7 @@ pub(crate) fn serve(
     devices.iter_mut().for_each(|device| device.stack.keep());
     wait_for_the_end(context, args, &mut devices, &events);
     // The client whose order ended us still waits for its answer.
-    let _ = last_answer.recv_timeout(LAST_ANSWER);
+    unanswered.wait(LAST_ANSWER);
     Ok(())
 }
 
@@ -120,7 +120,7 @@ fn shield_thread() {
 /// How the threads of one device reach the control thread.
 struct Wires {
     orders: Sender<Event>,
-    answered: SyncSender<()>,
+    unanswered: Arc<Unanswered>,
 }
 
 /// Serves one stack: the block device, its record, its control socket.
@@ -158,7 +158,7 @@ fn start(
         cache: stack.cache.clone(),
         bottom: Arc::clone(&stack.bottom),
         orders: wires.orders,
-        answered: wires.answered,
+        unanswered: wires.unanswered,
     });
     let serving = Serving {
         shared: Arc::clone(&shared),

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uaio_driver::ublk::{self, OpKind, ServerError};
@@ -50,7 +50,7 @@ pub(crate) struct Shared {
     /// To the control thread.
     pub(crate) orders: Sender<Event>,
     /// Told when the answer to a stop has been sent.
-    pub(crate) answered: SyncSender<()>,
+    pub(crate) unanswered: Arc<Unanswered>,
 }
 
 /// What the control thread is woken by.
@@ -216,6 +216,30 @@ impl Shared {
     }
 }
 
+/// Orders to stop whose answers have not been sent: the process does not end before they are.
+#[derive(Debug, Default)]
+pub(crate) struct Unanswered {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Unanswered {
+    fn begin(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn end(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits, bounded, until all are.
+    pub(crate) fn wait(&self, at_most: Duration) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.changed.wait_timeout_while(count, at_most, |count| *count > 0);
+    }
+}
+
 impl Answers for Shared {
     fn prepare_thread(&self) {
         super::shield_thread();
@@ -230,6 +254,7 @@ impl Answers for Shared {
                 outcome.inspect_err(|failure| self.log_unsaved(failure)).map(|()| Answer::Done)
             }
             Command::Delete { force, discard_dirty, .. } => {
+                self.unanswered.begin();
                 self.delete(Order { force, discard_dirty }, command.deadline())
             }
         }
@@ -237,7 +262,7 @@ impl Answers for Shared {
 
     fn answered(&self, command: Command) {
         if matches!(command, Command::Delete { .. }) {
-            let _ = self.answered.try_send(());
+            self.unanswered.end();
         }
     }
 }
