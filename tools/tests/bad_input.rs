@@ -94,9 +94,7 @@ fn without_ublk_nothing_is_created() {
         let backend = format!("file:{},size=1M", place.path("new.img").display());
         let outcome = place.aioctl(["add", &backend].iter().chain(options));
         outcome.is_refusal(6, "this kernel has no ublk driver loaded; run `modprobe ublk_drv`");
-        assert!(!place.path("new.img").exists(), "a file was created for nothing");
-        let logs = std::fs::read_dir(place.run_dir()).map_or(0, Iterator::count);
-        assert_eq!(logs, 0, "something was left in the run directory");
+        assert_eq!(place.contents(), [], "something was left");
     }
 }
 
@@ -163,13 +161,34 @@ fn a_run_directory_that_is_none_is_refused() {
     assert_eq!((outcome.code, outcome.stderr.matches('\n').count()), (1, 1), "{outcome:?}");
 }
 
-/// The server's failure reaches the caller, however early it comes.
+/// The server's side of `--detach`, without the parent that would have refused it before.
 #[test]
-fn a_detached_server_that_cannot_have_its_directory_says_so() {
+fn a_detached_server_that_cannot_have_its_directory_says_so_to_its_parent() {
     let place = Place::new();
     std::fs::write(place.run_dir(), "a file").expect("a file");
-    let outcome = place.aioctl(["add", "ram:1M", "--detach"]);
-    outcome.is_refusal(1, "run: File exists");
+    place.aioctl(["add", "ram:1M", "--detach"]).is_refusal(2, "run is not a directory");
+    let outcome = place.aioctl(["add", "ram:1M", "--detach", "--detached-server"]);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stdout.starts_with("{\"failed\":{\"exit\":\"usage\",\"what\":"), "{outcome:?}");
+    assert_eq!(outcome.stdout.matches('\n').count(), 1, "{outcome:?}");
+}
+
+/// Only root may change /tmp; whoever names it as the run directory must not do so by accident.
+#[test]
+fn a_run_directory_that_others_may_write_is_refused_and_left_as_it_is() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    std::fs::create_dir(place.run_dir()).expect("a directory");
+    let mode = std::fs::Permissions::from_mode(0o1777);
+    std::fs::set_permissions(place.run_dir(), mode.clone()).expect("chmod");
+    for options in [&[][..], &["--detach"], &["--detach", "--detached-server"]] {
+        let outcome = place.aioctl(["add", "ram:1M"].iter().chain(options));
+        assert_eq!(outcome.code, 5, "{outcome:?}");
+        assert!(outcome.stderr.contains("run can be written by others"), "{outcome:?}");
+        let is = std::fs::metadata(place.run_dir()).expect("a directory").permissions();
+        assert_eq!(is.mode() & 0o7777, 0o1777);
+        assert_eq!(place.contents().len(), 1, "something was left: {options:?}");
+    }
 }
 
 #[test]
