@@ -44,7 +44,9 @@ impl Exit {
             Self::NotFound => "no such device, address, namespace or file",
             Self::InUse => "mounted, open, held or served by somebody; the message says by whom",
             Self::Permission => "not permitted; most commands need root",
-            Self::Unsupported => "the kernel or the machine lacks something: ublk, an IOMMU, VFIO",
+            Self::Unsupported => {
+                "the kernel or the machine lacks something: ublk, an IOMMU, VFIO, memory"
+            }
             Self::TimedOut => {
                 "not done by its deadline; the message says how far it came; try again"
             }

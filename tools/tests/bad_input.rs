@@ -84,6 +84,17 @@ fn a_file_that_cannot_be_served_is_refused_and_left_alone() {
 }
 
 #[test]
+fn memory_that_the_machine_does_not_have_is_refused_before_it_is_taken() {
+    let place = Place::new();
+    for line in ["add ram:1024T", "add ram:1024T --mode none --detach", "add ram:1M --cache 1024T"]
+    {
+        let said = " MiB of memory are needed, and this machine has ";
+        place.aioctl(line.split_whitespace()).is_refusal(6, said);
+        assert_eq!(place.contents(), [], "`aioctl {line}` changed something");
+    }
+}
+
+#[test]
 fn without_ublk_nothing_is_created() {
     if Path::new("/dev/ublk-control").exists() {
         eprintln!("skipped: this kernel has ublk");

@@ -22,6 +22,7 @@ pub(crate) mod checks;
 mod control;
 pub(crate) mod detach;
 mod flusher;
+mod memory;
 mod serving;
 mod shutdown;
 mod sizing;
@@ -118,6 +119,7 @@ pub(crate) fn check<'a>(context: &Context, args: &'a AddArgs) -> Result<Plan<'a>
     for backend in &args.backends {
         checks::backend(context, backend)?;
     }
+    memory::check(&context.system, args, plan.pool())?;
     kernel::check()?;
     Ok(plan)
 }
