@@ -225,3 +225,16 @@ fn an_empty_list_is_a_header_for_people_and_an_array_for_programs() {
     assert_eq!(place.aioctl(["list", "--json"]).stdout, "{\n  \"devices\": []\n}\n");
     assert_eq!(place.contents(), [], "looking made something");
 }
+
+#[test]
+fn a_reader_that_has_gone_is_no_error_and_a_full_disk_is() {
+    let place = Place::new();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let outcome = place.aioctl_into(["--help"], writer);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+    let outcome = place.aioctl_into(["list"], full);
+    assert_eq!(outcome.stderr, "aioctl: write to stdout: No space left on device\n");
+    assert_eq!(outcome.code, 1);
+}
