@@ -39,6 +39,9 @@ pub(crate) struct Record {
     pub(crate) mode: Mode,
     /// Memory of the cache; 0 without one.
     pub(crate) cache_bytes: u64,
+    /// Where the server writes its log; absent where that is its stderr.
+    #[serde(default)]
+    pub(crate) log: Option<String>,
 }
 
 /// The directory of the records.
@@ -191,13 +194,24 @@ impl Record {
             block_size_bytes: 0,
             mode: Mode::None,
             cache_bytes: 0,
+            log: None,
         }
+    }
+
+    /// Where its log is, in words.
+    pub(crate) fn log_name(&self) -> String {
+        log_name(self.log.as_deref())
     }
 
     /// Whether the process that wrote it still runs.
     pub(crate) fn is_alive(&self, system: &System) -> bool {
         system.start_time(self.pid) == Some(self.start_time_ticks)
     }
+}
+
+/// Where the log of a server is, in words: a file, or the stderr of one in the foreground.
+pub(crate) fn log_name(log: Option<&str>) -> String {
+    log.map_or_else(|| "what it wrote to stderr".into(), |path| format!("its log, {path}"))
 }
 
 /// Whether `path` is a socket left by a server that is gone: there, and nobody listens.

@@ -89,7 +89,9 @@ pub(crate) fn serve(
         .by_ref()
         .try_for_each(|stack| {
             let wires = Wires { orders: orders.clone(), unanswered: Arc::clone(&unanswered) };
-            devices.push(start(context, args, devices.len(), stack, wires, &shield)?);
+            let first = devices.first().map(|device| device.shared.id);
+            let device = start(context, args, (devices.len(), first), stack, wires, &shield)?;
+            devices.push(device);
             Ok(())
         })
         .and_then(|()| {
@@ -136,11 +138,12 @@ struct Wires {
     unanswered: Arc<Unanswered>,
 }
 
-/// Serves one stack: the block device, its record, its control socket.
+/// Serves one stack: the block device, its record, its control socket. `first` is the process's first
+/// device, which the log has its name from; `None` for that one itself.
 fn start(
     context: &Context,
     args: &AddArgs,
-    index: usize,
+    (index, first): (usize, Option<DeviceId>),
     mut stack: Stack,
     wires: Wires,
     shield: &ShieldReport,
@@ -160,10 +163,14 @@ fn start(
         }
     };
     let id = DeviceId(server.id());
+    let log = args.detached_server.then(|| context.run.log(first.unwrap_or(id)));
     let shared = Arc::new(Shared {
         id,
         index,
-        info: info(args, &server, &stack, shield),
+        info: Info {
+            log: log.map(|path| path.display().to_string()),
+            ..info(args, &server, &stack, shield)
+        },
         server,
         started: Instant::now(),
         stage: Mutex::new(Stage::Serving),
@@ -237,6 +244,7 @@ fn info(args: &AddArgs, server: &Server, stack: &Stack, shield: &ShieldReport) -
         dma_bytes: pool.len_bytes() as u64,
         hugepages: pool.is_huge(),
         pid: std::process::id(),
+        log: None,
         uptime_s: 0,
     }
 }
@@ -248,6 +256,7 @@ fn record(context: &Context, info: &Info) -> Record {
         block_size_bytes: info.block_size_bytes,
         mode: info.mode,
         cache_bytes: info.cache_bytes,
+        log: info.log.clone(),
         ..Record::of_this_process(&context.system, DeviceId(info.id))
     }
 }

@@ -20,6 +20,7 @@ use crate::holders::{self, Holder};
 use crate::kernel;
 use crate::log;
 use crate::protocol::{Answer, CacheStats, Command, Info, OperationStats, Stats};
+use crate::record::log_name;
 use crate::system::System;
 
 /// How much longer a client waits for a stop than the stop itself has.
@@ -133,7 +134,7 @@ impl Shared {
             in_vain = if dirty < least { 0 } else { in_vain + 1 };
             least = least.min(dirty);
             if in_vain == ATTEMPTS_IN_VAIN || Instant::now() >= deadline {
-                return Err(unsaved(&self.unsaved_ranges(), error));
+                return Err(unsaved(&self.unsaved_ranges(), error, self.info.log.as_deref()));
             }
             std::thread::sleep(BETWEEN_ATTEMPTS);
         }
@@ -297,7 +298,7 @@ fn cache_stats(stats: &uaio_page_cache::CacheStats) -> CacheStats {
 }
 
 /// What cannot be saved, by range.
-fn unsaved(ranges: &[Range<u64>], error: IoError) -> Failure {
+fn unsaved(ranges: &[Range<u64>], error: IoError, log: Option<&str>) -> Failure {
     let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     if ranges.is_empty() {
         let what = format!("the backend cannot make its writes stable: {error}");
@@ -310,7 +311,7 @@ fn unsaved(ranges: &[Range<u64>], error: IoError) -> Failure {
         .collect();
     let more = match ranges.len().saturating_sub(SHOWN_RANGES) {
         0 => String::new(),
-        more => format!(" and {more} more ranges, see the log"),
+        more => format!(" and {more} more ranges, see {}", log_name(log)),
     };
     Failure::new(
         Exit::Unsaved,
@@ -386,14 +387,17 @@ mod tests {
         let error = IoError { status: 0x281, ..IoError::new(IoErrorKind::Media) };
         let ranges = [4096..8192, 65536..69632];
         assert_eq!(
-            unsaved(&ranges, error).to_string(),
+            unsaved(&ranges, error, None).to_string(),
             "8192 bytes cannot be written, unrecovered media error (status 0x281): \
              bytes 4096 to 8191, 65536 to 69631; \
              they are kept: read them, or give them up with --discard-dirty"
         );
         let many: Vec<_> = (0..10u64).map(|n| n * 8192..n * 8192 + 512).collect();
-        let line = unsaved(&many, error).to_string();
-        assert!(line.contains("24576 to 25087 and 6 more ranges, see the log;"), "{line}");
-        assert!(unsaved(&[], error).what.starts_with("the backend cannot make its writes stable"));
+        let line = unsaved(&many, error, Some("/run/uaio/0.log")).to_string();
+        let said = "24576 to 25087 and 6 more ranges, see its log, /run/uaio/0.log;";
+        assert!(line.contains(said), "{line}");
+        assert!(
+            unsaved(&[], error, None).what.starts_with("the backend cannot make its writes stable")
+        );
     }
 }
