@@ -150,16 +150,24 @@ impl RunDir {
 
     /// The records there are, by number. What is no record of ours is left alone.
     pub(crate) fn records(&self) -> Vec<Record> {
+        self.ids().into_iter().filter_map(|id| self.read(id)).collect()
+    }
+
+    /// What is named as a record is and cannot be read as one: damaged, or of another aioctl. There
+    /// may be a server behind it all the same.
+    pub(crate) fn unreadable(&self) -> Vec<DeviceId> {
+        // One that has just been removed is nothing to report.
+        let there = |id: &DeviceId| self.record(*id).exists();
+        self.ids().into_iter().filter(|&id| self.read(id).is_none()).filter(there).collect()
+    }
+
+    fn ids(&self) -> Vec<DeviceId> {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let mut records: Vec<Record> = entries
-            .filter_map(|entry| {
-                let name = entry.file_name().to_str()?.to_string();
-                let id: u32 = name.strip_suffix(".json")?.parse().ok()?;
-                self.read(DeviceId(id))
-            })
-            .collect();
-        records.sort_by_key(|record| record.id);
-        records
+        let id = |name: &str| name.strip_suffix(".json")?.parse().ok();
+        let mut ids: Vec<u32> =
+            entries.filter_map(|entry| entry.file_name().to_str().and_then(id)).collect();
+        ids.sort_unstable();
+        ids.into_iter().map(DeviceId).collect()
     }
 
     /// The record of one device.
@@ -246,6 +254,7 @@ mod tests {
         // A record under another number is not believed.
         fs::copy(run.record(DeviceId(3)), run.record(DeviceId(6))).expect("a copy");
         assert_eq!(run.records(), [record(3, 7, 9), record(12, 8, 9)]);
+        assert_eq!(run.unreadable(), [4, 5, 6].map(DeviceId));
         run.remove(DeviceId(3));
         assert_eq!(run.records(), [record(12, 8, 9)]);
         let mode = |path: PathBuf| fs::metadata(path).expect("a file").permissions().mode() & 0o777;

@@ -128,6 +128,20 @@ fn a_stale_socket_is_recognised_and_cleared_away_by_list() {
     place.aioctl(["info", "5"]).is_refusal(3, "/dev/ublkb5 is not served");
 }
 
+/// There may be a server behind it: it must not be passed over in silence.
+#[test]
+fn a_damaged_record_is_reported_by_list_and_left_alone() {
+    let place = Place::new();
+    std::fs::create_dir(place.run_dir()).expect("a directory");
+    std::fs::write(place.run_dir().join("4.json"), "{\"version\":1").expect("a file");
+    let before = place.contents();
+    let listed = place.aioctl(["list", "--json"]);
+    assert_eq!((listed.code, listed.stdout.as_str()), (0, "{\n  \"devices\": []\n}\n"));
+    let said = "4.json; is /dev/ublkb4 served? see `aioctl info 4`\n";
+    assert!(listed.stderr.ends_with(said), "{listed:?}");
+    assert_eq!(place.contents(), before);
+}
+
 /// A server that is none: whatever it does, the client ends with one line.
 #[test]
 fn a_server_that_misbehaves_costs_one_line() {
@@ -166,8 +180,7 @@ fn a_server_that_misbehaves_costs_one_line() {
 fn a_run_directory_that_is_none_is_refused() {
     let place = Place::new();
     std::fs::write(place.run_dir(), "a file").expect("a file");
-    let listed = place.aioctl(["list"]);
-    assert_eq!((listed.code, listed.stderr.as_str()), (0, ""));
+    place.aioctl(["list"]).is_refusal(1, "run: Not a directory");
     let outcome = place.aioctl(["info", "0"]);
     assert_eq!((outcome.code, outcome.stderr.matches('\n').count()), (1, 1), "{outcome:?}");
 }
