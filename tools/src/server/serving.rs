@@ -269,7 +269,7 @@ impl Answers for Shared {
 }
 
 fn operation(op: &ublk::OpStats) -> OperationStats {
-    let percentile = |percent| op.latency.percentile(percent).map(|at| at.as_secs_f64() * 1e6);
+    let percentile = |percent| op.latency.percentile(percent).map(|at| at.as_nanos() as f64 / 1e3);
     OperationStats {
         name: op.kind.to_string(),
         count: op.done,
