@@ -57,23 +57,56 @@ impl RunDir {
         &self.path
     }
 
-    /// Makes the directory if it is not there, and refuses one that others may write: whoever can
-    /// put a socket there can answer in our name.
+    /// Makes the directory if it is not there; one that is there is not changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check), or that it cannot be made.
     pub(crate) fn create(&self) -> Result<(), Failure> {
         let text = self.path.display();
-        fs::create_dir_all(&self.path)
-            .map_err(|error| Failure::os(format!("create {text}"), error))?;
-        let is =
-            fs::metadata(&self.path).map_err(|error| Failure::os(format!("stat {text}"), error))?;
-        if is.uid() != rustix::process::geteuid().as_raw() {
-            return Err(Failure::new(
-                Exit::Permission,
-                format!("{text} belongs to another user"),
-                "try again as root, or choose another --run-dir",
-            ));
+        let failed = |error| Failure::os(format!("create {text}"), error);
+        if let Some(parent) = self.path.parent() {
+            fs::create_dir_all(parent).map_err(failed)?;
         }
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o755))
-            .map_err(|error| Failure::os(format!("chmod {text}"), error))
+        match fs::create_dir(&self.path) {
+            // Whatever the umask: the records are for all to read.
+            Ok(()) => fs::set_permissions(&self.path, fs::Permissions::from_mode(0o755))
+                .map_err(|error| Failure::os(format!("chmod {text}"), error)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self.check(),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Refuses a directory that others may write: whoever can put a socket there can answer in our
+    /// name. One that is not there is no failure.
+    ///
+    /// # Errors
+    ///
+    /// Whose it is, or that it is none.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        const OTHERS_WRITE: u32 = 0o022;
+        let text = self.path.display();
+        let is = match fs::metadata(&self.path) {
+            Ok(is) => is,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Failure::os(format!("stat {text}"), error)),
+        };
+        let (exit, what) = if !is.is_dir() {
+            (Exit::Usage, "is not a directory")
+        } else if is.uid() != rustix::process::geteuid().as_raw() {
+            (Exit::Permission, "belongs to another user")
+        } else if is.mode() & OTHERS_WRITE != 0 {
+            (Exit::Permission, "can be written by others")
+        } else {
+            return Ok(());
+        };
+        let hint = match exit {
+            Exit::Permission if is.is_dir() && !rustix::process::geteuid().is_root() => {
+                "try again as root, or choose another --run-dir"
+            }
+            _ => "choose another --run-dir",
+        };
+        Err(Failure::new(exit, format!("{text} {what}"), hint))
     }
 
     pub(crate) fn socket(&self, id: DeviceId) -> PathBuf {
@@ -204,6 +237,25 @@ mod tests {
         let mode = |path: PathBuf| fs::metadata(path).expect("a file").permissions().mode() & 0o777;
         assert_eq!(mode(run.record(DeviceId(12))), 0o644);
         assert_eq!(mode(directory.path().join("uaio")), 0o755);
+    }
+
+    #[test]
+    fn a_directory_that_is_there_keeps_its_mode_and_one_that_others_may_write_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("shared");
+        fs::create_dir(&path).expect("a directory");
+        let run = RunDir::new(&path);
+        for (mode, refused) in
+            [(0o1777, true), (0o775, true), (0o757, true), (0o755, false), (0o700, false)]
+        {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            let result = run.create();
+            let exit = result.as_ref().err().map(|failure| failure.exit);
+            assert_eq!(exit, refused.then_some(Exit::Permission), "{mode:o}: {result:?}");
+            let is = fs::metadata(&path).expect("a directory").permissions().mode();
+            assert_eq!(is & 0o7777, mode);
+        }
+        assert_eq!(fs::read_dir(&path).expect("a directory").count(), 0);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(crate) mod checks;
 mod control;
 pub(crate) mod detach;
 mod flusher;
+mod memory;
 mod serving;
 mod shutdown;
 mod sizing;
@@ -68,11 +69,7 @@ pub(crate) fn serve(
     // What we create is for its owner alone; what we inherited ends with us.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     close_fds::set_fds_cloexec(3, &[]);
-    let plan = Plan::new(args)?;
-    for backend in &args.backends {
-        checks::backend(context, backend)?;
-    }
-    kernel::check()?;
+    let plan = check(context, args)?;
     for note in clearing::clear(context) {
         log::line(note);
     }
@@ -109,6 +106,22 @@ pub(crate) fn serve(
     // The client whose order ended us still waits for its answer.
     unanswered.wait(LAST_ANSWER);
     Ok(())
+}
+
+/// Everything that can be refused before anything is taken, made or changed.
+///
+/// # Errors
+///
+/// What is wrong.
+pub(crate) fn check<'a>(context: &Context, args: &'a AddArgs) -> Result<Plan<'a>, Failure> {
+    let plan = Plan::new(args)?;
+    context.run.check()?;
+    for backend in &args.backends {
+        checks::backend(context, backend)?;
+    }
+    memory::check(&context.system, args, plan.pool())?;
+    kernel::check()?;
+    Ok(plan)
 }
 
 /// Shields the calling thread. What may not be had is the same for all threads, and reported once,
