@@ -37,7 +37,7 @@ impl Binaries {
         Self::default().and_build(scenarios, profile)
     }
 
-    /// Programs that were built elsewhere, to be carried in instead of those of `uaio-tools`.
+    /// Programs that were built elsewhere, to be carried in instead of those of `aioctl`.
     pub fn given(paths: &[PathBuf]) -> Self {
         let mut binaries = Self::default();
         if !paths.is_empty() {
@@ -45,7 +45,7 @@ impl Binaries {
                 name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 path: path.clone(),
             });
-            binaries.programs.insert("uaio-tools".into(), built.collect());
+            binaries.programs.insert("aioctl".into(), built.collect());
         }
         binaries
     }

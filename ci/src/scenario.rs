@@ -10,7 +10,7 @@
 //! | `drive` | options of an NVMe drive, a line for each | no drive |
 //! | `device` | another PCI device, as QEMU takes it | |
 //! | `append` | an argument for the kernel | |
-//! | `programs` | packages whose programs it needs on its PATH | `uaio-tools` |
+//! | `programs` | packages whose programs it needs on its PATH | `aioctl` |
 //! | `tests` | packages whose test binaries it needs in `/uaio/tests` | |
 //! | `examples` | `PACKAGE/NAME` it needs on its PATH | |
 //! | `peers` | crates `NAME@VERSION` whose programs it compares ours with; it must do without them | |
@@ -94,7 +94,7 @@ impl Scenario {
             kernels: Series::ALL.into(),
             iommu: vec![Some(48)],
             machine: Machine::default(),
-            programs: vec!["uaio-tools".into()],
+            programs: vec!["aioctl".into()],
             tests: Vec::new(),
             examples: Vec::new(),
             peers: Vec::new(),

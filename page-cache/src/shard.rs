@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashTable;
-use uaio_driver::DmaBuf;
+use uaio_driver::{DmaBuf, IoError};
 
 use crate::evict::Policy;
 use crate::list::List;
@@ -61,6 +61,8 @@ pub(crate) struct Shard {
     /// By slot, like the records; beside them because a hit does not look at it.
     troubles: Vec<Trouble>,
     failed: usize,
+    /// Pages whose writebacks have failed and not succeeded since.
+    troubled: usize,
     pub(crate) stats: ShardStats,
 }
 
@@ -105,6 +107,7 @@ impl Shard {
             clean: 0,
             troubles: vec![Trouble::default(); total],
             failed: 0,
+            troubled: 0,
             stats: ShardStats::default(),
         }
     }
@@ -188,7 +191,8 @@ impl Shard {
         }
         if !self.records[slot as usize].page.holds_room() {
             self.set_failed(slot, false);
-            self.troubles[slot as usize].attempts = 0;
+            let attempts = std::mem::take(&mut self.troubles[slot as usize].attempts);
+            self.troubled -= usize::from(attempts > 0);
         }
         if ended {
             self.wake_page(slot, wakes);
@@ -329,9 +333,15 @@ impl Shard {
         None
     }
 
-    /// Whether somebody waits for a frame.
-    pub(crate) fn frame_wanted(&self) -> bool {
-        !self.frame_waiters.is_empty()
+    /// Ends the waits for a frame when none can come: every frame holds data that cannot be written.
+    pub(crate) fn fail_frame_waiters(&mut self, error: IoError, wakes: &mut Wakes) {
+        if !self.free.is_empty() || self.clean > 0 || self.lent > 0 {
+            return;
+        }
+        while let Some(waiter) = self.entries.pop(&mut self.frame_waiters) {
+            wakes.push(waiter, Wakeup::Ended(Err(error)));
+        }
+        self.wanted.store(false, Ordering::SeqCst);
     }
 
     /// A frame that was lent is now a page's.
@@ -401,7 +411,9 @@ impl Shard {
         if trouble.failed != failed {
             trouble.failed = failed;
             if failed {
-                trouble.attempts = trouble.attempts.saturating_add(1);
+                self.troubled += usize::from(trouble.attempts == 0);
+                // Never back to 0, and never stuck: which block is tried depends on it.
+                trouble.attempts = trouble.attempts.checked_add(1).unwrap_or(1);
                 self.failed += 1;
             } else {
                 self.failed -= 1;
@@ -424,6 +436,11 @@ impl Shard {
 
     pub(crate) fn is_failed(&self, slot: u32) -> bool {
         self.troubles[slot as usize].failed
+    }
+
+    /// Number of pages whose writebacks have failed and not succeeded since.
+    pub(crate) fn troubled_len(&self) -> usize {
+        self.troubled
     }
 
     /// Number of pages whose last writeback failed.

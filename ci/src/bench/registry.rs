@@ -77,8 +77,12 @@ pub enum Source {
         package: &'static str,
         /// The example.
         example: &'static str,
-        /// The functions that count are those whose name starts so.
-        functions: &'static str,
+        /// What happens inside functions whose name contains this counts, also in what they call.
+        counted: &'static str,
+        /// Functions whose name contains this do not count.
+        not_counted: &'static str,
+        /// How many requests a round makes; the program's argument is the number of rounds.
+        round_requests: u32,
         /// How many instructions a request may take.
         budget: u32,
     },
@@ -126,7 +130,9 @@ pub const ALL: &[Bench] = &[
         source: Source::Callgrind {
             package: "uaio-driver",
             example: "nvme_cpu",
-            functions: "uaio_driver::nvme::",
+            counted: "nvme_cpu::counted_",
+            not_counted: "uaio_driver::nvme::model::",
+            round_requests: 128,
             budget: 150,
         },
     },

@@ -15,8 +15,8 @@ use crate::lab::{Lab, image};
 use crate::runner::{self, Binaries};
 use crate::{packages, process, scenario};
 
-/// How many requests the shorter of the two counted runs makes.
-const COUNTED_REQUESTS: u64 = 20_000;
+/// How many rounds the shorter of the two counted runs makes.
+const COUNTED_ROUNDS: u64 = 200;
 
 /// Measures, each figure against a peer in the same run, in turns.
 ///
@@ -88,14 +88,15 @@ fn measure(bench: &Bench, options: &Options) -> Result<Vec<String>> {
             let said = process::output(&mut program_command(&program))?;
             Ok(said.lines().map(String::from).collect())
         }
-        Source::Callgrind { package, example, functions, budget } => {
+        Source::Callgrind { package, example, counted, not_counted, round_requests, budget } => {
             let program = built(package, example)?;
-            let shorter = count(&program, COUNTED_REQUESTS, functions)?;
-            let longer = count(&program, 2 * COUNTED_REQUESTS, functions)?;
+            let shorter = count(&program, COUNTED_ROUNDS, counted, not_counted)?;
+            let longer = count(&program, 2 * COUNTED_ROUNDS, counted, not_counted)?;
             // The difference leaves out what is done once.
-            let each = longer.saturating_sub(shorter) as f64 / COUNTED_REQUESTS as f64;
+            let requests = COUNTED_ROUNDS * u64::from(round_requests);
+            let each = longer.saturating_sub(shorter) as f64 / requests as f64;
             if each == 0.0 {
-                bail!("no function of {functions} was counted");
+                bail!("nothing was counted in {counted}");
             }
             Ok(vec![format!("ROUND - {each} {budget}")])
         }
@@ -116,29 +117,31 @@ fn program_command(program: &cargo::Built) -> Command {
     command
 }
 
-/// The instructions that functions of this name spend themselves while `program` makes `requests`.
-fn count(program: &cargo::Built, requests: u64, functions: &str) -> Result<u64> {
+/// The instructions spent inside functions of the name `counted` while `program` makes `rounds` rounds, except those of
+/// functions of the name `not_counted` themselves.
+fn count(program: &cargo::Built, rounds: u64, counted: &str, not_counted: &str) -> Result<u64> {
     let lab = Lab::open()?;
     let dir = lab.run_dir("callgrind")?;
     let out = dir.join("out");
     let mut valgrind = Command::new("valgrind");
     valgrind
         .args(["--tool=callgrind", "--compress-strings=no", "--compress-pos=no"])
+        .args(["--collect-atstart=no", &format!("--toggle-collect=*{counted}*")])
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(&program.path)
-        .arg(requests.to_string());
+        .arg(rounds.to_string());
     process::quiet(&mut valgrind)?;
-    let cost = self_cost(&fs::read_to_string(&out)?, functions);
+    let cost = self_cost(&fs::read_to_string(&out)?, not_counted);
     fs::remove_dir_all(dir)?;
     Ok(cost)
 }
 
-/// Sums the cost of functions whose name contains `functions` in a callgrind profile, without what they call.
-fn self_cost(profile: &str, functions: &str) -> u64 {
-    let (mut sum, mut ours, mut skip) = (0_u64, false, false);
+/// Sums the self costs in a callgrind profile, but for functions whose name contains `not_counted`.
+fn self_cost(profile: &str, not_counted: &str) -> u64 {
+    let (mut sum, mut ours, mut skip) = (0_u64, true, false);
     for line in profile.lines() {
         if let Some(name) = line.strip_prefix("fn=") {
-            ours = name.contains(functions);
+            ours = !name.contains(not_counted);
         } else if line.starts_with("calls=") {
             // The next line is what the call cost.
             skip = true;
@@ -175,11 +178,11 @@ mod tests {
     use crate::scenario::Job;
 
     #[test]
-    fn only_the_own_cost_of_the_named_functions_is_summed() {
+    fn own_costs_are_summed_without_calls_and_without_what_is_not_counted() {
         let profile = "events: Ir\n\nfl=a.rs\nfn=<ours::Queue as x>::poll\n10 7\n11 100\n\
-                       cfn=other::f\ncalls=1 20\n12 9000\n13 1\n\nfn=other::f\n20 9000\n";
-        assert_eq!(self_cost(profile, "ours::"), 108);
-        assert_eq!(self_cost(profile, "nothing"), 0);
+                       cfn=model::f\ncalls=1 20\n12 9000\n13 1\n\nfn=model::f\n20 9000\n\nfn=memcpy\n3 5\n";
+        assert_eq!(self_cost(profile, "model::"), 113);
+        assert_eq!(self_cost(profile, "nothing"), 9113);
     }
 
     #[test]
