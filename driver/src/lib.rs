@@ -28,6 +28,32 @@
 //!
 //! [`ublk`] goes the other way: it makes an ordinary `/dev/ublkbN` of any of them.
 //!
+//! # I/O model
+//!
+//! A device is opened once and shared; each queue has one owner, who submits what it has, commits
+//! once, and polls until there is nothing left. Requests own their frames from `submit` to the
+//! completion. Nothing is ordered but by waiting for completions; a flush covers the writes that had
+//! completed when it was submitted. An owner with nothing to do arms the queue and sleeps.
+//!
+//! ```
+//! use uaio_driver::{BlockDevice, DmaPool, Lba, PoolOptions, QueueOptions, Request, SgList, Token};
+//! use uaio_driver::ram::RamDevice;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = DmaPool::new(PoolOptions::frames(16))?;
+//! let device = RamDevice::new(1 << 20, 4096, pool.clone())?;
+//! let mut queue = device.open_queue(QueueOptions::polled(8))?;
+//! let data = SgList::new(vec![pool.take().expect("a free frame")]);
+//! data.copy_from_slice(0, b"hello");
+//! queue.submit(Request::write(Token::from_u64(1), Lba(3), 1, data, false)).expect("room");
+//! queue.commit();
+//! let mut done = Vec::with_capacity(8);
+//! while queue.poll(8, &mut done) == 0 {}
+//! done[0].result?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Errors
 //!
 //! Three tiers. A completion carries [`IoError`], small and `Copy`, with the device's own status

@@ -146,7 +146,6 @@ impl Bypass {
     fn leave(&mut self, core: &mut Core) {
         let cache = core.cache.clone();
         let per_page = cache.blocks_per_page();
-        let mut room = 0;
         for page in self.lba / per_page..self.end_lba.div_ceil(per_page) {
             let start = page * per_page;
             let from = self.lba.max(start) - start;
@@ -157,10 +156,9 @@ impl Bypass {
             let keep_dirty = self.error.is_some();
             let (released, result) = shard.forget(slot, &mut core.wakes, blocks, keep_dirty);
             assert!(result.is_ok(), "somebody was busy with page {page} under bypass");
-            room += released.room;
+            cache.room(page).release(released.room, &mut core.wakes);
             shard.hand_over(&mut core.wakes);
         }
-        cache.room.release(room, &mut core.wakes);
         if let Some(barrier) = self.barrier.take() {
             cache.barriers.leave(barrier, &mut core.wakes);
         }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
@@ -102,7 +102,6 @@ pub struct Cache {
     device: Arc<dyn BlockDevice>,
     mode: CacheMode,
     shards: Box<[ShardCell]>,
-    pub(crate) room: DirtyRoom,
     pub(crate) barriers: Barriers,
     pub(crate) errors: ErrorLog,
     pub(crate) orders: Mutex<Orders>,
@@ -119,8 +118,14 @@ pub struct Cache {
 #[repr(align(128))]
 struct ShardCell {
     lock: Mutex<Shard>,
+    /// Room for its dirty pages. Each shard has its part of the limit, so that there are always
+    /// frames in it that can be evicted.
+    room: DirtyRoom,
     /// Whether somebody waits for a frame of it; see `Shard::wait_frame`.
     wanted: Arc<AtomicBool>,
+    /// Pins that callers hold, and how many they may.
+    pins: AtomicUsize,
+    pins_max: usize,
 }
 
 /// One opener of a cache: each is told once of writeback errors that happened while it was open.
@@ -168,23 +173,25 @@ impl Cache {
             let free = taken.len();
             return Err(CacheError::NoFrames { wanted: frames, free });
         }
+        let dirty_max = (frames * usize::from(dirty_max_percent) / 100).max(1);
+        // Until the write rate is known: what a slow drive writes in two seconds, 128 MiB.
+        let room_pages = dirty_max.min(32 << 10) / shards;
         let shards = (0..shards)
             .rev()
             .map(|left| {
                 let own = taken.split_off(taken.len() - taken.len() / (left + 1));
                 let policy = Box::new(S3Fifo::new(own.len()));
                 let wanted = Arc::new(AtomicBool::new(false));
+                let pins_max = own.len() / 4;
                 let lock = Mutex::new(Shard::new(own, policy, Arc::clone(&wanted)));
-                ShardCell { lock, wanted }
+                let room = DirtyRoom::new(room_pages.max(1));
+                ShardCell { lock, room, wanted, pins: AtomicUsize::new(0), pins_max }
             })
             .collect();
         let geometry = device.geometry();
-        let dirty_max = (frames * usize::from(dirty_max_percent) / 100).max(1);
         Ok(Arc::new(Self {
             mode,
             shards,
-            // Until the write rate is known: what a slow drive writes in two seconds, 128 MiB.
-            room: DirtyRoom::new(dirty_max.min(32 << 10)),
             barriers: Barriers::default(),
             errors: ErrorLog::default(),
             orders: Mutex::default(),
@@ -229,11 +236,10 @@ impl Cache {
             let at = offset + done as u64;
             let in_page = (at % FRAME_SIZE as u64) as usize;
             let len = (FRAME_SIZE - in_page).min(out.len() - done);
-            let Some(pin) = self.pin_blocks(at / FRAME_SIZE as u64, self.touched(in_page, len))
-            else {
-                return false;
-            };
-            pin.frame().read(in_page, &mut out[done..done + len]);
+            let page = at / FRAME_SIZE as u64;
+            let Some(frame) = self.share(page, self.touched(in_page, len)) else { return false };
+            frame.read(in_page, &mut out[done..done + len]);
+            self.unpin(page, frame);
             done += len;
         }
         true
@@ -241,17 +247,26 @@ impl Cache {
 
     /// Pins the page at `offset` (a multiple of 4096) if all of it is cached: what it holds can then
     /// be looked at without a copy. Writers go on in a frame of their own meanwhile, so a pin is a
-    /// snapshot. Hold it briefly: a pinned frame serves nobody else.
+    /// snapshot. Hold it briefly: a pinned frame serves nobody else. When a quarter of the frames is
+    /// pinned (of the shard that the page lies in) there is no pin to be had: copy instead.
     pub fn try_pin(&self, offset: u64) -> Option<PagePin<'_>> {
         let page = offset / FRAME_SIZE as u64;
         if !offset.is_multiple_of(FRAME_SIZE as u64) || page >= self.pages() {
             return None;
         }
-        self.pin_blocks(page, self.existing(page))
+        let cell = self.cell(page);
+        if cell.pins.fetch_add(1, Ordering::Relaxed) < cell.pins_max
+            && let Some(frame) = self.share(page, self.existing(page))
+        {
+            return Some(PagePin { cache: self, page, frame: Some(frame) });
+        }
+        cell.pins.fetch_sub(1, Ordering::Relaxed);
+        None
     }
 
+    /// A handle to the page's frame, if these blocks of it are cached.
     #[inline]
-    fn pin_blocks(&self, page: u64, want: Blocks) -> Option<PagePin<'_>> {
+    fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
         let mut shard = self.shard(page);
         let slot = shard.find(page)?;
         let content = shard.page(slot).readable()?;
@@ -265,7 +280,7 @@ impl Cache {
         shard.touch(slot);
         let frame = shard.page(slot).readable()?.frame.share();
         shard.stats.hits += 1;
-        Some(PagePin { cache: self, page, frame: Some(frame) })
+        Some(frame)
     }
 
     /// What it has done and holds. Takes each shard's lock in turn.
@@ -286,9 +301,10 @@ impl Cache {
             stats.writeback_bytes += (shard.writeback_len() * FRAME_SIZE) as u64;
             stats.failed += shard.failed_len() as u64;
         }
-        let room = self.room.usage();
-        stats.room_waits = room.waits;
-        stats.dirty_limit_bytes = (room.limit * FRAME_SIZE) as u64;
+        for room in self.rooms().map(DirtyRoom::usage) {
+            stats.room_waits += room.waits;
+            stats.dirty_limit_bytes += (room.limit * FRAME_SIZE) as u64;
+        }
         stats.device_flushes = self.device_flushes.load(Ordering::Relaxed);
         stats.flushes = self.orders.lock().flushes;
         stats
@@ -341,6 +357,15 @@ impl Cache {
 
     pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> {
         self.shards.iter().map(|cell| &cell.lock)
+    }
+
+    pub(crate) fn rooms(&self) -> impl Iterator<Item = &DirtyRoom> {
+        self.shards.iter().map(|cell| &cell.room)
+    }
+
+    /// Room for the dirty pages of the shard that `page` lies in.
+    pub(crate) fn room(&self, page: u64) -> &DirtyRoom {
+        &self.cell(page).room
     }
 
     #[inline]
@@ -403,7 +428,8 @@ impl Cache {
         let seq = self.last_seq();
         orders.tickets.push(Ticket { seq, waiter });
         drop(orders);
-        match &*self.flusher.lock() {
+        let flusher = self.flusher.lock().clone();
+        match flusher {
             Some(flusher) => flusher.wake(),
             // Nobody would ever answer.
             None => self.fail_tickets(&mut Wakes::default(), NO_FLUSHER, |_| true),
@@ -421,16 +447,17 @@ impl Cache {
         let mut flusher = self.flusher.lock();
         let broken = if wake.is_some() { None } else { Some(NO_FLUSHER) };
         *flusher = wake;
-        self.room.set_broken(broken, wakes);
+        self.rooms().for_each(|room| room.set_broken(broken, wakes));
         if let Some(error) = broken {
             self.fail_tickets(wakes, error, |_| true);
+            self.shards().for_each(|shard| shard.lock().fail_frame_waiters(error, wakes));
         }
     }
 
     /// Makes room for the wait entries of `operations` more operations, everywhere they may wait.
     pub(crate) fn reserve_waiters(&self, operations: usize) {
         self.shards().for_each(|shard| shard.lock().reserve_waiters(operations));
-        self.room.reserve_waiters(operations);
+        self.rooms().for_each(|room| room.reserve_waiters(operations));
         self.barriers.reserve_waiters(operations);
         self.orders.lock().tickets.reserve(operations);
     }
@@ -515,6 +542,7 @@ impl Drop for PagePin<'_> {
     #[inline]
     fn drop(&mut self) {
         if let Some(frame) = self.frame.take() {
+            self.cache.cell(self.page).pins.fetch_sub(1, Ordering::Relaxed);
             self.cache.unpin(self.page, frame);
         }
     }

@@ -12,6 +12,10 @@ use crate::buffer::Buffer;
 use crate::cache::{Cache, CacheMode, Handle};
 use crate::lane::{Finished, Lane, OpKind, Operation};
 
+/// What one discard or write-zeroes may cover: each looks at every page of its range, in one step of
+/// the queue's owner, who serves nobody else meanwhile.
+const BYPASS_MAX_BYTES: u32 = 64 << 20;
+
 /// A block device over a cache over a block device. All its queues are one handle: an error of a
 /// writeback nobody waited for is told to the first flush after it.
 ///
@@ -42,7 +46,14 @@ impl BlockDevice for CachedDevice {
     }
 
     fn geometry(&self) -> Geometry {
-        Geometry { transfer_max_bytes: Lane::LEN_MAX as u32, ..self.cache.device().geometry() }
+        let below = self.cache.device().geometry();
+        let most_blocks = BYPASS_MAX_BYTES / below.block_size;
+        Geometry {
+            transfer_max_bytes: Lane::LEN_MAX as u32,
+            discard_max_blocks: below.discard_max_blocks.min(most_blocks),
+            write_zeroes_max_blocks: below.write_zeroes_max_blocks.min(most_blocks),
+            ..below
+        }
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -322,14 +322,13 @@ impl Core {
         mut failed: impl FnMut(&Cache, u64, u64),
     ) {
         let cache = Arc::clone(&self.cache);
-        let mut room = 0;
         for (page, frame) in self.pages_of(io, &mut frames) {
             let mut shard = cache.shard(page);
             let Some(slot) = shard.find(page) else { panic!("page {page} left while written") };
             let oldest = shard.page(slot).written_since().unwrap_or(0);
             let end = |page: Page| (page.end_writeback(result.is_ok()), ());
             let ((), released) = shard.transition(slot, &mut self.wakes, end);
-            room += released.room;
+            cache.room(page).release(released.room, &mut self.wakes);
             if let Some(frame) = frame.and_then(DmaBuf::release) {
                 shard.put_frame(frame);
             }
@@ -347,7 +346,6 @@ impl Core {
             }
             shard.hand_over(&mut self.wakes);
         }
-        cache.room.release(room, &mut self.wakes);
         self.recycle(frames);
     }
 
@@ -390,7 +388,7 @@ impl Core {
         self.run.pop()
     }
 
-    /// Gives back what an operation was handed and does not need, so that it goes to the next.
+    /// Gives back what an operation was handed for `page` and does not need: it goes to the next.
     pub(crate) fn give_back(&mut self, page: u64, wakeup: Wakeup) {
         match wakeup {
             Wakeup::Retry | Wakeup::Ended(_) => {}
@@ -400,7 +398,7 @@ impl Core {
                 shard.put_frame(frame);
                 shard.hand_over(&mut self.wakes);
             }
-            Wakeup::Room => self.cache.room.release(1, &mut self.wakes),
+            Wakeup::Room => self.cache.room(page).release(1, &mut self.wakes),
         }
     }
 

@@ -285,7 +285,7 @@ impl Read {
             match (io.kind, frame) {
                 (IoKind::ReadPast, Some(frame)) => core.give_back(page, Wakeup::Frame(frame)),
                 (IoKind::ReadPast, None) => {}
-                (_, frame) => end_fill(core, page, blocks, frame, result.is_ok()),
+                (_, frame) => _ = end_fill(core, page, blocks, frame, result.is_ok(), false),
             }
         }
         core.recycle(frames);
@@ -301,14 +301,16 @@ impl Read {
     }
 }
 
-/// Installs a frame that the device has filled, or has failed to, or keeps.
+/// Installs a frame that the device has filled, or has failed to, or keeps. With `pin` the page is
+/// pinned before anybody can evict it.
 pub(crate) fn end_fill(
     core: &mut Core,
     page: u64,
     blocks: Blocks,
     frame: Option<DmaBuf>,
     ok: bool,
-) {
+    pin: bool,
+) -> Option<DmaBuf> {
     let cache = core.cache.clone();
     let mut shard = cache.shard(page);
     let Some(slot) = shard.find(page) else { panic!("page {page} left while it was read") };
@@ -322,7 +324,13 @@ pub(crate) fn end_fill(
         None if kept_by_device => {}
         None => shard.installed(),
     }
+    // A read that filled nothing has left the shard, and its slot is somebody else's to be.
+    let pinned = match shard.page(slot).readable() {
+        Some(content) if pin && ok => Some(content.frame.share()),
+        _ => None,
+    };
     shard.hand_over(&mut core.wakes);
     drop(shard);
-    cache.room.release(released.room, &mut core.wakes);
+    cache.room(page).release(released.room, &mut core.wakes);
+    pinned
 }

@@ -8,7 +8,7 @@ use uaio_driver::IoError;
 
 use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
-/// Room for dirty pages, cache-wide. Its lock is taken inside a shard's, never the other way round.
+/// Room for the dirty pages of a shard. Its lock is taken inside a shard's, never the other way round.
 pub(crate) struct DirtyRoom {
     inner: Mutex<Inner>,
 }
@@ -102,12 +102,7 @@ impl DirtyRoom {
 
     pub(crate) fn usage(&self) -> Usage {
         let inner = self.inner.lock();
-        Usage {
-            used: inner.used,
-            limit: inner.limit,
-            wanted: !inner.waiters.is_empty(),
-            waits: inner.waits,
-        }
+        Usage { used: inner.used, limit: inner.limit, waits: inner.waits }
     }
 }
 
@@ -128,8 +123,6 @@ pub(crate) struct Usage {
     pub(crate) used: usize,
     /// How many may.
     pub(crate) limit: usize,
-    /// Whether somebody waits.
-    pub(crate) wanted: bool,
     /// How often somebody had to wait.
     pub(crate) waits: u64,
 }

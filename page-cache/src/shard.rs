@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashTable;
-use uaio_driver::DmaBuf;
+use uaio_driver::{DmaBuf, IoError};
 
 use crate::evict::Policy;
 use crate::list::List;
@@ -17,17 +17,24 @@ use crate::page::{Blocks, Busy, Page};
 use crate::stats::ShardStats;
 use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
-/// A page's place in the shard. On cache lines of its own, in this order: a hit looks at the key and
-/// then at the page's frame, and takes one miss for both.
+/// A page's place in the shard: one cache line, so that a hit takes one miss for the key and the
+/// page's frame together.
 #[derive(Debug)]
 #[repr(C, align(64))]
 struct Record {
     key: u64,
     page: Page,
     waiters: WaitQueue,
-    /// A writeback of it failed and it has not been tried again since.
+}
+
+const _: () = assert!(size_of::<Record>() == 64);
+
+/// What became of a page's writebacks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trouble {
+    /// The last one failed and has not been tried again since.
     failed: bool,
-    /// How many writebacks of it have failed since it was last clean.
+    /// How many have failed since the page was last clean.
     attempts: u8,
 }
 
@@ -51,7 +58,11 @@ pub(crate) struct Shard {
     writeback: List,
     policy: Box<dyn Policy>,
     clean: usize,
+    /// By slot, like the records; beside them because a hit does not look at it.
+    troubles: Vec<Trouble>,
     failed: usize,
+    /// Pages whose writebacks have failed and not succeeded since.
+    troubled: usize,
     pub(crate) stats: ShardStats,
 }
 
@@ -78,13 +89,7 @@ impl Shard {
     ) -> Self {
         let total = frames.len();
         let records = (0..total)
-            .map(|_| Record {
-                key: 0,
-                page: Page::Absent,
-                waiters: WaitQueue::EMPTY,
-                failed: false,
-                attempts: 0,
-            })
+            .map(|_| Record { key: 0, page: Page::Absent, waiters: WaitQueue::EMPTY })
             .collect();
         Self {
             index: HashTable::with_capacity(total),
@@ -100,7 +105,9 @@ impl Shard {
             writeback: List::new(total),
             policy,
             clean: 0,
+            troubles: vec![Trouble::default(); total],
             failed: 0,
+            troubled: 0,
             stats: ShardStats::default(),
         }
     }
@@ -184,7 +191,8 @@ impl Shard {
         }
         if !self.records[slot as usize].page.holds_room() {
             self.set_failed(slot, false);
-            self.records[slot as usize].attempts = 0;
+            let attempts = std::mem::take(&mut self.troubles[slot as usize].attempts);
+            self.troubled -= usize::from(attempts > 0);
         }
         if ended {
             self.wake_page(slot, wakes);
@@ -325,9 +333,15 @@ impl Shard {
         None
     }
 
-    /// Whether somebody waits for a frame.
-    pub(crate) fn frame_wanted(&self) -> bool {
-        !self.frame_waiters.is_empty()
+    /// Ends the waits for a frame when none can come: every frame holds data that cannot be written.
+    pub(crate) fn fail_frame_waiters(&mut self, error: IoError, wakes: &mut Wakes) {
+        if !self.free.is_empty() || self.clean > 0 || self.lent > 0 {
+            return;
+        }
+        while let Some(waiter) = self.entries.pop(&mut self.frame_waiters) {
+            wakes.push(waiter, Wakeup::Ended(Err(error)));
+        }
+        self.wanted.store(false, Ordering::SeqCst);
     }
 
     /// A frame that was lent is now a page's.
@@ -393,11 +407,13 @@ impl Shard {
 
     /// Marks a page whose writeback failed, or one that is to be tried again.
     pub(crate) fn set_failed(&mut self, slot: u32, failed: bool) {
-        let record = &mut self.records[slot as usize];
-        if record.failed != failed {
-            record.failed = failed;
+        let trouble = &mut self.troubles[slot as usize];
+        if trouble.failed != failed {
+            trouble.failed = failed;
             if failed {
-                record.attempts = record.attempts.saturating_add(1);
+                self.troubled += usize::from(trouble.attempts == 0);
+                // Never back to 0, and never stuck: which block is tried depends on it.
+                trouble.attempts = trouble.attempts.checked_add(1).unwrap_or(1);
                 self.failed += 1;
             } else {
                 self.failed -= 1;
@@ -408,18 +424,23 @@ impl Shard {
     /// All failed pages are to be tried again.
     pub(crate) fn retry_failed(&mut self) {
         if self.failed > 0 {
-            self.records.iter_mut().for_each(|record| record.failed = false);
+            self.troubles.iter_mut().for_each(|trouble| trouble.failed = false);
             self.failed = 0;
         }
     }
 
     /// How many writebacks of the page have failed since it was last clean.
     pub(crate) fn attempts(&self, slot: u32) -> u8 {
-        self.records[slot as usize].attempts
+        self.troubles[slot as usize].attempts
     }
 
     pub(crate) fn is_failed(&self, slot: u32) -> bool {
-        self.records[slot as usize].failed
+        self.troubles[slot as usize].failed
+    }
+
+    /// Number of pages whose writebacks have failed and not succeeded since.
+    pub(crate) fn troubled_len(&self) -> usize {
+        self.troubled
     }
 
     /// Number of pages whose last writeback failed.

@@ -39,6 +39,9 @@ pub(crate) struct Write {
     /// Room for one dirty page, not used yet.
     room: bool,
     granted: Option<(u64, DmaBuf)>,
+    /// The page that was filled for us, pinned until we look at it again: otherwise those who wait
+    /// for frames would take it as soon as it is there, and it would be filled for ever.
+    filled: Option<DmaBuf>,
 }
 
 enum Visit {
@@ -76,6 +79,7 @@ impl Write {
             error: None,
             room: false,
             granted: None,
+            filled: None,
         }
     }
 
@@ -112,8 +116,21 @@ impl Write {
                 }
                 break Step::Done(self.error.map_or(Ok(()), Err));
             }
-            match self.visit(me, core, &mut run) {
-                Visit::Forward => self.page += 1,
+            let was_pinned = self.filled.is_some();
+            let visit = self.visit(me, core, &mut run);
+            if was_pinned && !matches!(visit, Visit::Forward) {
+                // It was not used after all: it is anybody's again.
+                core.cache.shard(self.page).hand_over(&mut core.wakes);
+            }
+            match visit {
+                Visit::Forward => {
+                    // Somebody else had made the page dirty: the room is not needed, and is not
+                    // room for the next page, which may lie in another shard.
+                    if std::mem::take(&mut self.room) {
+                        core.give_back(self.page, Wakeup::Room);
+                    }
+                    self.page += 1;
+                }
                 Visit::Again => {}
                 Visit::Blocked => {
                     self.outstanding += core.send(me, &mut run);
@@ -143,6 +160,10 @@ impl Write {
         // waits for one thing at a time.
         let may_wait = run.is_none() && self.outstanding == 0;
         let mut shard = cache.shard(page);
+        // Under the lock nobody evicts it before we have decided.
+        if let Some(frame) = self.filled.take().and_then(DmaBuf::release) {
+            shard.put_frame(frame);
+        }
         if cache.barriers.covers(page) {
             return match may_wait {
                 false => Visit::Blocked,
@@ -171,7 +192,7 @@ impl Write {
             return Visit::Queued;
         }
         if takes_room && !self.room {
-            match cache.room.take(|| may_wait.then(|| core.waiter(me, false))) {
+            match cache.room(page).take(|| may_wait.then(|| core.waiter(me, false))) {
                 Ok(half) => {
                     self.room = true;
                     if half {
@@ -300,16 +321,24 @@ impl Write {
         if let Err(error) = result {
             self.error = Some(error);
         }
+        let mut oldest_failed = u64::MAX;
         if io.kind == IoKind::Fill {
             let mut frames = data.frames;
             for (page, frame) in core.pages_of(&io, &mut frames) {
                 let blocks = core.blocks_of(&io, page);
-                end_fill(core, page, blocks, frame, result.is_ok());
+                self.filled = end_fill(core, page, blocks, frame, result.is_ok(), true);
             }
             core.recycle(frames);
         } else {
             // The writer is told here; the data stays dirty and is tried again like any other.
-            core.end_store(&io, result, data.frames, self.past, |_, _, _| {});
+            core.end_store(&io, result, data.frames, self.past, |_, _, oldest| {
+                oldest_failed = oldest_failed.min(oldest);
+            });
+        }
+        if let Err(error) = result {
+            // As when the flusher fails to write what a flush covers.
+            let cache = core.cache.clone();
+            cache.fail_tickets(&mut core.wakes, error, |seq| seq >= oldest_failed);
         }
         self.go_on(me, core)
     }

@@ -4,9 +4,10 @@
 //! lanes hold, and never needs a free frame: page and request share one. It is turned by its owner,
 //! a thread or a test, and reads no clock of its own.
 //!
-//! **What it writes**: what a flush waits for; what is older than [`AGE_MAX`]; above half of the
-//! dirty limit, the oldest; and in a shard where somebody waits for a frame, the oldest there.
-//! Pages are sent in order of block number, neighbours joined into one command.
+//! **What it writes**: first what a flush waits for and what is older than [`AGE_MAX`]; then, in each
+//! shard that is above half of its dirty limit, the oldest. Pages are sent in order of block number,
+//! neighbours joined into one command. The order of the two matters: a writer who fills the limit all
+//! the time would otherwise take the slots that a flush waits for.
 //!
 //! **Flush**: a flush covers the writes numbered up to its own. When all of those are on the device
 //! a device flush is sent, and everybody whose writes were complete *before it was sent* shares it;
@@ -18,7 +19,8 @@
 //!
 //! **Errors**: data that could not be written stays dirty and is tried again, with growing pauses,
 //! and at once when somebody flushes, block by block so that a bad block costs only itself. Each
-//! flush that covers it fails while it stays so.
+//! flush that covers it fails while it stays so. When the device is gone, or has failed for
+//! [`GIVE_UP`], writers that find no room get the error instead of waiting, until data goes out again.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -26,11 +28,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use uaio_driver::{Armed, DeviceError, FRAME_SIZE, IoErrorKind, IoResult, Op, SgList, Token, Wake};
+use uaio_driver::{
+    Armed, DeviceError, FRAME_SIZE, IoError, IoErrorKind, IoResult, Op, SgList, Token, Wake,
+};
 
 use crate::cache::Cache;
 use crate::lane::{Core, Io, IoKind, Run};
 use crate::page::{Blocks, Page};
+use crate::room::Usage;
 use crate::wait::{Waiter, Wakeup};
 
 /// How old a dirty page may get before it is written without anybody asking.
@@ -41,6 +46,8 @@ pub const FLUSH_TARGET: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
 /// Pauses between attempts to write what has failed: the first, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How long a device may fail before those who wait for room are told.
+pub const GIVE_UP: Duration = Duration::from_secs(10);
 /// Pages looked at in one turn.
 const BATCH_PAGES: usize = 2048;
 /// The dirty limit never goes below this, in pages: 1 MiB.
@@ -69,6 +76,11 @@ pub struct Flusher {
     waiting: bool,
     retry_at: Duration,
     backoff: Duration,
+    /// Since when there is data that failed to be written, and how it failed last.
+    failing: Option<(Duration, IoError)>,
+    /// The last sequence number when a write failed last: what is tried again is not younger.
+    failing_seq: u64,
+    broken: bool,
     ages: Ages,
     pace: Pace,
     /// Everything is to be written, as if somebody flushed.
@@ -95,6 +107,9 @@ impl Flusher {
             waiting: false,
             retry_at: Duration::ZERO,
             backoff: BACKOFF.0,
+            failing: None,
+            failing_seq: 0,
+            broken: false,
             ages: Ages::default(),
             pace: Pace::default(),
             all: false,
@@ -117,6 +132,7 @@ impl Flusher {
             }
             self.adjust();
         }
+        self.judge(now);
         self.ages.sample(now, &self.core.cache);
         busy |= self.write_some(now);
         busy |= self.flush_ready();
@@ -167,6 +183,11 @@ impl Flusher {
             IoKind::Flush => {
                 self.flush_in_flight = false;
                 self.core.recycle(data.frames);
+                if let Err(error) = result {
+                    // What was to become stable may be lost. Those who share this flush are told
+                    // now; every other handle is told by its next.
+                    self.core.cache.errors.record(0..self.core.cache.size_bytes(), error);
+                }
                 for waiter in self.sharing.drain(..) {
                     self.core.wakes.push(waiter, Wakeup::Ended(result));
                 }
@@ -194,28 +215,48 @@ impl Flusher {
                 // as long as the device pleases.
                 let covers = |seq| seq >= oldest_failed;
                 cache.fail_tickets(&mut self.core.wakes, error, covers);
-                self.retry_at = now + self.backoff;
-                self.backoff = (self.backoff * 2).min(BACKOFF.1);
-                let failed: usize = cache.shards().map(|shard| shard.lock().failed_len()).sum();
-                let gone = error.kind == IoErrorKind::Gone || cache.device_error().is_some();
-                if gone || failed > cache.room.usage().limit / 2 {
-                    cache.room.set_broken(Some(error), &mut self.core.wakes);
+                // One attempt is many commands: the first that fails of them counts.
+                if now >= self.retry_at {
+                    self.retry_at = now + self.backoff;
+                    self.backoff = (self.backoff * 2).min(BACKOFF.1);
                 }
+                let since = self.failing.map_or(now, |(since, _)| since);
+                self.failing = Some((since, error));
+                self.failing_seq = cache.last_seq();
             }
         }
     }
 
-    /// Sets the dirty limit by the rate seen, and lets writers in again once data goes out.
+    /// Decides whether room will come back: not from a device that is gone or fails for long.
+    fn judge(&mut self, now: Duration) {
+        let cache = &self.core.cache;
+        if self.failing.is_some() && !cache.shards().any(|shard| shard.lock().troubled_len() > 0) {
+            self.failing = None;
+        }
+        let broken = self.failing.filter(|(since, error)| {
+            let gone = error.kind == IoErrorKind::Gone || cache.device_error().is_some();
+            gone || now.saturating_sub(*since) >= GIVE_UP
+        });
+        if broken.is_some() || self.broken {
+            self.broken = broken.is_some();
+            let error = broken.map(|(_, error)| error);
+            cache.rooms().for_each(|room| room.set_broken(error, &mut self.core.wakes));
+            if let Some(error) = error {
+                let wakes = &mut self.core.wakes;
+                cache.shards().for_each(|shard| shard.lock().fail_frame_waiters(error, wakes));
+            }
+        }
+    }
+
+    /// Sets the dirty limit by the rate seen.
     fn adjust(&mut self) {
         let cache = &self.core.cache;
         if let Some(bytes_per_s) = self.pace.rate() {
             let pages = (bytes_per_s * FLUSH_TARGET.as_secs_f64()) as usize / FRAME_SIZE;
             let most = cache.dirty_max();
             let limit = pages.clamp(LIMIT_MIN_PAGES.min(most), most);
-            cache.room.set_limit(limit, &mut self.core.wakes);
-        }
-        if !self.any_failed() {
-            cache.room.set_broken(None, &mut self.core.wakes);
+            let shards = cache.rooms().count();
+            cache.rooms().for_each(|room| room.set_limit(limit / shards, &mut self.core.wakes));
         }
     }
 
@@ -230,43 +271,56 @@ impl Flusher {
         if retry_failed || now >= self.retry_at {
             cache.shards().for_each(|shard| shard.lock().retry_failed());
         }
-        let upto =
-            if self.all { u64::MAX } else { flush_seq.unwrap_or(0).max(self.ages.expired(now)) };
-        let usage = cache.room.usage();
-        let on_their_way: usize = cache.shards().map(|shard| shard.lock().writeback_len()).sum();
-        let mut quota = usage.used.saturating_sub(usage.limit / 2 + on_their_way);
-        if usage.wanted {
-            quota = quota.max(1);
+        let mut upto = flush_seq.unwrap_or(0).max(self.ages.expired(now));
+        if self.failing.is_some() {
+            upto = upto.max(self.failing_seq);
         }
-        self.batch.clear();
-        for shard in cache.shards() {
+        if self.all {
+            upto = u64::MAX;
+        }
+        // First what is asked for, of all shards; what is over half of the limit gets what is left.
+        let mut sent = 0;
+        let slots_left = self.write_batch(&cache, &mut sent, |since, _| since <= upto);
+        if slots_left {
+            let over_half = |room: &Usage, ahead| room.used > room.limit / 2 + ahead;
+            self.write_batch(&cache, &mut sent, |_, (room, ahead)| over_half(room, ahead));
+        }
+        sent > 0
+    }
+
+    /// Sends the oldest dirty pages of each shard for as long as `wanted` says so, of a page's
+    /// number, its shard's room, and how many pages of the shard are on their way before it. Says
+    /// whether there are slots left.
+    fn write_batch(
+        &mut self,
+        cache: &Cache,
+        sent: &mut usize,
+        wanted: impl Fn(u64, (&Usage, usize)) -> bool,
+    ) -> bool {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        for (shard, room) in cache.shards().zip(cache.rooms()) {
+            let room = room.usage();
             let shard = shard.lock();
-            let wanted = shard.frame_wanted();
+            let mut ahead = shard.writeback_len();
             for slot in shard.dirty() {
                 let page = shard.page(slot);
                 let since = page.dirty_since().unwrap_or(u64::MAX);
-                let asked = since <= upto || wanted || quota > 0;
-                if !asked || self.batch.len() == BATCH_PAGES {
+                if batch.len() == BATCH_PAGES || !wanted(since, (&room, ahead)) {
                     break;
                 }
                 if matches!(page, Page::Dirty(_)) && !shard.is_failed(slot) {
-                    self.batch.push(shard.key(slot));
-                    quota = quota.saturating_sub(1);
+                    batch.push(shard.key(slot));
+                    ahead += 1;
                 }
             }
         }
-        self.batch.sort_unstable();
+        batch.sort_unstable();
         let mut run = None;
-        let mut sent = 0;
-        let batch = std::mem::take(&mut self.batch);
-        for &page in &batch {
-            if !self.store(&cache, page, &mut run, &mut sent) {
-                break;
-            }
-        }
+        let slots_left = batch.iter().all(|page| self.store(cache, *page, &mut run, sent));
+        *sent += self.core.send(ME, &mut run);
         self.batch = batch;
-        sent += self.core.send(ME, &mut run);
-        sent > 0
+        slots_left
     }
 
     /// Puts one page under writeback; `false` when there is no slot left for a command.
@@ -353,7 +407,9 @@ impl Flusher {
         for shard in cache.shards() {
             let mut shard = shard.lock();
             let busy = shard.dirty().chain(shard.writing()).find(|slot| match shard.page(*slot) {
-                Page::Reading { .. } | Page::Writing(_) => true,
+                page @ (Page::Reading { .. } | Page::Writing(_)) => {
+                    page.dirty_since().is_some_and(|since| since <= seq)
+                }
                 Page::Writeback { oldest, .. } => *oldest <= seq,
                 Page::Absent | Page::Clean(_) | Page::Dirty(_) => false,
             });

@@ -365,6 +365,110 @@ fn writers_that_need_room_get_an_error_when_the_device_is_gone() {
 }
 
 #[test]
+fn every_writer_is_answered_when_the_device_takes_no_more() {
+    let options = CacheOptions { dirty_max_percent: 50, shards: 4, ..CacheOptions::frames(64) };
+    let mut rig = Rig::with(options);
+    // Room for half of what comes: a full file system below.
+    let full = IoError::new(IoErrorKind::NoSpace);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(full)).at(256..u64::MAX));
+    let mut failed = 0;
+    for id in 0..128 {
+        rig.start(id, WRITE, id * PAGE, page(1));
+        while rig.result(id).is_none() {
+            rig.now += Duration::from_millis(200);
+            rig.turn();
+            assert!(rig.now < Duration::from_secs(60), "write {id} waits for ever");
+        }
+        failed += usize::from(rig.result(id) == Some(Err(full)));
+    }
+    assert!(failed > 0, "everything was taken");
+    assert_eq!(rig.flush(), Err(full));
+    // Once there is room below, all that was acknowledged goes out.
+    rig.device.clear_faults();
+    rig.now += Duration::from_secs(31);
+    rig.turns(50);
+    assert_eq!(rig.flush(), Err(full), "what failed meanwhile is told once");
+    assert_eq!(rig.flush(), Ok(()));
+    assert_eq!(rig.run(WRITE, 200 * PAGE, page(1)).0, Ok(()));
+}
+
+#[test]
+fn a_flush_gets_slots_before_a_writer_who_fills_the_limit() {
+    let options = CacheOptions { dirty_max_percent: 80, ..CacheOptions::frames(64) };
+    let mut rig = Rig::with(options);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Slow { steps: 3 }));
+    // The page that the flush covers lies above all that are dirtied later, none a neighbour.
+    assert_eq!(rig.run(WRITE, 255 * PAGE, page(1)).0, Ok(()));
+    rig.start(1, OpKind::Flush, 0, Vec::new());
+    let mut next = 100;
+    while rig.result(1).is_none() {
+        for _ in 0..8 {
+            if rig.lanes[1].in_flight() < rig.lanes[1].depth() {
+                rig.start_on(1, next, WRITE, next % 100 * 2 * PAGE, page(2));
+                next += 1;
+            }
+        }
+        rig.turn();
+        assert!(next < 1000, "the flush starves");
+    }
+}
+
+#[test]
+fn a_device_flush_that_fails_is_told_to_every_handle_once() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    let (first, other) = (rig.handle.clone(), rig.cache.open());
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    rig.device.set_fault(Fault::new(FaultOn::Flushes, Effect::Fail(MEDIA)).times(1));
+    assert_eq!(rig.flush(), Err(MEDIA));
+    rig.handle = other;
+    assert_eq!(rig.flush(), Err(MEDIA), "it covers what the failed one was to make stable");
+    assert_eq!(rig.flush(), Ok(()));
+    rig.handle = first;
+    assert_eq!(rig.flush(), Ok(()), "told twice");
+}
+
+#[test]
+fn many_commands_that_fail_at_once_are_one_attempt() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    for index in 0..8 {
+        assert_eq!(rig.run(WRITE, index * 2 * PAGE, page(1)).0, Ok(()));
+    }
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).times(8));
+    assert_eq!(rig.flush(), Err(MEDIA));
+    rig.turns(10);
+    // Half a second later, not thirty, they are tried again.
+    rig.now += Duration::from_millis(600);
+    rig.turns(60);
+    assert_eq!(rig.cache.dirty_ranges(), []);
+}
+
+#[test]
+fn writers_of_parts_of_blocks_get_on_when_frames_are_scarce() {
+    let mut rig = Rig::with(CacheOptions { shards: 1, ..CacheOptions::frames(16) });
+    for id in 0..20 {
+        rig.start_on((id % 2) as usize, id, WRITE, id * 2 * PAGE + 100, vec![7; 50]);
+    }
+    for id in 0..20 {
+        assert_eq!(rig.wait(id).0, Ok(()));
+    }
+    // Each page is filled once, or once more when its writer had to wait for room.
+    assert!(rig.device.counts().reads <= 40, "{:?}", rig.device.counts());
+}
+
+#[test]
+fn pins_are_bounded_and_the_rest_is_copied() {
+    let mut rig = Rig::with(CacheOptions { shards: 1, ..CacheOptions::frames(64) });
+    let read = rig.run(READ, 0, vec![1; 32 * PAGE as usize]);
+    assert_eq!(read.0, Ok(()));
+    let cache = Arc::clone(&rig.cache);
+    let pins: Vec<_> = (0..32).filter_map(|index| cache.try_pin(index * PAGE)).collect();
+    assert_eq!(pins.len(), 16, "a quarter of the frames");
+    assert!(cache.try_read(31 * PAGE, &mut page(1)));
+    drop(pins);
+    assert!(cache.try_pin(31 * PAGE).is_some());
+}
+
+#[test]
 fn dirty_pages_are_written_by_age_without_being_asked() {
     let mut rig = Rig::new(CacheMode::Writeback);
     assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));

@@ -64,21 +64,23 @@ fn nvme(rest: &str) -> Result<Backend, String> {
 }
 
 fn file(rest: &str) -> Result<Backend, String> {
-    // Only `,key=value` at the end is an option, so a comma in a path does no harm.
-    let (path, size) = match rest.rsplit_once(',').map(|(path, last)| (path, last.split_once('=')))
-    {
-        Some((path, Some(("size", size)))) => {
+    let (path, size) = match option(rest) {
+        Some((path, "size", size)) => {
             let size: ByteSize = size.parse()?;
             if size.0 == 0 {
                 return Err("a file of size 0 has no blocks: write size=1G or so".into());
             }
             (path, Some(size))
         }
-        Some((_, Some((key, _)))) => {
-            return Err(format!("`{key}` is not an option of file: the only one is size"));
-        }
         _ => (rest, None),
     };
+    match option(path) {
+        Some((_, "size", _)) => return Err("size is given twice".into()),
+        Some((_, key, _)) => {
+            return Err(format!("`{key}` is not an option of file: the only one is size"));
+        }
+        None => {}
+    }
     if path.is_empty() {
         return Err("file: needs a path: write file:PATH[,size=1G]".into());
     }
@@ -86,6 +88,15 @@ fn file(rest: &str) -> Result<Backend, String> {
         return Err("a path cannot contain a NUL".into());
     }
     Ok(Backend::File { path: path.into(), size })
+}
+
+/// Splits `PATH,key=value`. Only what stands at the end and has no slash is an option, so commas in a
+/// path do no harm, but in a name that looks like an option itself: a file must not be created for
+/// a slip of the pen.
+fn option(rest: &str) -> Option<(&str, &str, &str)> {
+    let (path, last) = rest.rsplit_once(',')?;
+    let (key, value) = last.split_once('=').filter(|_| !last.contains('/'))?;
+    Some((path, key, value))
 }
 
 fn ram(rest: &str) -> Result<Backend, String> {
@@ -121,7 +132,13 @@ mod tests {
 
     #[test]
     fn each_form_is_read_and_written_back() {
-        for text in ["nvme:0000:00:04.0", "nvme:0000:00:04.0/2", "file:/srv/a,b.img", "ram:1G"] {
+        for text in [
+            "nvme:0000:00:04.0",
+            "nvme:0000:00:04.0/2",
+            "file:/srv/a,b.img",
+            "file:/srv/a,b=c/d.img",
+            "ram:1G",
+        ] {
             assert_eq!(parsed(text).to_string(), text);
         }
         assert_eq!(parsed("nvme:00:04.0").to_string(), "nvme:0000:00:04.0");
@@ -141,6 +158,8 @@ mod tests {
         assert!(refused("file:").contains("needs a path"));
         assert!(refused("file:,size=1G").contains("needs a path"));
         assert!(refused("file:/a,sise=1G").contains("`sise` is not an option of file"));
+        assert!(refused("file:/a,sise=1G,size=1G").contains("`sise` is not an option of file"));
+        assert!(refused("file:/a,size=64M,size=32M").contains("size is given twice"));
         assert!(refused("file:/a,size=0").contains("no blocks"));
         assert!(refused("file:/a,size=1X").contains("`1X` is not a size"));
         assert!(refused("ram:").contains("`` is not a size"));

@@ -17,14 +17,23 @@ use crate::size::ByteSize;
 /// device /dev/ublkbN, on which any filesystem can be put. The other commands talk to that process.
 #[derive(Debug, Parser)]
 #[command(name = "aioctl", version, max_term_width = 100, subcommand_required = true)]
-#[command(after_long_help = exit_codes(), disable_help_subcommand = true)]
+#[command(after_long_help = after_help(), disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// Print JSON for programs instead of a table for people
-    #[arg(long, global = true)]
+    ///
+    /// A command that has nothing to tell (flush, del, nvme bind, nvme unbind) prints nothing. Errors are
+    /// one line on stderr and an exit code, with --json too.
+    #[arg(long, global = true, display_order = 100)]
     pub(crate) json: bool,
 
     /// Where the servers keep their control sockets and state
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/uaio")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/run/uaio",
+        display_order = 101
+    )]
     pub(crate) run_dir: PathBuf,
 
     #[command(subcommand)]
@@ -215,9 +224,32 @@ impl std::fmt::Display for DeviceId {
     }
 }
 
-/// The section of the help and the manual that lists the exit codes.
-pub(crate) fn exit_codes() -> String {
-    let mut text = String::from("Exit codes:\n");
+/// What a server keeps, in `--run-dir`.
+const FILES: [(&str, &str); 3] = [
+    ("/run/uaio/N.json", "what is served as /dev/ublkbN, and by which process; for all to read"),
+    ("/run/uaio/N.sock", "the control socket of that process, for its owner alone"),
+    (
+        "/run/uaio/N.log",
+        "the log of a process in the background; stays if there is something in it. The devices of \
+         one process have one log, named after the first",
+    ),
+];
+
+/// Commands to begin with.
+const EXAMPLES: [(&str, &str); 4] = [
+    ("aioctl add file:/srv/disk.img,size=1G --detach", "a file, created if it is not there"),
+    ("aioctl nvme bind 0000:00:04.0", "take a drive from the kernel; see `aioctl nvme list`"),
+    ("aioctl add nvme:0000:00:04.0/1 --cache 4G --detach", "serve its namespace 1"),
+    ("aioctl del 0", "stop serving /dev/ublkb0, with everything written out"),
+];
+
+/// The sections at the end of the help: what lies where, and the exit codes.
+fn after_help() -> String {
+    let mut text = String::from("Files:\n");
+    for (path, what) in FILES {
+        text.push_str(&format!("  {path}  {what}\n"));
+    }
+    text.push_str("\nExit codes:\n");
     for exit in Exit::ALL {
         text.push_str(&format!("  {}  {}\n", exit as u8, exit.meaning()));
     }
@@ -282,11 +314,19 @@ pub(crate) fn manual() -> std::io::Result<Vec<u8>> {
             String::from_utf8_lossy(&section).replace(".SH ", ".SS ").as_bytes(),
         );
     }
-    page.extend_from_slice(b".SH \"EXIT STATUS\"\n");
-    for exit in Exit::ALL {
-        page.extend_from_slice(format!(".TP\n{}\n{}\n", exit as u8, exit.meaning()).as_bytes());
-    }
-    Ok(page)
+    let mut section = |title: &str, items: &[(String, &str)]| {
+        page.extend_from_slice(format!(".SH \"{title}\"\n").as_bytes());
+        for (item, text) in items {
+            let item = item.replace('-', "\\-");
+            page.extend_from_slice(format!(".TP\n{item}\n{text}\n").as_bytes());
+        }
+    };
+    section("FILES", &FILES.map(|(path, what)| (path.into(), what)));
+    section("EXAMPLES", &EXAMPLES.map(|(command, what)| (command.into(), what)));
+    section("EXIT STATUS", &Exit::ALL.map(|exit| ((exit as u8).to_string(), exit.meaning())));
+    // No blanks at the ends of lines, as in every other file.
+    let page = String::from_utf8_lossy(&page);
+    Ok(page.lines().flat_map(|line| [line.trim_end(), "\n"]).collect::<String>().into_bytes())
 }
 
 /// Every command that does something, with its full name; the hidden ones left out.
@@ -359,6 +399,13 @@ mod tests {
     }
 
     #[test]
+    fn every_example_is_a_command_line_that_is_accepted() {
+        for (example, _) in EXAMPLES {
+            assert!(parse(example.split(' ').map(Into::into)).is_ok(), "{example}");
+        }
+    }
+
+    #[test]
     fn the_committed_manual_is_the_one_the_program_prints() {
         let committed = include_str!("../aioctl.8");
         let printed = String::from_utf8(manual().expect("a manual")).expect("UTF-8");
@@ -383,6 +430,9 @@ mod tests {
         for exit in Exit::ALL {
             assert!(help.contains(exit.meaning()), "{exit:?} in help");
             assert!(plain.contains(exit.meaning()), "{exit:?} in the manual");
+        }
+        for (path, what) in FILES {
+            assert!(help.contains(path) && plain.contains(&format!("{path}\n{what}")), "{path}");
         }
     }
 }

@@ -20,12 +20,13 @@ pub(crate) fn ask(
     id: DeviceId,
     command: Command,
 ) -> Result<Answer, Failure> {
+    let log = run.read(id).map_or_else(|| "its log".into(), |record| record.log_name());
     let stream = UnixStream::connect(run.socket(id)).map_err(|error| match error.kind() {
         ErrorKind::NotFound => not_served(run, system, id),
         ErrorKind::ConnectionRefused => dead(id),
         _ => Failure::os(format!("connect to the server of {id}"), error),
     })?;
-    protocol::ask(&stream, command)
+    protocol::ask(&stream, command, &log)
 }
 
 fn not_served(run: &RunDir, system: &System, id: DeviceId) -> Failure {

@@ -44,7 +44,9 @@ impl Exit {
             Self::NotFound => "no such device, address, namespace or file",
             Self::InUse => "mounted, open, held or served by somebody; the message says by whom",
             Self::Permission => "not permitted; most commands need root",
-            Self::Unsupported => "the kernel or the machine lacks something: ublk, an IOMMU, VFIO",
+            Self::Unsupported => {
+                "the kernel or the machine lacks something: ublk, an IOMMU, VFIO, memory"
+            }
             Self::TimedOut => {
                 "not done by its deadline; the message says how far it came; try again"
             }
@@ -91,7 +93,11 @@ impl Failure {
                 (Exit::InUse, "see who holds it with lsof or fuser")
             }
             std::io::ErrorKind::TimedOut => (Exit::TimedOut, "try again"),
-            _ => (Exit::Failure, "see the kernel's log"),
+            // Only what went wrong in a device or a driver is found in the kernel's log.
+            _ if matches!(error.raw_os_error(), Some(EIO | ENXIO | ENODEV)) => {
+                (Exit::Failure, "see the kernel's log")
+            }
+            _ => (Exit::Failure, ""),
         };
         Self::new(exit, format!("{what}: {}", brief(error)), hint)
     }
@@ -132,6 +138,10 @@ impl Failure {
         Self { what: about(what, error), ..Self::os("", copy) }
     }
 }
+
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+const ENXIO: i32 = rustix::io::Errno::NXIO.raw_os_error();
+const ENODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
 
 fn about(what: impl fmt::Display, error: impl fmt::Display) -> String {
     let what = what.to_string();
@@ -196,7 +206,12 @@ mod tests {
             (Exit::Permission, "open /x: Permission denied")
         );
         assert_eq!(Failure::os("x", rustix::io::Errno::BUSY).exit, Exit::InUse);
-        assert_eq!(Failure::os("x", rustix::io::Errno::IO).exit, Exit::Failure);
+        let failure = Failure::os("x", rustix::io::Errno::IO);
+        assert_eq!((failure.exit, failure.hint.as_str()), (Exit::Failure, "see the kernel's log"));
+        // A full disk is nothing that the kernel logs.
+        let failure = Failure::os("write x", rustix::io::Errno::NOSPC);
+        assert_eq!((failure.exit, failure.hint.as_str()), (Exit::Failure, ""));
+        assert_eq!(failure.to_string(), "write x: No space left on device");
         let source = std::io::Error::from(rustix::io::Errno::BUSY);
         let error = DeviceError::Os { what: "open /dev/vfio/3".into(), source };
         let failure = Failure::device("nvme:0000:00:04.0", &error);

@@ -8,11 +8,19 @@
 //!   aioctl list · info · stats · flush · del ─────────────┘
 //! ```
 //!
+//! # How it fails
+//!
+//! Whatever goes wrong is one line on stderr, what is wrong and what to do, and one code of
+//! [`exit::Exit`]. All that can be refused is refused before anything is taken, made or changed; a
+//! start that fails later takes back what it made. A server answers for its device until it is
+//! stopped: data that the backend refuses is kept and named, and given up only by order. A server
+//! that dies takes its device with it; what it left is cleared away by the next `add` or `list`.
+//!
 //! # Read on
 //!
 //! [`cli`] is what can be said, [`backend`] what can be served, [`server`] how it is served and
 //! stopped, [`protocol`] what the other commands say to it, [`record`] how they find it, [`holders`]
-//! who else uses a device. A failure is one line and one code of [`exit::Exit`].
+//! who else uses a device.
 
 #![forbid(unsafe_code)]
 

@@ -125,6 +125,9 @@ pub(crate) struct Info {
     pub(crate) dma_bytes: u64,
     pub(crate) hugepages: bool,
     pub(crate) pid: u32,
+    /// Where the server writes its log; absent where that is its stderr.
+    #[serde(default)]
+    pub(crate) log: Option<String>,
     pub(crate) uptime_s: u64,
 }
 
@@ -246,19 +249,20 @@ fn left(deadline: Instant) -> std::io::Result<Duration> {
     if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// Asks the server behind `stream` and waits for its answer, bounded.
+/// Asks the server behind `stream` and waits for its answer, bounded. `log` is where it writes its
+/// log, for a message.
 ///
 /// # Errors
 ///
 /// What the server answered; or that it did not answer, in time or at all.
-pub(crate) fn ask(stream: &UnixStream, command: Command) -> Result<Answer, Failure> {
+pub(crate) fn ask(stream: &UnixStream, command: Command, log: &str) -> Result<Answer, Failure> {
     // The server keeps the command's deadline; what is added is for the way there and back.
     let deadline = Instant::now() + command.deadline() + Duration::from_secs(5);
     let failed = |error: std::io::Error| match error.kind() {
         ErrorKind::TimedOut => Failure::new(
             Exit::TimedOut,
             "the server did not answer in time",
-            "try again, or look at its log",
+            format!("try again, or look at {log}"),
         ),
         ErrorKind::InvalidData => Failure::new(
             Exit::Failure,
@@ -274,7 +278,7 @@ pub(crate) fn ask(stream: &UnixStream, command: Command) -> Result<Answer, Failu
         None => Err(Failure::new(
             Exit::Failure,
             "the server closed the connection without an answer",
-            "look at its log",
+            format!("look at {log}"),
         )),
     }
 }

@@ -39,6 +39,9 @@ pub(crate) struct Record {
     pub(crate) mode: Mode,
     /// Memory of the cache; 0 without one.
     pub(crate) cache_bytes: u64,
+    /// Where the server writes its log; absent where that is its stderr.
+    #[serde(default)]
+    pub(crate) log: Option<String>,
 }
 
 /// The directory of the records.
@@ -57,23 +60,56 @@ impl RunDir {
         &self.path
     }
 
-    /// Makes the directory if it is not there, and refuses one that others may write: whoever can
-    /// put a socket there can answer in our name.
+    /// Makes the directory if it is not there; one that is there is not changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check), or that it cannot be made.
     pub(crate) fn create(&self) -> Result<(), Failure> {
         let text = self.path.display();
-        fs::create_dir_all(&self.path)
-            .map_err(|error| Failure::os(format!("create {text}"), error))?;
-        let is =
-            fs::metadata(&self.path).map_err(|error| Failure::os(format!("stat {text}"), error))?;
-        if is.uid() != rustix::process::geteuid().as_raw() {
-            return Err(Failure::new(
-                Exit::Permission,
-                format!("{text} belongs to another user"),
-                "try again as root, or choose another --run-dir",
-            ));
+        let failed = |error| Failure::os(format!("create {text}"), error);
+        if let Some(parent) = self.path.parent() {
+            fs::create_dir_all(parent).map_err(failed)?;
         }
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o755))
-            .map_err(|error| Failure::os(format!("chmod {text}"), error))
+        match fs::create_dir(&self.path) {
+            // Whatever the umask: the records are for all to read.
+            Ok(()) => fs::set_permissions(&self.path, fs::Permissions::from_mode(0o755))
+                .map_err(|error| Failure::os(format!("chmod {text}"), error)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => self.check(),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Refuses a directory that others may write: whoever can put a socket there can answer in our
+    /// name. One that is not there is no failure.
+    ///
+    /// # Errors
+    ///
+    /// Whose it is, or that it is none.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        const OTHERS_WRITE: u32 = 0o022;
+        let text = self.path.display();
+        let is = match fs::metadata(&self.path) {
+            Ok(is) => is,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Failure::os(format!("stat {text}"), error)),
+        };
+        let (exit, what) = if !is.is_dir() {
+            (Exit::Usage, "is not a directory")
+        } else if is.uid() != rustix::process::geteuid().as_raw() {
+            (Exit::Permission, "belongs to another user")
+        } else if is.mode() & OTHERS_WRITE != 0 {
+            (Exit::Permission, "can be written by others")
+        } else {
+            return Ok(());
+        };
+        let hint = match exit {
+            Exit::Permission if is.is_dir() && !rustix::process::geteuid().is_root() => {
+                "try again as root, or choose another --run-dir"
+            }
+            _ => "choose another --run-dir",
+        };
+        Err(Failure::new(exit, format!("{text} {what}"), hint))
     }
 
     pub(crate) fn socket(&self, id: DeviceId) -> PathBuf {
@@ -114,16 +150,24 @@ impl RunDir {
 
     /// The records there are, by number. What is no record of ours is left alone.
     pub(crate) fn records(&self) -> Vec<Record> {
+        self.ids().into_iter().filter_map(|id| self.read(id)).collect()
+    }
+
+    /// What is named as a record is and cannot be read as one: damaged, or of another aioctl. There
+    /// may be a server behind it all the same.
+    pub(crate) fn unreadable(&self) -> Vec<DeviceId> {
+        // One that has just been removed is nothing to report.
+        let there = |id: &DeviceId| self.record(*id).exists();
+        self.ids().into_iter().filter(|&id| self.read(id).is_none()).filter(there).collect()
+    }
+
+    fn ids(&self) -> Vec<DeviceId> {
         let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let mut records: Vec<Record> = entries
-            .filter_map(|entry| {
-                let name = entry.file_name().to_str()?.to_string();
-                let id: u32 = name.strip_suffix(".json")?.parse().ok()?;
-                self.read(DeviceId(id))
-            })
-            .collect();
-        records.sort_by_key(|record| record.id);
-        records
+        let id = |name: &str| name.strip_suffix(".json")?.parse().ok();
+        let mut ids: Vec<u32> =
+            entries.filter_map(|entry| entry.file_name().to_str().and_then(id)).collect();
+        ids.sort_unstable();
+        ids.into_iter().map(DeviceId).collect()
     }
 
     /// The record of one device.
@@ -158,13 +202,24 @@ impl Record {
             block_size_bytes: 0,
             mode: Mode::None,
             cache_bytes: 0,
+            log: None,
         }
+    }
+
+    /// Where its log is, in words.
+    pub(crate) fn log_name(&self) -> String {
+        log_name(self.log.as_deref())
     }
 
     /// Whether the process that wrote it still runs.
     pub(crate) fn is_alive(&self, system: &System) -> bool {
         system.start_time(self.pid) == Some(self.start_time_ticks)
     }
+}
+
+/// Where the log of a server is, in words: a file, or the stderr of one in the foreground.
+pub(crate) fn log_name(log: Option<&str>) -> String {
+    log.map_or_else(|| "what it wrote to stderr".into(), |path| format!("its log, {path}"))
 }
 
 /// Whether `path` is a socket left by a server that is gone: there, and nobody listens.
@@ -199,11 +254,31 @@ mod tests {
         // A record under another number is not believed.
         fs::copy(run.record(DeviceId(3)), run.record(DeviceId(6))).expect("a copy");
         assert_eq!(run.records(), [record(3, 7, 9), record(12, 8, 9)]);
+        assert_eq!(run.unreadable(), [4, 5, 6].map(DeviceId));
         run.remove(DeviceId(3));
         assert_eq!(run.records(), [record(12, 8, 9)]);
         let mode = |path: PathBuf| fs::metadata(path).expect("a file").permissions().mode() & 0o777;
         assert_eq!(mode(run.record(DeviceId(12))), 0o644);
         assert_eq!(mode(directory.path().join("uaio")), 0o755);
+    }
+
+    #[test]
+    fn a_directory_that_is_there_keeps_its_mode_and_one_that_others_may_write_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("shared");
+        fs::create_dir(&path).expect("a directory");
+        let run = RunDir::new(&path);
+        for (mode, refused) in
+            [(0o1777, true), (0o775, true), (0o757, true), (0o755, false), (0o700, false)]
+        {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            let result = run.create();
+            let exit = result.as_ref().err().map(|failure| failure.exit);
+            assert_eq!(exit, refused.then_some(Exit::Permission), "{mode:o}: {result:?}");
+            let is = fs::metadata(&path).expect("a directory").permissions().mode();
+            assert_eq!(is & 0o7777, mode);
+        }
+        assert_eq!(fs::read_dir(&path).expect("a directory").count(), 0);
     }
 
     #[test]

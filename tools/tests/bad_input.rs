@@ -84,6 +84,17 @@ fn a_file_that_cannot_be_served_is_refused_and_left_alone() {
 }
 
 #[test]
+fn memory_that_the_machine_does_not_have_is_refused_before_it_is_taken() {
+    let place = Place::new();
+    for line in ["add ram:1024T", "add ram:1024T --mode none --detach", "add ram:1M --cache 1024T"]
+    {
+        let said = " MiB of memory are needed, and this machine has ";
+        place.aioctl(line.split_whitespace()).is_refusal(6, said);
+        assert_eq!(place.contents(), [], "`aioctl {line}` changed something");
+    }
+}
+
+#[test]
 fn without_ublk_nothing_is_created() {
     if Path::new("/dev/ublk-control").exists() {
         eprintln!("skipped: this kernel has ublk");
@@ -94,9 +105,7 @@ fn without_ublk_nothing_is_created() {
         let backend = format!("file:{},size=1M", place.path("new.img").display());
         let outcome = place.aioctl(["add", &backend].iter().chain(options));
         outcome.is_refusal(6, "this kernel has no ublk driver loaded; run `modprobe ublk_drv`");
-        assert!(!place.path("new.img").exists(), "a file was created for nothing");
-        let logs = std::fs::read_dir(place.run_dir()).map_or(0, Iterator::count);
-        assert_eq!(logs, 0, "something was left in the run directory");
+        assert_eq!(place.contents(), [], "something was left");
     }
 }
 
@@ -117,6 +126,20 @@ fn a_stale_socket_is_recognised_and_cleared_away_by_list() {
     assert!(!place.run_dir().join("5.sock").exists());
     assert!(!place.run_dir().join("5.json").exists());
     place.aioctl(["info", "5"]).is_refusal(3, "/dev/ublkb5 is not served");
+}
+
+/// There may be a server behind it: it must not be passed over in silence.
+#[test]
+fn a_damaged_record_is_reported_by_list_and_left_alone() {
+    let place = Place::new();
+    std::fs::create_dir(place.run_dir()).expect("a directory");
+    std::fs::write(place.run_dir().join("4.json"), "{\"version\":1").expect("a file");
+    let before = place.contents();
+    let listed = place.aioctl(["list", "--json"]);
+    assert_eq!((listed.code, listed.stdout.as_str()), (0, "{\n  \"devices\": []\n}\n"));
+    let said = "4.json; is /dev/ublkb4 served? see `aioctl info 4`\n";
+    assert!(listed.stderr.ends_with(said), "{listed:?}");
+    assert_eq!(place.contents(), before);
 }
 
 /// A server that is none: whatever it does, the client ends with one line.
@@ -157,19 +180,39 @@ fn a_server_that_misbehaves_costs_one_line() {
 fn a_run_directory_that_is_none_is_refused() {
     let place = Place::new();
     std::fs::write(place.run_dir(), "a file").expect("a file");
-    let listed = place.aioctl(["list"]);
-    assert_eq!((listed.code, listed.stderr.as_str()), (0, ""));
+    place.aioctl(["list"]).is_refusal(1, "run: Not a directory");
     let outcome = place.aioctl(["info", "0"]);
     assert_eq!((outcome.code, outcome.stderr.matches('\n').count()), (1, 1), "{outcome:?}");
 }
 
-/// The server's failure reaches the caller, however early it comes.
+/// The server's side of `--detach`, without the parent that would have refused it before.
 #[test]
-fn a_detached_server_that_cannot_have_its_directory_says_so() {
+fn a_detached_server_that_cannot_have_its_directory_says_so_to_its_parent() {
     let place = Place::new();
     std::fs::write(place.run_dir(), "a file").expect("a file");
-    let outcome = place.aioctl(["add", "ram:1M", "--detach"]);
-    outcome.is_refusal(1, "run: File exists");
+    place.aioctl(["add", "ram:1M", "--detach"]).is_refusal(2, "run is not a directory");
+    let outcome = place.aioctl(["add", "ram:1M", "--detach", "--detached-server"]);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stdout.starts_with("{\"failed\":{\"exit\":\"usage\",\"what\":"), "{outcome:?}");
+    assert_eq!(outcome.stdout.matches('\n').count(), 1, "{outcome:?}");
+}
+
+/// Only root may change /tmp; whoever names it as the run directory must not do so by accident.
+#[test]
+fn a_run_directory_that_others_may_write_is_refused_and_left_as_it_is() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    std::fs::create_dir(place.run_dir()).expect("a directory");
+    let mode = std::fs::Permissions::from_mode(0o1777);
+    std::fs::set_permissions(place.run_dir(), mode.clone()).expect("chmod");
+    for options in [&[][..], &["--detach"], &["--detach", "--detached-server"]] {
+        let outcome = place.aioctl(["add", "ram:1M"].iter().chain(options));
+        assert_eq!(outcome.code, 5, "{outcome:?}");
+        assert!(outcome.stderr.contains("run can be written by others"), "{outcome:?}");
+        let is = std::fs::metadata(place.run_dir()).expect("a directory").permissions();
+        assert_eq!(is.mode() & 0o7777, 0o1777);
+        assert_eq!(place.contents().len(), 1, "something was left: {options:?}");
+    }
 }
 
 #[test]
@@ -194,4 +237,17 @@ fn an_empty_list_is_a_header_for_people_and_an_array_for_programs() {
     assert_eq!(table, "PATH  BACKEND  SIZE MiB  BLOCK bytes  MODE  CACHE MiB  PID  STATE\n");
     assert_eq!(place.aioctl(["list", "--json"]).stdout, "{\n  \"devices\": []\n}\n");
     assert_eq!(place.contents(), [], "looking made something");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error_and_a_full_disk_is() {
+    let place = Place::new();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let outcome = place.aioctl_into(["--help"], writer);
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+    let outcome = place.aioctl_into(["list"], full);
+    assert_eq!(outcome.stderr, "aioctl: write to stdout: No space left on device\n");
+    assert_eq!(outcome.code, 1);
 }

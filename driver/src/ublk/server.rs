@@ -509,6 +509,17 @@ impl Served {
         };
         life.step("draining the device's queues");
         for thread in threads {
+            // The kernel takes back only tags that were offered. After a start that failed early a
+            // thread may offer its tags only now: it is asked for them again until the thread ends.
+            for look in 1u32.. {
+                if thread.is_finished() {
+                    break;
+                }
+                std::thread::sleep(LOOK_AGAIN);
+                if look.is_multiple_of(STOP_AGAIN_LOOKS) {
+                    let _ = ctrl.kill_dev();
+                }
+            }
             // How it ended has been told already.
             let _ = thread.join();
         }
@@ -525,6 +536,11 @@ impl Served {
         stopped.and(deleted)
     }
 }
+
+/// How often to look whether a queue thread has ended, and after how many looks the device is
+/// stopped once more.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const STOP_AGAIN_LOOKS: u32 = 50;
 
 fn take_frames(device: &dyn BlockDevice, wanted: usize) -> Result<Vec<DmaBuf>, ServerError> {
     let frames: Vec<_> = std::iter::from_fn(|| device.pool().take()).take(wanted).collect();

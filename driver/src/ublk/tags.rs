@@ -233,6 +233,11 @@ impl Tags {
         }
         let len_bytes = piece_blocks as usize * self.geometry.block_size as usize;
         let wanted = if op.has_data() { SgList::frames_for(0, len_bytes) } else { 0 };
+        if self.reserve.len() < wanted && turn.device.in_flight() == 0 {
+            // Nothing will come back: a device that could not be stopped has kept the frames.
+            self.answer(tag, work, Err(Errno(libc::EIO)), turn);
+            return Sent::Gone;
+        }
         if self.reserve.len() < wanted || turn.device.in_flight() >= turn.device.depth() {
             return Sent::NoRoom;
         }

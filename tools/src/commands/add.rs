@@ -30,7 +30,9 @@ pub(crate) fn run(context: &Context, mut args: AddArgs) -> Result<(), Failure> {
         return serve_detached(&context, &args);
     }
     if args.detach {
-        return tell(&context, &detach::spawn(args.deadline.duration())?);
+        // The server checks again; asking here first leaves no trace of what is refused.
+        server::check(&context, &args)?;
+        return tell(&context, &detach::spawn(&context.run, args.deadline.duration())?);
     }
     server::serve(&context, &args, |started| tell(&context, started))
 }

@@ -37,6 +37,7 @@ fn table_of(info: &Info) -> String {
         ("DMA memory (MiB)", ByteSize(info.dma_bytes).mib()),
         ("hugepages", yes(info.hugepages)),
         ("process", info.pid.to_string()),
+        ("log", info.log.clone().unwrap_or_else(|| "stderr".into())),
         ("uptime (s)", info.uptime_s.to_string()),
     ])
 }

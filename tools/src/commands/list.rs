@@ -33,8 +33,23 @@ struct Row {
 }
 
 pub(crate) fn run(context: &Context) -> Result<(), Failure> {
+    match std::fs::read_dir(context.run.path()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Failure::os(format!("read {}", context.run.path().display()), error));
+        }
+        // Nothing has been served yet.
+        _ => {}
+    }
     for note in clearing::clear(context) {
         log::line(note);
+    }
+    for id in context.run.unreadable() {
+        let path = context.run.record(id);
+        log::line(format_args!(
+            "cannot read {}; is {id} served? see `aioctl info {}`",
+            path.display(),
+            id.0
+        ));
     }
     let devices = context.run.records().into_iter().map(|record| row(context, record)).collect();
     context.print(&Listing { devices }, table_of)

@@ -45,10 +45,14 @@ impl Context {
     }
 }
 
-/// Writes to stdout. `println!` would panic where the reader has gone.
+/// Writes to stdout. `println!` would panic where the reader has gone; one that has gone, such as
+/// `head`, has had what it wanted.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|error| Failure::os("write to stdout", error))
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::os("write to stdout", error))
+        }
+        _ => Ok(()),
+    }
 }

@@ -57,7 +57,10 @@ fn operation(operation: &OperationStats) -> Vec<String> {
 }
 
 fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 8] {
-    let rate = cache.hit_rate.map_or("-".into(), |rate| format!("{:.1}", rate * 100.0));
+    // Rounded down: 100.0 means that there was no miss.
+    let all = u128::from(cache.hits) + u128::from(cache.misses);
+    let tenths = (u128::from(cache.hits) * 1000).checked_div(all);
+    let rate = tenths.map_or("-".into(), |tenths| format!("{}.{}", tenths / 10, tenths % 10));
     [
         ("hit rate (%)", rate),
         ("hits", cache.hits.to_string()),
@@ -75,6 +78,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_hit_rate_of_100_means_that_there_was_no_miss() {
+        let rate = |hits, misses| cache_pairs(&CacheStats { hits, misses, ..cache() })[0].1.clone();
+        assert_eq!(rate(4000, 1), "99.9");
+        assert_eq!(rate(4000, 0), "100.0");
+        assert_eq!(rate(1, 4000), "0.0");
+        assert_eq!(rate(0, 0), "-");
+        assert_eq!(rate(u64::MAX, u64::MAX), "50.0");
+    }
+
+    fn cache() -> CacheStats {
+        CacheStats {
+            hit_rate: Some(0.987),
+            hits: 987,
+            misses: 13,
+            cached_bytes: 1 << 20,
+            dirty_bytes: 4096,
+            dirty_limit_bytes: 1 << 20,
+            written_back_bytes: 0,
+            failed_writebacks: 0,
+        }
+    }
+
+    #[test]
     fn a_number_has_its_unit_and_what_did_not_happen_has_a_dash() {
         let operation = OperationStats {
             name: "read".into(),
@@ -86,23 +112,13 @@ mod tests {
             p99_9_us: None,
             p99_99_us: None,
         };
-        let cache = CacheStats {
-            hit_rate: Some(0.987),
-            hits: 987,
-            misses: 13,
-            cached_bytes: 1 << 20,
-            dirty_bytes: 4096,
-            dirty_limit_bytes: 1 << 20,
-            written_back_bytes: 0,
-            failed_writebacks: 0,
-        };
         let stats = Stats {
             id: 0,
             path: "/dev/ublkb0".into(),
             uptime_s: 7,
             in_flight: 1,
             operations: vec![operation],
-            cache: Some(cache),
+            cache: Some(cache()),
         };
         assert_eq!(
             table_of(&stats),

@@ -7,10 +7,11 @@ use uaio_driver::vfio::{self, NvmeFunction, PciAddress};
 
 use super::sizing;
 use crate::backend::Backend;
+use crate::cli::DeviceId;
 use crate::commands::Context;
 use crate::drives::{self, Drive};
 use crate::exit::{Exit, Failure};
-use crate::holders::{self, DeviceNumber};
+use crate::holders::{self, DeviceNumber, Holder};
 use crate::size::ByteSize;
 use crate::system::System;
 
@@ -90,7 +91,9 @@ fn file(context: &Context, path: &Path, size: Option<ByteSize>) -> Result<(), Fa
                 "give a size to create it: file:PATH,size=1G",
             ));
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return no_device_node(&context.system, path);
+        }
         Err(error) => return Err(Failure::os(shown, error)),
     };
     let me = [std::process::id()];
@@ -120,6 +123,9 @@ fn file(context: &Context, path: &Path, size: Option<ByteSize>) -> Result<(), Fa
             "give a file or a block device",
         ));
     };
+    if let Some(failure) = served(context, path, &holders) {
+        return Err(failure);
+    }
     if holders.is_empty() {
         return Ok(());
     }
@@ -127,6 +133,48 @@ fn file(context: &Context, path: &Path, size: Option<ByteSize>) -> Result<(), Fa
         Exit::InUse,
         format!("{shown} is in use: {}", holders::listed(&holders)),
         "stop, unmount or close that first",
+    ))
+}
+
+/// Refuses to create a file among the device nodes: its name is a disk's, mistyped, and its blocks
+/// would be memory. Other filesystems below /dev, such as /dev/shm, are another matter.
+fn no_device_node(system: &System, path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::MetadataExt;
+    let nodes = system.path("dev");
+    let directory = path.parent().and_then(|parent| parent.canonicalize().ok());
+    let filesystem = |path: &Path| std::fs::metadata(path).map(|is| is.dev()).ok();
+    let among = directory.is_some_and(|directory| {
+        nodes.canonicalize().is_ok_and(|nodes| {
+            directory.starts_with(&nodes) && filesystem(&directory) == filesystem(&nodes)
+        })
+    });
+    if !among {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::NotFound,
+        format!("{}: no such device, and no file is created there", path.display()),
+        "check the path",
+    ))
+}
+
+/// What a server of ours holds has a name that tells more than the process does.
+fn served(context: &Context, path: &Path, holders: &[Holder]) -> Option<Failure> {
+    let process = |holder: &Holder| match holder {
+        Holder::Process { pid, .. } => Some(*pid),
+        Holder::Mount { .. } | Holder::Swap { .. } | Holder::Stacked { .. } => None,
+    };
+    let pids: Vec<u32> = holders.iter().filter_map(process).collect();
+    let record = context.run.records().into_iter().find(|record| {
+        pids.contains(&record.pid)
+            && record.backend.starts_with("file:")
+            && record.is_alive(&context.system)
+    })?;
+    let device = DeviceId(record.id);
+    Some(Failure::new(
+        Exit::InUse,
+        format!("{} is served as {device} by process {}", path.display(), record.pid),
+        format!("stop that first, with `aioctl del {}`", record.id),
     ))
 }
 
@@ -143,7 +191,7 @@ fn block_name(context: &Context, is: &std::fs::Metadata) -> Result<String, Failu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::RunDir;
+    use crate::record::{Record, RunDir};
 
     fn context(root: &Path) -> Context {
         Context { json: false, run: RunDir::new(root.join("run")), system: System::new(root) }
@@ -231,5 +279,62 @@ mod tests {
         let new: Backend = format!("file:{directory}/new,size=1G").parse().expect("a backend");
         assert_eq!(super::backend(&context, &new), Ok(()));
         assert!(!root.path().join("new").exists(), "a check must not create the file");
+    }
+
+    #[test]
+    fn no_file_is_created_among_the_device_nodes() {
+        let root = tempfile::tempdir().expect("a directory");
+        let context = context(root.path());
+        let directory = root.path().canonicalize().expect("a path");
+        std::fs::create_dir_all(directory.join("dev/mapper")).expect("a directory");
+        std::fs::create_dir(directory.join("devices")).expect("a directory");
+        let directory = directory.display();
+        for name in ["dev/zzz", "dev/mapper/zzz", "devices/../dev/zzz"] {
+            let (exit, line) = refusal(&context, &format!("file:{directory}/{name},size=1M"));
+            let said = "no such device, and no file is created there; check the path";
+            assert!(exit == Exit::NotFound && line.ends_with(said), "{line}");
+        }
+        for name in ["devices/zzz", "zzz"] {
+            let new = format!("file:{directory}/{name},size=1M").parse().expect("a backend");
+            assert_eq!(super::backend(&context, &new), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_file_that_we_serve_is_named_by_the_device_and_the_way_to_stop_it() {
+        let root = tempfile::tempdir().expect("a directory");
+        // Another process must hold it open for writing.
+        let image = root.path().join("disk.img");
+        std::fs::write(&image, vec![0; 8192]).expect("a file");
+        let mut holder = std::process::Command::new("sh")
+            .args(["-c", "exec 9<>\"$0\"; echo; exec sleep 60", &image.display().to_string()])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("sh runs");
+        let mut line = [0];
+        let stdout = holder.stdout.as_mut().expect("a pipe");
+        std::io::Read::read_exact(stdout, &mut line).expect("a line");
+        let system = System::new("/");
+        let context = Context { system: system.clone(), ..context(root.path()) };
+        context.run.create().expect("the directory");
+        let backend = format!("file:{}", image.display());
+        let (_, stranger) = refusal(&context, &backend);
+        let ours = Record {
+            pid: holder.id(),
+            start_time_ticks: system.start_time(holder.id()).expect("it runs"),
+            backend: backend.clone(),
+            ..Record::of_this_process(&system, DeviceId(3))
+        };
+        context.run.write(&ours).expect("a record");
+        let refused = refusal(&context, &backend);
+        holder.kill().expect("it ends");
+        holder.wait().expect("it ends");
+        assert!(stranger.contains(&format!("is open in process {} (", ours.pid)), "{stranger}");
+        let said = format!(
+            "{} is served as /dev/ublkb3 by process {}; stop that first, with `aioctl del 3`",
+            image.display(),
+            ours.pid
+        );
+        assert_eq!(refused, (Exit::InUse, said));
     }
 }

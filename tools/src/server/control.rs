@@ -140,6 +140,10 @@ mod tests {
             stream
         }
 
+        fn ask(&self, command: Command) -> Result<Answer, Failure> {
+            protocol::ask(&self.connect(), command, "its log")
+        }
+
         fn says(&self, bytes: &[u8]) -> String {
             let mut stream = self.connect();
             // The server may refuse a long line before it has all come in.
@@ -151,7 +155,7 @@ mod tests {
         }
 
         fn serves(&self) -> bool {
-            protocol::ask(&self.connect(), Command::Flush { deadline_ms: 1 }) == Ok(Answer::Done)
+            self.ask(Command::Flush { deadline_ms: 1 }) == Ok(Answer::Done)
         }
     }
 
@@ -159,10 +163,7 @@ mod tests {
     fn a_question_gets_its_answer_and_a_failure_arrives_whole() {
         let server = running(5000);
         assert!(server.serves());
-        assert_eq!(
-            protocol::ask(&server.connect(), Command::Info),
-            Err(Failure::new(Exit::InUse, "in use", "wait"))
-        );
+        assert_eq!(server.ask(Command::Info), Err(Failure::new(Exit::InUse, "in use", "wait")));
     }
 
     #[test]

@@ -42,7 +42,7 @@ enum Report {
 }
 
 /// The parent: runs the server and waits until it serves, or says why not.
-pub(crate) fn spawn(deadline: Duration) -> Result<Vec<Started>, Failure> {
+pub(crate) fn spawn(run: &RunDir, deadline: Duration) -> Result<Vec<Started>, Failure> {
     // /proc/self/exe is this very program, even when the file has been replaced or removed.
     let mut child = Command::new("/proc/self/exe")
         .args(server_arguments(std::env::args_os()))
@@ -59,7 +59,7 @@ pub(crate) fn spawn(deadline: Duration) -> Result<Vec<Started>, Failure> {
                 let _ = child.wait();
                 Err(failure)
             }
-            Err(_) => Err(died(&mut child)),
+            Err(_) => Err(died(run, &mut child)),
         },
         None => Err(late(&child, waited)),
     }
@@ -84,8 +84,10 @@ fn first_line(child: &mut Child, waited: Duration) -> Option<String> {
     receiver.recv_timeout(waited).ok()
 }
 
-fn died(child: &mut Child) -> Failure {
+/// A child that ended without its line could not take back its log either.
+fn died(run: &RunDir, child: &mut Child) -> Failure {
     let how = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+    let _ = std::fs::remove_file(run.log_of_start(child.id()));
     Failure::new(
         Exit::Failure,
         format!("the server died before it served: {how}"),
@@ -191,14 +193,19 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_dies_without_a_word_is_reported_with_how() {
+    fn a_child_that_dies_without_a_word_is_reported_with_how_and_its_log_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let run = RunDir::new(directory.path());
         let mut child = Command::new("sh")
             .args(["-c", "exit 9"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("sh runs");
         assert_eq!(first_line(&mut child, Duration::from_secs(20)), Some(String::new()));
-        let failure = died(&mut child);
+        let logs = [child.id(), child.id() + 1].map(|pid| run.log_of_start(pid));
+        logs.iter().for_each(|log| std::fs::write(log, "a line\n").expect("a file"));
+        let failure = died(&run, &mut child);
+        assert_eq!(logs.map(|log| log.exists()), [false, true]);
         assert_eq!(failure.what, "the server died before it served: exit status: 9");
     }
 

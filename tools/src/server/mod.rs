@@ -22,12 +22,13 @@ pub(crate) mod checks;
 mod control;
 pub(crate) mod detach;
 mod flusher;
+mod memory;
 mod serving;
 mod shutdown;
 mod sizing;
 mod stack;
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,7 @@ use crate::protocol::Info;
 use crate::record::Record;
 use control::Answers;
 use detach::Started;
-use serving::{Event, Serving, Shared};
+use serving::{Event, Serving, Shared, Unanswered};
 use shutdown::{Order, Stage};
 use stack::{Plan, Stack};
 
@@ -68,11 +69,7 @@ pub(crate) fn serve(
     // What we create is for its owner alone; what we inherited ends with us.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     close_fds::set_fds_cloexec(3, &[]);
-    let plan = Plan::new(args)?;
-    for backend in &args.backends {
-        checks::backend(context, backend)?;
-    }
-    kernel::check()?;
+    let plan = check(context, args)?;
     for note in clearing::clear(context) {
         log::line(note);
     }
@@ -85,14 +82,16 @@ pub(crate) fn serve(
     if !shield.is_complete() {
         log::line(format_args!("when memory is short this server may get stuck: {shield}"));
     }
-    let (answered, last_answer) = sync_channel(1);
+    let unanswered = Arc::new(Unanswered::default());
     let mut devices: Vec<Serving> = Vec::new();
     let mut rest = stacks.into_iter();
     let begun = rest
         .by_ref()
         .try_for_each(|stack| {
-            let wires = Wires { orders: orders.clone(), answered: answered.clone() };
-            devices.push(start(context, args, devices.len(), stack, wires, &shield)?);
+            let wires = Wires { orders: orders.clone(), unanswered: Arc::clone(&unanswered) };
+            let first = devices.first().map(|device| device.shared.id);
+            let device = start(context, args, (devices.len(), first), stack, wires, &shield)?;
+            devices.push(device);
             Ok(())
         })
         .and_then(|()| {
@@ -107,8 +106,24 @@ pub(crate) fn serve(
     devices.iter_mut().for_each(|device| device.stack.keep());
     wait_for_the_end(context, args, &mut devices, &events);
     // The client whose order ended us still waits for its answer.
-    let _ = last_answer.recv_timeout(LAST_ANSWER);
+    unanswered.wait(LAST_ANSWER);
     Ok(())
+}
+
+/// Everything that can be refused before anything is taken, made or changed.
+///
+/// # Errors
+///
+/// What is wrong.
+pub(crate) fn check<'a>(context: &Context, args: &'a AddArgs) -> Result<Plan<'a>, Failure> {
+    let plan = Plan::new(args)?;
+    context.run.check()?;
+    for backend in &args.backends {
+        checks::backend(context, backend)?;
+    }
+    memory::check(&context.system, args, plan.pool())?;
+    kernel::check()?;
+    Ok(plan)
 }
 
 /// Shields the calling thread. What may not be had is the same for all threads, and reported once,
@@ -120,14 +135,15 @@ fn shield_thread() {
 /// How the threads of one device reach the control thread.
 struct Wires {
     orders: Sender<Event>,
-    answered: SyncSender<()>,
+    unanswered: Arc<Unanswered>,
 }
 
-/// Serves one stack: the block device, its record, its control socket.
+/// Serves one stack: the block device, its record, its control socket. `first` is the process's first
+/// device, which the log has its name from; `None` for that one itself.
 fn start(
     context: &Context,
     args: &AddArgs,
-    index: usize,
+    (index, first): (usize, Option<DeviceId>),
     mut stack: Stack,
     wires: Wires,
     shield: &ShieldReport,
@@ -147,10 +163,14 @@ fn start(
         }
     };
     let id = DeviceId(server.id());
+    let log = args.detached_server.then(|| context.run.log(first.unwrap_or(id)));
     let shared = Arc::new(Shared {
         id,
         index,
-        info: info(args, &server, &stack, shield),
+        info: Info {
+            log: log.map(|path| path.display().to_string()),
+            ..info(args, &server, &stack, shield)
+        },
         server,
         started: Instant::now(),
         stage: Mutex::new(Stage::Serving),
@@ -158,7 +178,7 @@ fn start(
         cache: stack.cache.clone(),
         bottom: Arc::clone(&stack.bottom),
         orders: wires.orders,
-        answered: wires.answered,
+        unanswered: wires.unanswered,
     });
     let serving = Serving {
         shared: Arc::clone(&shared),
@@ -224,6 +244,7 @@ fn info(args: &AddArgs, server: &Server, stack: &Stack, shield: &ShieldReport) -
         dma_bytes: pool.len_bytes() as u64,
         hugepages: pool.is_huge(),
         pid: std::process::id(),
+        log: None,
         uptime_s: 0,
     }
 }
@@ -235,6 +256,7 @@ fn record(context: &Context, info: &Info) -> Record {
         block_size_bytes: info.block_size_bytes,
         mode: info.mode,
         cache_bytes: info.cache_bytes,
+        log: info.log.clone(),
         ..Record::of_this_process(&context.system, DeviceId(info.id))
     }
 }

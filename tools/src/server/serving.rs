@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use uaio_driver::ublk::{self, OpKind, ServerError};
@@ -20,6 +20,7 @@ use crate::holders::{self, Holder};
 use crate::kernel;
 use crate::log;
 use crate::protocol::{Answer, CacheStats, Command, Info, OperationStats, Stats};
+use crate::record::log_name;
 use crate::system::System;
 
 /// How much longer a client waits for a stop than the stop itself has.
@@ -50,7 +51,7 @@ pub(crate) struct Shared {
     /// To the control thread.
     pub(crate) orders: Sender<Event>,
     /// Told when the answer to a stop has been sent.
-    pub(crate) answered: SyncSender<()>,
+    pub(crate) unanswered: Arc<Unanswered>,
 }
 
 /// What the control thread is woken by.
@@ -133,7 +134,7 @@ impl Shared {
             in_vain = if dirty < least { 0 } else { in_vain + 1 };
             least = least.min(dirty);
             if in_vain == ATTEMPTS_IN_VAIN || Instant::now() >= deadline {
-                return Err(unsaved(&self.unsaved_ranges(), error));
+                return Err(unsaved(&self.unsaved_ranges(), error, self.info.log.as_deref()));
             }
             std::thread::sleep(BETWEEN_ATTEMPTS);
         }
@@ -216,6 +217,30 @@ impl Shared {
     }
 }
 
+/// Orders to stop whose answers have not been sent: the process does not end before they are.
+#[derive(Debug, Default)]
+pub(crate) struct Unanswered {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Unanswered {
+    fn begin(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn end(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits, bounded, until all are.
+    pub(crate) fn wait(&self, at_most: Duration) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.changed.wait_timeout_while(count, at_most, |count| *count > 0);
+    }
+}
+
 impl Answers for Shared {
     fn prepare_thread(&self) {
         super::shield_thread();
@@ -230,6 +255,7 @@ impl Answers for Shared {
                 outcome.inspect_err(|failure| self.log_unsaved(failure)).map(|()| Answer::Done)
             }
             Command::Delete { force, discard_dirty, .. } => {
+                self.unanswered.begin();
                 self.delete(Order { force, discard_dirty }, command.deadline())
             }
         }
@@ -237,13 +263,13 @@ impl Answers for Shared {
 
     fn answered(&self, command: Command) {
         if matches!(command, Command::Delete { .. }) {
-            let _ = self.answered.try_send(());
+            self.unanswered.end();
         }
     }
 }
 
 fn operation(op: &ublk::OpStats) -> OperationStats {
-    let percentile = |percent| op.latency.percentile(percent).map(|at| at.as_secs_f64() * 1e6);
+    let percentile = |percent| op.latency.percentile(percent).map(|at| at.as_nanos() as f64 / 1e3);
     OperationStats {
         name: op.kind.to_string(),
         count: op.done,
@@ -272,7 +298,7 @@ fn cache_stats(stats: &uaio_page_cache::CacheStats) -> CacheStats {
 }
 
 /// What cannot be saved, by range.
-fn unsaved(ranges: &[Range<u64>], error: IoError) -> Failure {
+fn unsaved(ranges: &[Range<u64>], error: IoError, log: Option<&str>) -> Failure {
     let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     if ranges.is_empty() {
         let what = format!("the backend cannot make its writes stable: {error}");
@@ -285,7 +311,7 @@ fn unsaved(ranges: &[Range<u64>], error: IoError) -> Failure {
         .collect();
     let more = match ranges.len().saturating_sub(SHOWN_RANGES) {
         0 => String::new(),
-        more => format!(" and {more} more ranges, see the log"),
+        more => format!(" and {more} more ranges, see {}", log_name(log)),
     };
     Failure::new(
         Exit::Unsaved,
@@ -361,14 +387,17 @@ mod tests {
         let error = IoError { status: 0x281, ..IoError::new(IoErrorKind::Media) };
         let ranges = [4096..8192, 65536..69632];
         assert_eq!(
-            unsaved(&ranges, error).to_string(),
+            unsaved(&ranges, error, None).to_string(),
             "8192 bytes cannot be written, unrecovered media error (status 0x281): \
              bytes 4096 to 8191, 65536 to 69631; \
              they are kept: read them, or give them up with --discard-dirty"
         );
         let many: Vec<_> = (0..10u64).map(|n| n * 8192..n * 8192 + 512).collect();
-        let line = unsaved(&many, error).to_string();
-        assert!(line.contains("24576 to 25087 and 6 more ranges, see the log;"), "{line}");
-        assert!(unsaved(&[], error).what.starts_with("the backend cannot make its writes stable"));
+        let line = unsaved(&many, error, Some("/run/uaio/0.log")).to_string();
+        let said = "24576 to 25087 and 6 more ranges, see its log, /run/uaio/0.log;";
+        assert!(line.contains(said), "{line}");
+        assert!(
+            unsaved(&[], error, None).what.starts_with("the backend cannot make its writes stable")
+        );
     }
 }

@@ -94,6 +94,11 @@ impl<'a> Plan<'a> {
         Ok(Self { args, wanted, pool: sizing::pool(&wanted)?, cache_frames, block_size })
     }
 
+    /// The memory for DMA that it takes.
+    pub(crate) fn pool(&self) -> &PoolOptions {
+        &self.pool
+    }
+
     /// Opens the backends and puts a cache on each.
     ///
     /// # Errors

@@ -53,12 +53,21 @@ impl Place {
     }
 
     pub(crate) fn aioctl(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Outcome {
+        self.aioctl_into(args, Stdio::piped())
+    }
+
+    /// With a stdout of the caller's.
+    pub(crate) fn aioctl_into(
+        &self,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        stdout: impl Into<Stdio>,
+    ) -> Outcome {
         let mut child = Command::new(env!("CARGO_BIN_EXE_aioctl"))
             .arg("--run-dir")
             .arg(self.run_dir())
             .args(args)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .expect("aioctl runs");

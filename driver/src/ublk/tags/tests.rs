@@ -286,6 +286,25 @@ fn with_frames_for_one_request_all_get_their_turn_and_none_overtakes() {
 }
 
 #[test]
+fn requests_fail_instead_of_waiting_for_frames_that_a_device_has_kept() {
+    let mut bench = Bench::new(DEPTH, 4);
+    // A device that could not be stopped answers without the frames that it may still write.
+    bench.start(0, READ, 0, vec![0; 3 * FRAME_SIZE]);
+    bench.queue.commit();
+    let mut completions = Vec::new();
+    bench.queue.poll(1, &mut completions);
+    for mut completion in completions {
+        completion.result = Err(IoError::new(IoErrorKind::Gone));
+        completion.data.frames.drain(..).for_each(std::mem::forget);
+        bench.run(|tags, turn| tags.finish(completion, turn));
+    }
+    bench.frames = 1;
+    bench.start(1, READ, 0, vec![0; 2 * FRAME_SIZE]);
+    bench.start(2, READ, 0, vec![0; BLOCK]);
+    assert_eq!(bench.finish(), [(0, -libc::ENODEV), (1, -libc::EIO), (2, BLOCK as i32)]);
+}
+
+#[test]
 fn a_refusal_is_an_errno_except_full_which_is_later() {
     let expected = [
         (Refusal::Full, None),
