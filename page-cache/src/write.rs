@@ -118,8 +118,8 @@ impl Write {
             }
             let was_pinned = self.filled.is_some();
             let visit = self.visit(me, core, &mut run);
-            if was_pinned && !matches!(visit, Visit::Forward) {
-                // It was not used after all: it is anybody's again.
+            if was_pinned {
+                // What the pin stood in the way of is anybody's again.
                 core.cache.shard(self.page).hand_over(&mut core.wakes);
             }
             match visit {
@@ -145,8 +145,13 @@ impl Write {
         if let Some((page, frame)) = self.granted.take() {
             core.give_back(page, Wakeup::Frame(frame));
         }
-        if matches!(step, Step::Done(_)) && std::mem::take(&mut self.room) {
-            core.give_back(self.page, Wakeup::Room);
+        if matches!(step, Step::Done(_)) {
+            if std::mem::take(&mut self.room) {
+                core.give_back(self.page, Wakeup::Room);
+            }
+            if let Some(frame) = self.filled.take() {
+                core.cache.unpin(self.page, frame);
+            }
         }
         step
     }
