@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::cargo::Profile;
 use crate::guest::{self, Console};
+use crate::lab::kernels::Series;
 use crate::lab::{Lab, image};
 use crate::packages;
 use crate::runner::{self, Binaries};
@@ -20,6 +21,9 @@ pub struct Options {
     /// Carry this program into the guest instead of building aioctl
     #[arg(long = "bin", value_name = "PATH")]
     programs: Vec<PathBuf>,
+    /// The guest's kernel
+    #[arg(long, default_value_t = Series::V7_2)]
+    kernel: Series,
 }
 
 /// Runs the job.
@@ -40,7 +44,11 @@ pub fn run(options: &Options) -> Result<i32> {
     println!("Building aioctl …");
     let needed = std::slice::from_ref(&demo);
     let binaries = Binaries::given(&options.programs).and_build(needed, Profile::Release)?;
-    let (name, machine) = demo.variants().into_iter().next().context("no kernel")?;
+    let (name, machine) = demo
+        .variants()
+        .into_iter()
+        .find(|(_, machine)| machine.kernel == options.kernel)
+        .context("the demo does not run on this kernel")?;
     println!("Booting a guest with kernel {}: {}", machine.kernel, demo.description);
     let verdict = runner::run(&lab, &demo, &name, &machine, &binaries, Console::Show)?;
     match verdict.failure {

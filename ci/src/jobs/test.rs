@@ -44,8 +44,8 @@ pub struct Options {
     /// Carry this program into the guests instead of building aioctl
     #[arg(long = "bin", value_name = "PATH")]
     programs: Vec<PathBuf>,
-    /// Guests at a time
-    #[arg(long, short, default_value_t = 1)]
+    /// Guests at a time; an emulated machine waits often enough that two share two cores well
+    #[arg(long, short, default_value_t = 2)]
     jobs: usize,
 }
 
