@@ -126,7 +126,7 @@ verify_load() {
 	shift 2
 	timeout $((seconds * 6 + 60)) fio --name=verify --filename="$target" --ioengine=io_uring --direct=1 --iodepth=16 \
 		--rw=randwrite --bsrange=4k-64k --size=96M --verify=crc32c --verify_fatal=1 --do_verify=1 \
-		--time_based --runtime="$seconds" --verify_backlog=256 --randseed=7 --output-format=terse \
+		--time_based --runtime="$seconds" --verify_backlog=256 --randseed=7 --eta=never --output-format=terse \
 		--output=/tmp/fio.out "$@" || fail "fio on $target: $(tail -3 /tmp/fio.out)"
 }
 
