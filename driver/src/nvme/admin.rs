@@ -11,7 +11,7 @@ use crate::dma::{DmaPool, DmaRegion};
 
 use super::failure::{Failure, Fate, Violation};
 use super::registers::{Doorbell, Function};
-use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
+use super::ring::{self, BadFetch, CompletionRing, Cqe, SubmissionRing};
 use super::spec::command::{self, Opcode, SubmissionEntry, cns};
 use super::spec::identify::IDENTIFY_SIZE;
 use super::spec::{Cap, Status};
@@ -60,7 +60,7 @@ impl AdminQueue {
     ) -> Option<Self> {
         Some(Self {
             sq: SubmissionRing::new(pool, 0, DEPTH)?,
-            cq: CompletionRing::new(pool, DEPTH)?,
+            cq: CompletionRing::new(pool, 0, DEPTH, ring::entries_for(DEPTH))?,
             sq_doorbell: Doorbell::submission(function, cap, 0),
             cq_doorbell: Doorbell::completion(function, cap, 0),
             data: pool.take_region(1)?,
@@ -204,7 +204,9 @@ impl AdminQueue {
         let cqe = self.wait()?;
         let dw0 = self.cq.dw0();
         self.cq.advance();
-        self.cq_doorbell.ring(self.cq.head());
+        if let Some(head) = self.cq.tell() {
+            self.cq_doorbell.ring(head);
+        }
         self.check(cqe)?;
         match cqe.status().code() {
             Status::SUCCESS => Ok(dw0),
