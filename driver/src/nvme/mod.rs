@@ -84,6 +84,7 @@ mod controller;
 mod deadlines;
 mod discard;
 mod failure;
+mod fate;
 mod in_flight;
 mod info;
 mod limits;
@@ -94,11 +95,13 @@ mod queue;
 mod registers;
 mod ring;
 pub mod spec;
+mod statistics;
 #[cfg(test)]
 mod tests;
 
-pub use controller::{ControllerOptions, NvmeController};
+pub use controller::{ControllerOptions, Event, NvmeController};
 pub use failure::{Failure, Violation};
 pub use info::{ControllerInfo, NamespaceInfo};
 pub use namespace::NvmeNamespace;
 pub use registers::{Function, Registers};
+pub use statistics::ErrorStatistics;

@@ -27,6 +27,12 @@ impl Opcode {
     pub const CREATE_IO_CQ: Self = Self(0x05);
     /// Admin: Identify.
     pub const IDENTIFY: Self = Self(0x06);
+    /// Admin: Abort.
+    pub const ABORT: Self = Self(0x08);
+    /// Admin: Asynchronous Event Request.
+    pub const ASYNC_EVENT_REQUEST: Self = Self(0x0c);
+    /// Admin: Get Log Page.
+    pub const GET_LOG_PAGE: Self = Self(0x02);
     /// Admin: Set Features.
     pub const SET_FEATURES: Self = Self(0x09);
     /// I/O: Flush.

@@ -36,7 +36,14 @@ pub struct IdentifyController {
     pub rtd3r: U32,
     /// RTD3 Entry Latency: how long a normal shutdown takes, in microseconds; 0 is not reported.
     pub rtd3e: U32,
-    reserved_92: [u8; 420],
+    /// Optional Asynchronous Events Supported.
+    pub oaes: U32,
+    reserved_96: [u8; 162],
+    /// Abort Command Limit, 0's based.
+    pub acl: u8,
+    /// Asynchronous Event Request Limit, 0's based.
+    pub aerl: u8,
+    reserved_260: [u8; 252],
     /// Submission Queue Entry Size: required in bits 3:0, maximum in 7:4.
     pub sqes: u8,
     /// Completion Queue Entry Size: required in bits 3:0, maximum in 7:4.

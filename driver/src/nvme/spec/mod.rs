@@ -5,6 +5,7 @@
 //! memory; the endianness is in the types.
 
 pub mod command;
+pub mod event;
 pub mod identify;
 pub mod register;
 pub mod status;
