@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::clock::Clock;
 use crate::dma::{DmaPool, DmaRegion};
 
+use super::commands::Command;
 use super::failure::{Failure, Fate, Violation};
 use super::registers::{Doorbell, Function};
 use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
 use super::spec::command::{self, Opcode, SubmissionEntry, cns};
 use super::spec::identify::IDENTIFY_SIZE;
+use super::spec::layout::Layout;
 use super::spec::{Cap, Status};
+use super::transfer::Transfer;
 
 /// How many admin commands the rings hold; more than the one that is ever in flight.
 const DEPTH: u16 = 31;
@@ -103,13 +106,9 @@ impl AdminQueue {
     }
 
     /// An Identify data structure with a type.
-    pub(super) fn identify_as<T: FromBytes>(
-        &mut self,
-        cns: u32,
-        nsid: u32,
-    ) -> Result<T, AdminError> {
+    pub(super) fn identify_as<T: Layout>(&mut self, cns: u32, nsid: u32) -> Result<T, AdminError> {
         let bytes = self.identify(cns, nsid)?;
-        Ok(T::read_from_bytes(&bytes).expect("every identify structure is 4096 bytes"))
+        Ok(T::decode(&bytes))
     }
 
     /// The active namespaces with identifiers above `after`, ascending, at most 1024 (CNS 02h).
@@ -185,8 +184,43 @@ impl AdminQueue {
         Ok(())
     }
 
+    /// Sends a command of somebody else's with its data in `transfer`; dword 0 of its completion. After
+    /// [`AdminError::Failed`] the controller may still use the memory until it is quiet.
+    pub(super) fn command(
+        &mut self,
+        command: &Command,
+        transfer: Option<&Transfer>,
+    ) -> Result<u32, AdminError> {
+        let (prp1, prp2) = transfer.map_or((0, 0), Transfer::prps);
+        let [cdw10, cdw11, cdw12, cdw13, cdw14, cdw15] = command.cdw10.map(Into::into);
+        let entry = SubmissionEntry {
+            nsid: command.nsid.into(),
+            cdw2: command.cdw2.into(),
+            cdw3: command.cdw3.into(),
+            prp1: prp1.into(),
+            prp2: prp2.into(),
+            cdw10,
+            cdw11,
+            cdw12,
+            cdw13,
+            cdw14,
+            cdw15,
+            ..Default::default()
+        };
+        self.execute_within(command.opcode, entry, command.timeout.unwrap_or(self.timeout))
+    }
+
     /// Sends one command and waits for its completion: dword 0 of it.
-    fn execute(&mut self, opcode: Opcode, mut entry: SubmissionEntry) -> Result<u32, AdminError> {
+    fn execute(&mut self, opcode: Opcode, entry: SubmissionEntry) -> Result<u32, AdminError> {
+        self.execute_within(opcode, entry, self.timeout)
+    }
+
+    fn execute_within(
+        &mut self,
+        opcode: Opcode,
+        mut entry: SubmissionEntry,
+        timeout: Duration,
+    ) -> Result<u32, AdminError> {
         if let Some(failure) = self.fate.failure() {
             return Err(AdminError::Failed(failure));
         }
@@ -201,7 +235,7 @@ impl AdminQueue {
         if let Some(tail) = self.sq.commit() {
             self.sq_doorbell.ring(tail);
         }
-        let cqe = self.wait()?;
+        let cqe = self.wait(timeout)?;
         let dw0 = self.cq.dw0();
         self.cq.advance();
         self.cq_doorbell.ring(self.cq.head());
@@ -212,14 +246,14 @@ impl AdminQueue {
         }
     }
 
-    fn wait(&self) -> Result<Cqe, AdminError> {
+    fn wait(&self, timeout: Duration) -> Result<Cqe, AdminError> {
         let start = self.clock.now();
         loop {
             if let Some(cqe) = self.cq.peek() {
                 return Ok(cqe);
             }
             let waited = self.clock.now().saturating_sub(start);
-            if waited >= self.timeout {
+            if waited >= timeout {
                 let waited_ms = waited.as_millis() as u64;
                 return Err(self.fail(Failure::TimedOut { qid: 0, waited_ms }));
             }

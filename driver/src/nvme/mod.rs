@@ -80,6 +80,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+pub mod commands;
 mod controller;
 mod deadlines;
 mod discard;
@@ -96,7 +97,9 @@ mod ring;
 pub mod spec;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
+pub use commands::{Command, CommandError, Data};
 pub use controller::{ControllerOptions, NvmeController};
 pub use failure::{Failure, Violation};
 pub use info::{ControllerInfo, NamespaceInfo};

@@ -6,7 +6,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::conformance;
 use crate::nvme::model::ModelNamespace;
-use crate::nvme::spec::identify::ONCS_DSM;
+use crate::nvme::spec::identify::oncs;
 
 fn error(options: ModelOptions) -> String {
     match Rig::try_new(options) {
@@ -39,7 +39,7 @@ fn conforms_in_every_configuration() {
             mqes: 40,
             queues: 3,
             vectors: 2,
-            oncs: ONCS_DSM,
+            oncs: oncs::DSM,
             dmrl: 4,
             reports_limits: false,
             shuffle: Some(fastrand::u64(..)),
