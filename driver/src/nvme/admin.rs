@@ -5,18 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use crate::clock::Clock;
 use crate::dma::{DmaPool, DmaRegion};
 
+use super::commands::Command;
 use super::failure::{Failure, Violation};
 use super::fate::{Fate, Standing};
 use super::registers::{Doorbell, Function};
 use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
 use super::spec::command::{self, Opcode, SubmissionEntry, cns};
 use super::spec::identify::IDENTIFY_SIZE;
+use super::spec::layout::Layout;
 use super::spec::{Cap, Status};
+use super::transfer::Transfer;
 
 /// How many admin commands the rings hold: more than events, aborts and queues of a reset need at once.
 const DEPTH: u16 = 31;
@@ -154,8 +157,8 @@ impl AdminQueue {
     }
 
     /// What the last Identify gave.
-    pub(super) fn identified_as<T: FromBytes>(&self) -> T {
-        T::read_from_bytes(&page(&self.data)).expect("every identify structure is 4096 bytes")
+    pub(super) fn identified_as<T: Layout>(&self) -> T {
+        T::decode(&page(&self.data))
     }
 
     /// Sends Get Log Page for the first `len_bytes` of a page, at most 4096, all namespaces, for
@@ -182,11 +185,7 @@ impl AdminQueue {
     }
 
     /// An Identify data structure with a type.
-    pub(super) fn identify_as<T: FromBytes>(
-        &mut self,
-        cns: u32,
-        nsid: u32,
-    ) -> Result<T, AdminError> {
+    pub(super) fn identify_as<T: Layout>(&mut self, cns: u32, nsid: u32) -> Result<T, AdminError> {
         self.identify(cns, nsid)?;
         Ok(self.identified_as())
     }
@@ -219,23 +218,33 @@ impl AdminQueue {
         self.post(Opcode::SET_FEATURES, number_of_queues_entry(count), Purpose::Answer)
     }
 
+    /// The entry of somebody else's command with its data in `transfer`.
+    pub(super) fn entry_of(command: &Command, transfer: Option<&Transfer>) -> SubmissionEntry {
+        let (prp1, prp2) = transfer.map_or((0, 0), Transfer::prps);
+        let [cdw10, cdw11, cdw12, cdw13, cdw14, cdw15] = command.cdw10.map(Into::into);
+        SubmissionEntry {
+            nsid: command.nsid.into(),
+            cdw2: command.cdw2.into(),
+            cdw3: command.cdw3.into(),
+            prp1: prp1.into(),
+            prp2: prp2.into(),
+            cdw10,
+            cdw11,
+            cdw12,
+            cdw13,
+            cdw14,
+            cdw15,
+            ..Default::default()
+        }
+    }
+
     /// Sends one command and waits for its completion: dword 0 of it. Nothing else is done with the
     /// queue meanwhile, so only for what is quick; [`NvmeController::command`] waits without it.
     ///
     /// [`NvmeController::command`]: super::NvmeController::command
     fn execute(&mut self, opcode: Opcode, entry: SubmissionEntry) -> Result<u32, AdminError> {
-        self.execute_within(opcode, entry, self.timeout)
-    }
-
-    /// [`execute`](AdminQueue::execute) for a command that may take `timeout`.
-    fn execute_within(
-        &mut self,
-        opcode: Opcode,
-        entry: SubmissionEntry,
-        timeout: Duration,
-    ) -> Result<u32, AdminError> {
         let ticket = loop {
-            if let Some(ticket) = self.post_for(opcode, entry, Purpose::Answer, timeout)? {
+            if let Some(ticket) = self.post(opcode, entry, Purpose::Answer)? {
                 break ticket;
             }
             self.service();

@@ -16,6 +16,7 @@ use crate::error::DeviceError;
 use crate::vfio::{PciAddress, VfioFunction};
 
 use super::admin::{self, AdminError, AdminQueue, Purpose, Ticket};
+use super::commands::{Command, CommandError, Data};
 use super::discard::DsmLimits;
 use super::failure::Failure;
 use super::fate::{Fate, Standing};
@@ -24,10 +25,11 @@ use super::namespace::NvmeNamespace;
 use super::queue::QueueMemory;
 use super::registers::{Function, Properties};
 use super::ring::{self, CompletionRing, SubmissionRing};
-use super::spec::command::{Opcode, SubmissionEntry};
+use super::spec::command::{FEATURE_HOST_MEMORY_BUFFER, FEATURE_NUMBER_OF_QUEUES, SubmissionEntry};
 use super::spec::register::{SHN_NORMAL, SHST_COMPLETE};
-use super::spec::{Cap, Cc, Csts, Status};
+use super::spec::{Cap, Cc, Csts, Opcode};
 use super::statistics::ErrorStatistics;
+use super::transfer::Transfer;
 
 use bring_up::Start;
 pub use events::Event;
@@ -66,7 +68,7 @@ impl Default for ControllerOptions {
             command_timeout: Duration::from_secs(30),
             abort_timeout: Duration::from_secs(5),
             admin_timeout: Duration::from_secs(30),
-            resets_max: 5,
+            resets_max: 0,
             resets_window: Duration::from_secs(600),
             retries_max: 3,
             subsystem_reset: false,
@@ -293,6 +295,96 @@ impl NvmeController {
         }
     }
 
+    /// Sends an admin command with its data and waits for the answer: dword 0 of the completion. Blocks,
+    /// bounded by the command's timeout. The commands with names are in [`commands`](super::commands);
+    /// this is what they and passthrough come down to.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Invalid`] for what is the driver's own (queues, events, shadow doorbells) and for
+    /// data larger than the controller takes; [`CommandError::Status`] with what the controller says;
+    /// [`CommandError::Device`] when it does not.
+    pub fn admin(&self, command: &Command, data: Data<'_>) -> Result<u32, CommandError> {
+        self.check_admin(command)?;
+        let name = &self.info.name;
+        let transfer = self.transfer(data.len_bytes())?;
+        if let (Data::Out(bytes), Some(transfer)) = (&data, &transfer) {
+            transfer.fill(bytes);
+        }
+        self.check_running()?;
+        let entry = AdminQueue::entry_of(command, transfer.as_ref());
+        let timeout = command.timeout.unwrap_or(self.options.admin_timeout);
+        let answer = self.command_within(command.opcode, entry, timeout);
+        match answer {
+            Ok(dw0) => {
+                if let (Data::In(bytes), Some(transfer)) = (data, &transfer) {
+                    transfer.copy_out(bytes);
+                }
+                Ok(dw0)
+            }
+            Err(AdminError::Status(status)) => Err(CommandError::Status {
+                device: name.clone(),
+                command: command.opcode.admin_name(),
+                status,
+            }),
+            Err(AdminError::Failed(failure)) => {
+                if let Some(mut transfer) = transfer
+                    && !self.wait_forgotten()
+                {
+                    transfer.leak();
+                }
+                Err(self.failed(failure).into())
+            }
+        }
+    }
+
+    /// What is the driver's own is not for others to send.
+    fn check_admin(&self, command: &Command) -> Result<(), CommandError> {
+        let number_of_queues = command.opcode == Opcode::SET_FEATURES
+            && command.cdw10[0] & 0xff == FEATURE_NUMBER_OF_QUEUES;
+        let host_memory = command.opcode == Opcode::SET_FEATURES
+            && command.cdw10[0] & 0xff == FEATURE_HOST_MEMORY_BUFFER;
+        let own = matches!(
+            command.opcode,
+            Opcode::DELETE_IO_SQ
+                | Opcode::CREATE_IO_SQ
+                | Opcode::DELETE_IO_CQ
+                | Opcode::CREATE_IO_CQ
+                | Opcode::ABORT
+                | Opcode::ASYNCHRONOUS_EVENT_REQUEST
+                | Opcode::DOORBELL_BUFFER_CONFIG
+        );
+        if own || number_of_queues || host_memory {
+            let name = command.opcode.admin_name();
+            let what =
+                format!("{name} (dword 10 {:#x}) is the driver's own to send", command.cdw10[0]);
+            return Err(CommandError::invalid(&self.info.name, what));
+        }
+        Ok(())
+    }
+
+    /// Memory for the data of a command; `None` for a command without data.
+    pub(super) fn transfer(&self, len_bytes: usize) -> Result<Option<Transfer>, CommandError> {
+        let most = self.info.transfer_max_bytes as usize;
+        if len_bytes > most {
+            let what = format!("{len_bytes} bytes are more than one command carries, {most}");
+            return Err(CommandError::invalid(&self.info.name, what));
+        }
+        if len_bytes == 0 {
+            return Ok(None);
+        }
+        let transfer = Transfer::new(&self.pool, len_bytes);
+        transfer.map(Some).ok_or_else(|| {
+            let frames = Transfer::frames_for(len_bytes);
+            let source = std::io::Error::other(format!(
+                "a command with {len_bytes} bytes of data needs {frames} frames and the pool has no \
+                 such run free"
+            ));
+            let bytes = (frames * crate::dma::FRAME_SIZE) as u64;
+            DeviceError::NoMemory { bytes, source }.into()
+        })
+    }
+
     pub(super) fn dsm_limits(&self) -> DsmLimits {
         self.dsm
     }
@@ -373,8 +465,18 @@ impl NvmeController {
         opcode: Opcode,
         entry: SubmissionEntry,
     ) -> Result<u32, AdminError> {
+        self.command_within(opcode, entry, self.options.admin_timeout)
+    }
+
+    /// [`command`](NvmeController::command) for one that may take `timeout`.
+    fn command_within(
+        &self,
+        opcode: Opcode,
+        entry: SubmissionEntry,
+        timeout: Duration,
+    ) -> Result<u32, AdminError> {
         let ticket = loop {
-            let posted = self.lock().admin.post(opcode, entry, Purpose::Answer)?;
+            let posted = self.lock().admin.post_for(opcode, entry, Purpose::Answer, timeout)?;
             match posted {
                 Some(ticket) => break ticket,
                 None => self.turn(),
@@ -396,6 +498,7 @@ impl NvmeController {
         }
     }
 
+    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
     /// [`command`](NvmeController::command) in two halves, for whoever polls; `None` when the queue or
     /// its lock is taken just now.
     pub(super) fn post(
@@ -407,11 +510,13 @@ impl NvmeController {
             .map_or(Ok(None), |mut shared| shared.admin.post(opcode, entry, Purpose::Answer))
     }
 
+    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
     /// The answer to what `post` sent; `None` while there is none.
     pub(super) fn take(&self, ticket: Ticket) -> Option<Result<u32, AdminError>> {
         self.try_lock()?.admin.take(ticket)
     }
 
+    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
     /// Asks for the end of a command, if the controller takes another Abort now. Whether it was asked.
     pub(super) fn abort(&self, qid: u16, cid: u16) -> bool {
         let Some(mut shared) = self.try_lock() else { return false };
@@ -551,9 +656,9 @@ fn failed(name: &str, failure: Failure) -> DeviceError {
 fn admin_error(name: &str, what: &str, error: AdminError) -> DeviceError {
     match error {
         AdminError::Failed(failure) => failed(name, failure),
-        AdminError::Status(Status(status)) => DeviceError::Failed {
+        AdminError::Status(status) => DeviceError::Failed {
             device: name.to_owned(),
-            reason: format!("the controller refused to {what} (status {status:#x})"),
+            reason: format!("the controller refused to {what}: {status}"),
         },
     }
 }

@@ -62,6 +62,7 @@ const NEVER: u32 = 5;
 const PHASE_BITS: u32 = 3;
 const PHASE_MASK: u32 = (1 << PHASE_BITS) - 1;
 
+#[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
 /// A word that no state has: what a queue holds that does not serve.
 pub(super) const NOT_SERVING: u32 = u32::MAX;
 

@@ -80,6 +80,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+pub mod commands;
 mod controller;
 mod deadlines;
 mod discard;
@@ -98,7 +99,9 @@ pub mod spec;
 mod statistics;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
+pub use commands::{Command, CommandError, Data};
 pub use controller::{ControllerOptions, Event, NvmeController};
 pub use failure::{Failure, Violation};
 pub use info::{ControllerInfo, NamespaceInfo};

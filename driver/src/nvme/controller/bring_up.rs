@@ -215,7 +215,7 @@ impl Start {
             None => info.transfer_max_bytes.ilog2() as u8,
         };
         info.namespaces = self.learn_namespaces(admin)?;
-        let settings = self.ask_for_events(admin, id.oaes.get())?;
+        let settings = self.ask_for_events(admin, id.oaes)?;
         Ok(Learnt {
             info,
             dsm: DsmLimits::new(nvm.as_ref()),

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 
 use crate::nvme::admin::{AdminError, AdminQueue, Purpose, Ticket};
-use crate::nvme::spec::command::{Opcode, SubmissionEntry};
 use crate::nvme::spec::event::{self, EVENT_NOTICE, NOTICE_NAMESPACES, log};
+use crate::nvme::spec::{Opcode, SubmissionEntry};
 
 use super::{NvmeController, Shared};
 
@@ -137,8 +137,11 @@ impl NvmeController {
             }
         }
         while admin.in_flight(Purpose::Event) < usize::from(listening.requests_max) {
-            let sent =
-                admin.post(Opcode::ASYNC_EVENT_REQUEST, SubmissionEntry::default(), Purpose::Event);
+            let sent = admin.post(
+                Opcode::ASYNCHRONOUS_EVENT_REQUEST,
+                SubmissionEntry::default(),
+                Purpose::Event,
+            );
             if !matches!(sent, Ok(Some(_))) {
                 break;
             }
