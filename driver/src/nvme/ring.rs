@@ -120,6 +120,12 @@ impl SubmissionRing {
         self.unfetched_of(self.tail)
     }
 
+    /// Starts at the first entry again, as the controller does with a queue that is made anew. Only
+    /// while the controller does not know of the ring.
+    pub(super) fn reset(&mut self) {
+        (self.tail, self.committed, self.head) = (0, 0, 0);
+    }
+
     /// Gives the memory up for ever: the device may still read it.
     pub(super) fn leak(&mut self) {
         self.ring.leak();
@@ -283,6 +289,15 @@ impl CompletionRing {
     pub(super) fn tell(&mut self) -> Option<u16> {
         let untold = std::mem::take(&mut self.untold);
         (untold > 0).then_some(self.head)
+    }
+
+    /// Empties the ring and starts at its first entry again. Only while the controller does not know of
+    /// it: completions of before would pass for new ones.
+    pub(super) fn reset(&mut self) {
+        let words = self.ring.records().iter().flatten();
+        words.for_each(|word| word.store(0, Ordering::Relaxed));
+        (self.head, self.untold) = (0, 0);
+        self.ordinary |= PHASE;
     }
 
     /// Gives the memory up for ever: the device may still write it.
