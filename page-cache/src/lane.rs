@@ -20,6 +20,7 @@ use crate::bypass::Bypass;
 use crate::cache::{Cache, Handle, OUT_OF_RANGE};
 use crate::page::{Blocks, Page};
 use crate::read::Read;
+use crate::readahead::{Plan, Readahead};
 use crate::retry::{RunQueue, Step};
 use crate::wait::{Waiter, Wakes, Wakeup};
 use crate::write::Write;
@@ -39,6 +40,9 @@ pub enum OpKind {
         /// Go past the cache; the range must be aligned to device blocks.
         direct: bool,
     },
+    /// Bring the range into the cache and finish when it is there, with the error of the first block
+    /// that could not be read. What does not fit into half of the cache is left out.
+    Readahead,
     /// Finish when everything that was finished before is stable.
     Flush,
     /// The blocks are not needed any more; aligned to device blocks.
@@ -94,6 +98,13 @@ pub(crate) struct Io {
 pub(crate) enum IoKind {
     /// Reads missing blocks into pages in Reading.
     Fill,
+    /// The same before anybody wants them: see [`crate::readahead`].
+    Ahead {
+        /// Its first page gets the mark.
+        marked: bool,
+        /// Their reader has no use for them afterwards.
+        once: bool,
+    },
     /// Reads into frames that are not pages'.
     ReadPast,
     /// Writes dirty blocks of pages in Writeback.
@@ -213,6 +224,11 @@ impl Core {
         self.ios.free() > usize::from(gathering.is_some()) + spare
     }
 
+    /// How many commands there can be in flight.
+    pub(crate) fn slots(&self) -> usize {
+        self.ios.capacity()
+    }
+
     pub(crate) fn wait_slot(&mut self, operation: Token) {
         self.slot_waiters.push_back(operation);
     }
@@ -236,7 +252,7 @@ impl Core {
         let lba = page * self.cache.blocks_per_page() + u64::from(first);
         let mut sent = 0;
         if let Some(open) = run {
-            let joins = open.kind == kind
+            let joins = std::mem::discriminant(&open.kind) == std::mem::discriminant(&kind)
                 && open.fua == fua
                 && open.lba + u64::from(open.blocks) == lba
                 && first == 0
@@ -259,7 +275,7 @@ impl Core {
     pub(crate) fn send(&mut self, operation: Token, run: &mut Option<Run>) -> usize {
         let Some(Run { kind, lba, blocks, frames, offset, fua }) = run.take() else { return 0 };
         let op = match kind {
-            IoKind::Fill | IoKind::ReadPast => Op::Read,
+            IoKind::Fill | IoKind::Ahead { .. } | IoKind::ReadPast => Op::Read,
             IoKind::Store => Op::Write { fua },
             IoKind::Bypass | IoKind::Flush => unreachable!("no frames are gathered for {kind:?}"),
         };
@@ -419,6 +435,7 @@ impl Core {
 enum Work {
     Read(Read),
     Write(Write),
+    Readahead(Readahead),
     Bypass(Bypass),
     Flush(Flush),
 }
@@ -522,14 +539,21 @@ impl Lane {
             return Ok(());
         }
         let none = cache.mode() == crate::CacheMode::None;
+        let mut plan = Plan::default();
         let work = match kind {
             OpKind::Read { direct } => {
-                Work::Read(Read::new(cache, offset, len as usize, buffer, direct || none))
+                let past = direct || none;
+                if !past {
+                    plan = handle.plan(cache, offset, len);
+                }
+                let read = Read::new(cache, offset, len as usize, buffer, past);
+                Work::Read(if plan.once { read.once() } else { read })
             }
             OpKind::Write { stable, direct } => {
                 Work::Write(Write::new(cache, offset, len as usize, buffer, stable, direct || none))
             }
-            OpKind::Flush => Work::Flush(Flush { handle, ordered: false }),
+            OpKind::Readahead => Work::Readahead(Readahead::new(cache, offset, len)),
+            OpKind::Flush => Work::Flush(Flush { handle: Arc::clone(&handle), ordered: false }),
             OpKind::Discard => Work::Bypass(Bypass::new(cache, offset, len, Op::Discard)),
             OpKind::WriteZeroes { may_unmap } => {
                 Work::Bypass(Bypass::new(cache, offset, len, Op::WriteZeroes { may_unmap }))
@@ -538,6 +562,8 @@ impl Lane {
         let entry = Entry { user: token, work: Some(work) };
         let Ok(me) = self.entries.insert(entry) else { unreachable!("a free entry was seen") };
         self.step(me, Wakeup::Retry);
+        // After the step: what the operation itself wants is asked for first.
+        self.core.follow(&handle, plan);
         self.core.wakes.run();
         Ok(())
     }
@@ -568,7 +594,8 @@ impl Lane {
         self.finished.pop_front()
     }
 
-    /// Operations started and not yet taken out.
+    /// Operations started and not yet taken out. What is being read ahead is none: turn the lane, or
+    /// sleep on what [`arm`](Self::arm) armed, also while there are none, for others may wait for it.
     pub fn in_flight(&self) -> usize {
         self.entries.len() + self.finished.len()
     }
@@ -609,15 +636,20 @@ impl Lane {
         self.with(token, |work, core| match work {
             Work::Read(read) => read.step(token, core, wakeup),
             Work::Write(write) => write.step(token, core, wakeup),
+            Work::Readahead(ahead) => ahead.step(token, core, wakeup),
             Work::Bypass(bypass) => bypass.step(token, core, wakeup),
             Work::Flush(flush) => flush.step(token, core, wakeup),
         });
     }
 
     fn settle(&mut self, io: Io, result: IoResult, data: SgList) {
+        if matches!(io.kind, IoKind::Ahead { .. }) {
+            return self.core.settle_ahead(&io, result, data);
+        }
         self.with(io.operation, |work, core| match work {
             Work::Read(read) => read.settle(io.operation, core, io, result, data),
             Work::Write(write) => write.settle(io.operation, core, io, result, data),
+            Work::Readahead(ahead) => ahead.settle(io.operation, core, io, result, data),
             Work::Bypass(bypass) => bypass.settle(io.operation, core, io, result, data),
             Work::Flush(_) => panic!("a flush has no device request of its own"),
         });
@@ -640,7 +672,7 @@ impl Lane {
         let buffer = match work {
             Work::Read(read) => read.into_buffer(),
             Work::Write(write) => write.into_buffer(),
-            Work::Bypass(_) | Work::Flush(_) => Buffer::None,
+            Work::Readahead(_) | Work::Bypass(_) | Work::Flush(_) => Buffer::None,
         };
         self.finished.push_back(Finished { token: user, result, buffer });
     }
@@ -650,7 +682,7 @@ impl Drop for Lane {
     /// Drains: every operation is stepped to its end. Bounded by the device's own deadlines, and for
     /// flushes and room by the flusher, which outlives the lanes.
     fn drop(&mut self) {
-        while !self.entries.is_empty() {
+        while !self.entries.is_empty() || self.core.in_flight() > 0 {
             if !self.turn() {
                 std::thread::yield_now();
             }
