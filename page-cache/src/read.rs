@@ -90,6 +90,16 @@ impl Read {
         self.buffer
     }
 
+    /// The memory, which nothing is copied to any more.
+    pub(crate) fn take_buffer(&mut self) -> Buffer {
+        std::mem::replace(&mut self.buffer, Buffer::None)
+    }
+
+    /// Asks for nothing more, and ends with this error when what it has asked for has come.
+    pub(crate) fn stop(&mut self, error: IoError) {
+        self.error = Some(error);
+    }
+
     /// The part of `page` that is wanted: `(offset in page, length, position in the buffer)`.
     fn part(&self, page: u64) -> (usize, usize, usize) {
         let start = page * FRAME_SIZE as u64;
@@ -368,7 +378,7 @@ pub(crate) fn end_fill(
     let Some(slot) = shard.find(page) else { panic!("page {page} left while it was read") };
     let block_size = cache.block_size();
     let kept_by_device = frame.is_none();
-    let awaited = shard.is_awaited(slot);
+    let waited = shard.page_waiters_len();
     let held = shard.page(slot).content().is_some();
     let end = |page: Page| page.end_read(frame, blocks, ok, block_size);
     let (left, released) = shard.transition(slot, &mut core.wakes, end);
@@ -383,7 +393,7 @@ pub(crate) fn end_fill(
         && let Some(own) = shard.notes(slot)
     {
         *own = notes;
-        if awaited && notes.contains(Notes::AHEAD) {
+        if shard.page_waiters_len() < waited && notes.contains(Notes::AHEAD) {
             // Whoever waited has it already.
             shard.used(slot);
         }

@@ -25,7 +25,7 @@
 
 use std::ops::Range;
 
-use uaio_driver::{FRAME_SIZE, IoResult, SgList, Token};
+use uaio_driver::{FRAME_SIZE, IoError, IoResult, SgList, Token};
 
 use crate::buffer::Buffer;
 use crate::cache::{Cache, Handle};
@@ -459,6 +459,14 @@ impl Readahead {
     pub(crate) fn new(cache: &Cache, offset: u64, len: u64) -> Self {
         let most = cache.frames() as u64 / 2 * PAGE;
         Self { next: offset, end: offset + len.min(most), piece: None }
+    }
+
+    /// Asks for nothing more, and ends with this error when what it has asked for has come.
+    pub(crate) fn stop(&mut self, error: IoError) {
+        self.next = self.end;
+        if let Some(piece) = &mut self.piece {
+            piece.stop(error);
+        }
     }
 
     pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
