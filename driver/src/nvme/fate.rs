@@ -62,7 +62,6 @@ const NEVER: u32 = 5;
 const PHASE_BITS: u32 = 3;
 const PHASE_MASK: u32 = (1 << PHASE_BITS) - 1;
 
-#[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
 /// A word that no state has: what a queue holds that does not serve.
 pub(super) const NOT_SERVING: u32 = u32::MAX;
 
@@ -254,6 +253,11 @@ impl Fate {
             Some(csts) if csts.cfs() => Some(Failure::Fatal),
             Some(_) => None,
         }
+    }
+
+    /// Whether the controller says that it does nothing for a while (CSTS.PP, firmware activation).
+    pub(super) fn is_paused(&self) -> bool {
+        self.properties.csts().is_some_and(|csts| csts.pp())
     }
 
     /// Whether a controller that was ended touches memory no more. Does not wait.
