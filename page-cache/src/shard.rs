@@ -13,7 +13,7 @@ use uaio_driver::{DmaBuf, IoError};
 
 use crate::evict::Policy;
 use crate::list::List;
-use crate::page::{Blocks, Busy, Page};
+use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stats::ShardStats;
 use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
@@ -162,6 +162,34 @@ impl Shard {
     #[inline]
     pub(crate) fn touch(&mut self, slot: u32) {
         self.policy.hit(slot);
+    }
+
+    /// What readahead noted on a page that can be read now.
+    pub(crate) fn notes(&mut self, slot: u32) -> Option<&mut Notes> {
+        self.records[slot as usize].page.notes_mut()
+    }
+
+    /// A reader uses the page: the policy is told, unless this is only what it was read ahead for.
+    #[inline]
+    pub(crate) fn used(&mut self, slot: u32) {
+        let page = &mut self.records[slot as usize].page;
+        match page.notes_mut() {
+            Some(notes) if *notes != Notes::NONE => {
+                let was_ahead = notes.contains(Notes::AHEAD);
+                *notes = Notes::NONE;
+                if was_ahead {
+                    self.stats.readahead_used += 1;
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.touch(slot);
+    }
+
+    /// How many wait for pages.
+    pub(crate) fn page_waiters_len(&self) -> usize {
+        self.page_waiters_len
     }
 
     /// The slot of `key`, made absent if it was not there. There are as many slots as frames, and a
@@ -319,6 +347,12 @@ impl Shard {
         self.any_frame(keep)
     }
 
+    /// As [`take_frame`](Shard::take_frame), for readahead: only while more than an eighth of the
+    /// frames is free or can be had.
+    pub(crate) fn take_spare_frame(&mut self) -> Option<DmaBuf> {
+        if self.free.len() + self.clean <= self.total / 8 { None } else { self.take_frame(None) }
+    }
+
     fn any_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
         let frame = match self.free.pop() {
             Some(frame) => frame,
@@ -346,6 +380,7 @@ impl Shard {
         };
         self.clean -= 1;
         self.stats.evicted += 1;
+        self.stats.readahead_wasted += u64::from(content.notes.contains(Notes::AHEAD));
         self.leave(slot);
         let frame = content.frame.release();
         debug_assert!(frame.is_some(), "a victim was pinned");
