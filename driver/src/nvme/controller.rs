@@ -404,8 +404,13 @@ impl NvmeController {
         self.write_zeroes_max_bytes_log2
     }
 
+    /// Whether it serves. Blocks while it is reset, bounded by what resets take.
     pub(super) fn check_running(&self) -> Result<(), DeviceError> {
-        self.fate.trouble().map_or(Ok(()), |failure| Err(self.failed(failure)))
+        while matches!(self.fate.standing(), Standing::Stopping | Standing::Reviving) {
+            self.turn();
+            self.clock.sleep(Duration::from_millis(1));
+        }
+        self.fate.failure().map_or(Ok(()), |failure| Err(self.failed(failure)))
     }
 
     fn failed(&self, failure: Failure) -> DeviceError {

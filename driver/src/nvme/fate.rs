@@ -15,12 +15,14 @@
 //! From Reviving on, the commands of earlier epochs are gone: Base 2.0c §3.7.2 has all queues deleted
 //! and nothing fetched or written any more when RDY is 0 after EN = 0.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
 
+use super::controller::Event;
 use super::failure::Failure;
 use super::registers::{Function, Properties};
 use super::statistics::Counters;
@@ -65,6 +67,9 @@ const PHASE_MASK: u32 = (1 << PHASE_BITS) - 1;
 /// A word that no state has: what a queue holds that does not serve.
 pub(super) const NOT_SERVING: u32 = u32::MAX;
 
+/// How many events are kept for whoever asks; the oldest go first.
+const EVENTS_MAX: usize = 256;
+
 /// How often and how long is tried.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
@@ -94,6 +99,8 @@ pub(super) struct Fate {
     /// Why it has ended.
     failure: OnceLock<Failure>,
     troubles: Mutex<Troubles>,
+    /// What happened, for whoever asks.
+    events: Mutex<VecDeque<Event>>,
     patience: Patience,
     pub(super) counters: Counters,
     properties: Properties,
@@ -115,6 +122,7 @@ impl Fate {
                 reason: Failure::Closed,
                 resets: 0,
             }),
+            events: Mutex::new(VecDeque::new()),
             patience,
             counters: Counters::default(),
             properties: Properties::new(Arc::clone(&function)),
@@ -192,6 +200,7 @@ impl Fate {
             troubles.resets += 1;
             troubles.reason = failure;
             self.counters.resets.add(1);
+            self.note(Event::Reset(failure));
         } else {
             // Set before the state says so, so that whoever sees the state finds the reason.
             self.failure.get_or_init(|| failure);
@@ -240,6 +249,19 @@ impl Fate {
     /// When it was last told to stop.
     pub(super) fn told(&self) -> Duration {
         self.lock().told
+    }
+
+    /// Keeps what happened; of more than 256, the oldest go.
+    pub(super) fn note(&self, event: Event) {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.len() == EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(event);
+    }
+
+    pub(super) fn take_events(&self) -> Vec<Event> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
     }
 
     /// Looks at the controller's status: what is wrong with it, if anything is. One register read, and

@@ -461,10 +461,7 @@ impl State {
         let Fetched { qid, entry, lie } = fetched;
         let (status, dw0) = match (qid, lie) {
             (0, Lie::Status(status)) => (status, 0),
-            (0, _) => match self.execute_admin_unless_kept(&entry) {
-                Some(done) => done,
-                None => return None,
-            },
+            (0, _) => self.execute_admin_unless_kept(&entry)?,
             (_, Lie::Status(status)) => (status, 0),
             _ => (self.execute_io(&entry).err().unwrap_or(Status::SUCCESS), 0),
         };

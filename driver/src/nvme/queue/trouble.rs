@@ -30,6 +30,7 @@ use std::sync::Arc;
 use crate::block::Cancel;
 use crate::error::{IoError, IoErrorKind, IoResult};
 use crate::nvme::admin::{self, AdminError, Ticket};
+use crate::nvme::controller::Event;
 use crate::nvme::failure::{Failure, Violation};
 use crate::nvme::fate::{Fate, NOT_SERVING, Quiet, Standing};
 use crate::nvme::in_flight::{self, Answered};
@@ -175,6 +176,7 @@ impl NvmeQueue {
         self.stop_serving();
         let Standing::Running(epoch) = self.fate.standing() else { return };
         self.fate.counters.queues_failed.add(1);
+        self.fate.note(Event::QueueFailed(violation));
         self.trouble.phase = Phase::Deleting { violation, epoch, submission: false, ticket: None };
     }
 
@@ -436,7 +438,9 @@ impl NvmeQueue {
 
     /// Takes a request while there is no queue to send it to, but one to come.
     pub(super) fn hold(&mut self, request: Request) -> Result<(), Refused> {
-        let waits = matches!(self.trouble.phase, Phase::Lost | Phase::Creating { .. });
+        // Serving is what it thinks until it is polled.
+        let waits =
+            matches!(self.trouble.phase, Phase::Serving | Phase::Lost | Phase::Creating { .. });
         let reason = match self.target.geometry.check(&self.target.capabilities, &request) {
             _ if !waits || self.fate.failure().is_some() => Refusal::Failed,
             Err(reason) => reason,
