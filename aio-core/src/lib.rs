@@ -78,12 +78,11 @@
 //!
 //! A writeback that failed while nobody waited is told once to each [`Handle`] that was open then, by
 //! its next sync.
-#![forbid(unsafe_code)]
-
 mod baton;
 mod call;
 mod context;
 mod event;
+pub mod host;
 mod iocb;
 pub mod reactor;
 mod request;
