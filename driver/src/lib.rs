@@ -70,12 +70,15 @@ pub mod nvme;
 pub mod ram;
 pub mod request;
 pub mod sim;
+mod sink;
 pub mod slots;
 pub mod ublk;
 pub mod uring;
 pub mod vfio;
 
-pub use block::{Armed, BlockDevice, Capabilities, Geometry, Health, IoQueue, QueueOptions, Wake};
+pub use block::{
+    Armed, BlockDevice, Cancel, Capabilities, Geometry, Health, IoQueue, QueueOptions, Wake,
+};
 pub use clock::{Clock, SystemClock};
 pub use dma::{DmaBuf, DmaPool, DmaRegion, FRAME_SIZE, Iova, PoolOptions};
 pub use doorbell::Doorbell;

@@ -171,7 +171,6 @@ impl Engine {
     /// # Errors
     ///
     /// The request, whole, and why it was not started.
-    #[expect(clippy::result_large_err, reason = "it brings the request back, which is not small")]
     pub fn start(&mut self, token: Token, request: HostRequest) -> Result<OpId, HostRefused> {
         let refused = |request, reason| Err(HostRefused { request, reason });
         let to_worker = self.is_for_worker(&request);
