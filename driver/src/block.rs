@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::dma::{DmaPool, FRAME_SIZE};
 use crate::error::{DeviceError, IoError};
 use crate::request::{Completion, Op, Refusal, Refused, Request, SgList};
+use crate::slots::Token;
 
 /// The size and the limits of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +155,19 @@ pub enum Armed {
     MustPoll,
 }
 
+/// What came of asking for a request to be cancelled; see [`IoQueue::cancel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancel {
+    /// The device was asked, or will be by the queue itself. The request's answer says whether it took:
+    /// [`Cancelled`](crate::IoErrorKind::Cancelled), or what it would have been without.
+    Asked,
+    /// The request goes on as if nothing had been asked: the device cannot stop it, or cannot stop one
+    /// more now.
+    Cannot,
+    /// No request with this token is in flight: it was answered, or never submitted.
+    NotFound,
+}
+
 /// A block device: its control plane.
 ///
 /// Shared between threads. Its methods may block and allocate; none is called on a data path.
@@ -215,6 +229,12 @@ pub trait BlockDevice: Send + Sync {
 ///
 /// One owner at a time; the queue may be moved to another thread between calls.
 ///
+/// # Cancellation
+///
+/// [`cancel`](IoQueue::cancel) is a request to a request: best effort, and never an answer by itself.
+/// What is cancelled is still answered, once, by `poll`, with its frames; the device has let go of
+/// them then as after any other completion.
+///
 /// # Dropping
 ///
 /// Dropping a queue stops submission and drains it: it waits, bounded, until the device has let go
@@ -234,6 +254,20 @@ pub trait IoQueue: Send {
     /// Moves at most `budget` completions to the end of `out` and says how many. Does not block.
     /// Does not allocate when `out` has room for `budget` more.
     fn poll(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize;
+
+    /// Asks for the request in flight that `token` names to end early. Best effort: it is answered
+    /// exactly once all the same, by `poll`, with `Cancelled` when the cancel took and with its own
+    /// result when it came too late. A write, discard or zeroes that was cancelled may have been done
+    /// in part, in whole or not at all. Commits what was submitted, so that a request is cancelled
+    /// where it is and not held back here.
+    ///
+    /// Does not block and does not allocate; looks through the requests in flight, and may enter the
+    /// kernel or write a doorbell. When several requests in flight have the token, one of them is
+    /// meant. A queue that does not say otherwise cannot.
+    fn cancel(&mut self, token: Token) -> Cancel {
+        let _ = token;
+        Cancel::Cannot
+    }
 
     /// How many requests were taken and not yet moved out by `poll`.
     fn in_flight(&self) -> usize;

@@ -7,9 +7,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::block::{Armed, BlockDevice, IoQueue, QueueOptions};
+use crate::block::{Armed, BlockDevice, Cancel, IoQueue, QueueOptions};
 use crate::dma::{DmaBuf, FRAME_SIZE};
-use crate::error::DeviceError;
+use crate::error::{DeviceError, IoErrorKind};
 use crate::request::{Completion, Lba, Op, Refusal, Request, SgList};
 use crate::slots::{Slots, Token};
 
@@ -43,6 +43,7 @@ pub fn run_seeded(device: &dyn BlockDevice, seed: u64) {
     suite.every_queue_sees_what_another_completed();
     suite.poll_keeps_to_its_budget();
     suite.an_armed_queue_tells_of_completions();
+    suite.what_is_cancelled_is_answered_once();
     suite.dropping_a_queue_drains_it();
     suite.more_queues_than_there_are_is_an_error();
     assert_eq!(device.pool().free_frames(), free, "frames were lost (seed {seed})");
@@ -248,6 +249,53 @@ impl Suite<'_> {
         assert_eq!(queue.arm(), Armed::Yes);
     }
 
+    /// Cancels a random half of what is in flight, before and after it was committed. A write that was
+    /// cancelled leaves each block old or new.
+    fn what_is_cancelled_is_answered_once(&mut self) {
+        let block_size = self.device.geometry().block_size as usize;
+        let frame_blocks = FRAME_SIZE / block_size;
+        let mut bench = Bench::new(self.open(8), self.seed);
+        let lanes = bench.queue.depth();
+        let mut old = vec![1; lanes * FRAME_SIZE];
+        self.fill(&mut bench, &old);
+        let nobody = Token::from_u64(u64::MAX);
+        for round in 2..40 {
+            for lane in 0..lanes {
+                let (lba, data) = (Lba((lane * frame_blocks) as u64), self.frames(1));
+                data.copy_from_slice(0, &[round; FRAME_SIZE]);
+                let fua = self.random.bool();
+                bench.submit(Op::Write { fua }, lba, frame_blocks as u32, data);
+            }
+            assert_ne!(bench.queue.cancel(nobody), Cancel::Asked, "nobody has this token");
+            if self.random.bool() {
+                bench.queue.commit();
+            }
+            let mut asked = Vec::new();
+            for token in bench.asked.tokens() {
+                if self.random.bool() && bench.queue.cancel(token) == Cancel::Asked {
+                    asked.push(token);
+                }
+            }
+            let cancelled = bench.finish_cancelled(&asked);
+            for lane in 0..lanes {
+                let (lba, data) = (Lba((lane * frame_blocks) as u64), self.frames(1));
+                bench.submit(Op::Read, lba, frame_blocks as u32, data);
+            }
+            bench.finish(|done| {
+                let lba = done.asked.lba;
+                let mut got = vec![0; FRAME_SIZE];
+                done.completion.data.copy_to_slice(0, &mut got);
+                let before = &mut old[lba.0 as usize * block_size..][..FRAME_SIZE];
+                for (block, old) in got.chunks(block_size).zip(before.chunks_mut(block_size)) {
+                    let new = block.iter().all(|byte| *byte == round);
+                    let kept = cancelled.contains(&lba) && block == old;
+                    assert!(new || kept, "round {round} at {lba:?} (seed {})", done.seed);
+                    old.copy_from_slice(block);
+                }
+            });
+        }
+    }
+
     fn dropping_a_queue_drains_it(&mut self) {
         let free = self.device.pool().free_frames();
         let mut bench = Bench::new(self.open(8), self.seed);
@@ -355,8 +403,37 @@ impl Bench {
         }
     }
 
-    /// Commits and polls until everything is answered, each exactly once, with its own frames.
+    /// Commits and polls until everything is answered with success, each exactly once.
     fn finish(&mut self, mut look: impl FnMut(&Done)) {
+        self.answers(|done| {
+            let Asked { op, lba, .. } = done.asked;
+            assert_eq!(done.completion.result, Ok(()), "{op:?} at {lba:?}");
+            look(done);
+        });
+    }
+
+    /// [`finish`](Bench::finish), but what is in `asked` may be cancelled; where those that were are.
+    fn finish_cancelled(&mut self, asked: &[Token]) -> Vec<Lba> {
+        let mut cancelled = Vec::new();
+        self.answers(|done| match done.completion.result {
+            Err(error) if error.kind == IoErrorKind::Cancelled => {
+                assert!(
+                    asked.contains(&done.completion.token),
+                    "nobody asked (seed {})",
+                    done.seed
+                );
+                cancelled.push(done.asked.lba);
+            }
+            result => assert_eq!(result, Ok(()), "{:?} (seed {})", done.asked.lba, done.seed),
+        });
+        for token in asked {
+            assert_ne!(self.queue.cancel(*token), Cancel::Asked, "it was answered already");
+        }
+        cancelled
+    }
+
+    /// Commits and polls until everything is answered, each exactly once, with its own frames.
+    fn answers(&mut self, mut look: impl FnMut(&Done)) {
         self.queue.commit();
         let mut out = Vec::with_capacity(self.queue.depth());
         let start = Instant::now();
@@ -365,7 +442,6 @@ impl Bench {
             for completion in out.drain(..) {
                 let asked = self.asked.remove(completion.token);
                 let asked = asked.expect("a completion for nothing that is in flight");
-                assert_eq!(completion.result, Ok(()), "{:?} at {:?}", asked.op, asked.lba);
                 let frames: Vec<_> = completion.data.frames.iter().map(DmaBuf::index).collect();
                 assert_eq!(frames, asked.frames, "a completion gave other frames back");
                 look(&Done { asked, completion, seed: self.seed });

@@ -13,7 +13,8 @@ pub enum IoErrorKind {
     TimedOut,
     /// The device is gone or given up; nothing sent to it will succeed.
     Gone,
-    /// The command was cancelled before it took effect.
+    /// The command was cancelled ([`IoQueue::cancel`](crate::IoQueue::cancel)). What it was to change
+    /// may have changed in part, in whole or not at all.
     Cancelled,
     /// The device does not do this operation.
     Unsupported,

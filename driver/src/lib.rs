@@ -75,7 +75,9 @@ pub mod ublk;
 pub mod uring;
 pub mod vfio;
 
-pub use block::{Armed, BlockDevice, Capabilities, Geometry, Health, IoQueue, QueueOptions, Wake};
+pub use block::{
+    Armed, BlockDevice, Cancel, Capabilities, Geometry, Health, IoQueue, QueueOptions, Wake,
+};
 pub use clock::{Clock, SystemClock};
 pub use dma::{DmaBuf, DmaPool, DmaRegion, FRAME_SIZE, Iova, PoolOptions};
 pub use doorbell::Doorbell;

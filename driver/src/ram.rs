@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileSlice};
 
-use crate::block::{Armed, BlockDevice, Capabilities, Geometry, Health, IoQueue, QueueOptions};
+use crate::block::{
+    Armed, BlockDevice, Cancel, Capabilities, Geometry, Health, IoQueue, QueueOptions,
+};
 use crate::dma::{DmaPool, FRAME_SIZE};
-use crate::error::DeviceError;
+use crate::error::{DeviceError, IoError, IoErrorKind};
 use crate::request::{Completion, Op, Refusal, Refused, Request};
+use crate::slots::Token;
 
 const QUEUES_MAX: u16 = 64;
 const DEPTH_MAX: u16 = 4096;
@@ -172,12 +175,19 @@ impl BlockDevice for RamDevice {
     }
 }
 
+/// A request that `poll` will do, or only answer when it was cancelled before.
+#[derive(Debug)]
+struct Waiting {
+    request: Request,
+    cancelled: bool,
+}
+
 /// A queue of a [`RamDevice`].
 #[derive(Debug)]
 struct RamQueue {
     medium: Arc<Medium>,
     pool: DmaPool,
-    waiting: VecDeque<Request>,
+    waiting: VecDeque<Waiting>,
     /// How many of `waiting`, from the front, have been committed.
     committed: usize,
     depth: usize,
@@ -193,7 +203,7 @@ impl IoQueue for RamQueue {
             }
             Ok(()) if self.waiting.len() == self.depth => Refusal::Full,
             Ok(()) => {
-                self.waiting.push_back(request);
+                self.waiting.push_back(Waiting { request, cancelled: false });
                 return Ok(());
             }
         };
@@ -206,13 +216,30 @@ impl IoQueue for RamQueue {
 
     fn poll(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
         let count = budget.min(self.committed);
-        for request in self.waiting.drain(..count) {
-            self.medium.execute(&request);
+        for Waiting { request, cancelled } in self.waiting.drain(..count) {
+            let result = match cancelled {
+                true => Err(IoError::new(IoErrorKind::Cancelled)),
+                false => {
+                    self.medium.execute(&request);
+                    Ok(())
+                }
+            };
             let Request { token, data, .. } = request;
-            out.push(Completion { token, result: Ok(()), data });
+            out.push(Completion { token, result, data });
         }
         self.committed -= count;
         count
+    }
+
+    fn cancel(&mut self, token: Token) -> Cancel {
+        self.commit();
+        match self.waiting.iter_mut().find(|waiting| waiting.request.token == token) {
+            Some(waiting) => {
+                waiting.cancelled = true;
+                Cancel::Asked
+            }
+            None => Cancel::NotFound,
+        }
     }
 
     fn in_flight(&self) -> usize {
@@ -236,7 +263,8 @@ impl Drop for RamQueue {
     fn drop(&mut self) {
         // What was committed is done, as a drive would; what was not never reached the device.
         let committed = self.committed;
-        self.waiting.drain(..committed).for_each(|request| self.medium.execute(&request));
+        let committed = self.waiting.drain(..committed).filter(|waiting| !waiting.cancelled);
+        committed.for_each(|waiting| self.medium.execute(&waiting.request));
         self.medium.queues.fetch_sub(1, Ordering::Relaxed);
     }
 }

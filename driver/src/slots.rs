@@ -94,6 +94,14 @@ impl<T> Slots<T> {
         entry.tenant.as_ref()
     }
 
+    /// The token of a tenant that is as `wanted`; looks through all slots. Not for the data path.
+    pub fn find(&self, mut wanted: impl FnMut(&T) -> bool) -> Option<Token> {
+        (0u32..).zip(&self.slots).find_map(|(slot, entry)| {
+            let tenant = entry.tenant.as_ref()?;
+            wanted(tenant).then_some(Token { slot, generation: entry.generation })
+        })
+    }
+
     /// How many tenants there are.
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
@@ -112,6 +120,11 @@ impl<T> Slots<T> {
     /// How many tenants fit in all.
     pub fn capacity(&self) -> usize {
         self.slots.len()
+    }
+
+    /// All tenants, in slot order. For what is rare: it looks at every slot.
+    pub fn tenants(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|entry| entry.tenant.as_ref())
     }
 
     /// Tokens of all tenants, in slot order. For teardown; not for the data path.
@@ -141,6 +154,9 @@ mod tests {
         assert_eq!(slots.remove(first), None);
         assert_eq!(slots.get_mut(second), Some(&mut "second"));
         assert_eq!(slots.tokens(), vec![second]);
+        assert_eq!(slots.find(|tenant| *tenant == "second"), Some(second));
+        assert_eq!(slots.find(|tenant| *tenant == "first"), None);
+        assert_eq!(slots.tenants().collect::<Vec<_>>(), [&"second"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::page::Blocks;
 use crate::room::DirtyRoom;
 use crate::shard::{self, Shard};
 use crate::stats::CacheStats;
-use crate::wait::{Waiter, Wakes, Wakeup};
+use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
 
 /// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
 const PAGES_TOGETHER: u64 = 8;
@@ -105,12 +105,52 @@ pub struct Cache {
     pub(crate) errors: ErrorLog,
     pub(crate) orders: Mutex<Orders>,
     flusher: Mutex<Option<Arc<dyn Wake>>>,
+    lanes: Mutex<Lanes>,
     seq: AtomicU64,
     pub(crate) device_flushes: AtomicU64,
     block_size: usize,
     blocks: u64,
     frames: usize,
     dirty_max: usize,
+}
+
+/// Who may wait on the cache's queues.
+#[derive(Default)]
+struct Lanes {
+    /// By number, whether there is such a lane.
+    taken: Vec<bool>,
+    /// How many operations all of them have.
+    operations: usize,
+}
+
+/// The entries of a lane that is registered with the cache's wait queues, for as long as it is.
+pub(crate) struct Enlisted {
+    cache: Arc<Cache>,
+    entries: Arc<Entries>,
+}
+
+impl Enlisted {
+    pub(crate) fn entries(&self) -> &Arc<Entries> {
+        &self.entries
+    }
+}
+
+impl Drop for Enlisted {
+    /// Whatever entry is still on a queue is taken off.
+    fn drop(&mut self) {
+        for slot in 0..self.entries.operations() {
+            // A wake-up that is on its way finds nobody and needs nobody: only the flusher leaves
+            // an entry behind, and it is handed nothing.
+            self.cache.cancel_wait(&self.entries, slot);
+        }
+        let lane = self.entries.lane();
+        self.cache.shards().for_each(|shard| shard.lock().waiters().leave(lane));
+        self.cache.rooms().for_each(|room| room.leave(lane));
+        self.cache.barriers.leave_lane(lane);
+        let mut lanes = self.cache.lanes.lock();
+        lanes.taken[lane as usize] = false;
+        lanes.operations -= self.entries.operations() as usize;
+    }
 }
 
 /// A shard on cache lines of its own.
@@ -181,8 +221,10 @@ impl Cache {
                 let own = taken.split_off(taken.len() - taken.len() / (left + 1));
                 let wanted = Arc::new(AtomicBool::new(false));
                 let pins_max = own.len() / 4;
-                let lock = Mutex::new(Shard::new(own, Arc::clone(&wanted)));
-                let room = DirtyRoom::new(room_pages.max(1));
+                // By its place among the shards: the first made is number 0.
+                let number = (shards - 1 - left) as u32;
+                let lock = Mutex::new(Shard::new(number, own, Arc::clone(&wanted)));
+                let room = DirtyRoom::new(number, room_pages.max(1));
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0), pins_max }
             })
             .collect();
@@ -190,10 +232,11 @@ impl Cache {
         Ok(Arc::new(Self {
             mode,
             shards,
-            barriers: Barriers::default(),
+            barriers: Barriers::new(),
             errors: ErrorLog::default(),
             orders: Mutex::default(),
             flusher: Mutex::default(),
+            lanes: Mutex::default(),
             seq: AtomicU64::new(0),
             device_flushes: AtomicU64::new(0),
             block_size: geometry.block_size as usize,
@@ -423,6 +466,7 @@ impl Cache {
         let mut orders = self.orders.lock();
         orders.flushes += 1;
         orders.retry_failed = true;
+        waiter.left_at(Place::Orders);
         let seq = self.last_seq();
         orders.tickets.push(Ticket { seq, waiter });
         drop(orders);
@@ -452,12 +496,49 @@ impl Cache {
         }
     }
 
-    /// Makes room for the wait entries of `operations` more operations, everywhere they may wait.
-    pub(crate) fn reserve_waiters(&self, operations: usize) {
-        self.shards().for_each(|shard| shard.lock().reserve_waiters(operations));
-        self.rooms().for_each(|room| room.reserve_waiters(operations));
-        self.barriers.reserve_waiters(operations);
-        self.orders.lock().tickets.reserve(operations);
+    /// Registers a lane of `operations` operations with every queue that they may wait on.
+    pub(crate) fn enlist(
+        self: &Arc<Self>,
+        operations: usize,
+        target: Arc<dyn WakeTarget>,
+    ) -> Enlisted {
+        let mut lanes = self.lanes.lock();
+        let number = lanes.taken.iter().position(|taken| !taken).unwrap_or(lanes.taken.len());
+        let all = lanes.taken.len().max(number + 1);
+        lanes.taken.resize(all, false);
+        lanes.taken[number] = true;
+        lanes.operations += operations;
+        let entries = Entries::new(number as u32, operations, target);
+        self.shards().for_each(|shard| shard.lock().waiters().join(&entries));
+        self.rooms().for_each(|room| room.join(&entries));
+        self.barriers.join(&entries, lanes.operations);
+        let mut orders = self.orders.lock();
+        let more = lanes.operations.saturating_sub(orders.tickets.len());
+        orders.tickets.reserve(more);
+        Enlisted { cache: Arc::clone(self), entries }
+    }
+
+    /// Takes the entry of an operation off whatever queue it is on. `false` when it is on none: it
+    /// waits for nothing, or has been taken out by a waker, and its wake-up will arrive.
+    pub(crate) fn cancel_wait(&self, entries: &Arc<Entries>, slot: u32) -> bool {
+        match entries.place(slot) {
+            None => false,
+            Some(Place::Shard(number)) => {
+                self.shards[number as usize].lock.lock().cancel_wait(entries, slot)
+            }
+            Some(Place::Room(number)) => {
+                self.shards[number as usize].room.cancel_wait(entries, slot)
+            }
+            Some(Place::Barriers) => self.barriers.cancel_wait(entries, slot),
+            Some(Place::Orders) => {
+                let mut orders = self.orders.lock();
+                let is_it = |ticket: &Ticket| ticket.waiter.is(entries, slot);
+                let Some(at) = orders.tickets.iter().position(is_it) else { return false };
+                orders.tickets.remove(at);
+                entries.arrived(slot);
+                true
+            }
+        }
     }
 
     /// Gives a pin of `page` up.

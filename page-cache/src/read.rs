@@ -72,6 +72,16 @@ impl Read {
         self.buffer
     }
 
+    /// The memory, which nothing is copied to any more.
+    pub(crate) fn take_buffer(&mut self) -> Buffer {
+        std::mem::replace(&mut self.buffer, Buffer::None)
+    }
+
+    /// Asks for nothing more, and ends with this error when what it has asked for has come.
+    pub(crate) fn stop(&mut self, error: IoError) {
+        self.error = Some(error);
+    }
+
     /// The part of `page` that is wanted: `(offset in page, length, position in the buffer)`.
     fn part(&self, page: u64) -> (usize, usize, usize) {
         let start = page * FRAME_SIZE as u64;

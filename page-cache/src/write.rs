@@ -87,6 +87,19 @@ impl Write {
         self.buffer
     }
 
+    /// The memory, which nothing is copied from any more.
+    pub(crate) fn take_buffer(&mut self) -> Buffer {
+        std::mem::replace(&mut self.buffer, Buffer::None)
+    }
+
+    /// Writes no further page. What the device has been sent goes on; if that is all there was to
+    /// do, the write is what it would have been.
+    pub(crate) fn stop(&mut self, error: IoError) {
+        if self.page != self.end_page {
+            self.error = Some(error);
+        }
+    }
+
     fn part(&self) -> (usize, usize, usize) {
         let start = self.page * FRAME_SIZE as u64;
         let from = self.offset.max(start);

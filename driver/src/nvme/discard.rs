@@ -30,8 +30,8 @@ impl DsmLimits {
         let most = Self { ranges: DSM_RANGES_MAX as u16, range_blocks: u32::MAX, blocks: u64::MAX };
         let Some(identify) = identify else { return most };
         let reported = |value: u64, most: u64| if value == 0 { most } else { value.min(most) };
-        let range_blocks = reported(identify.dmrsl.get().into(), most.range_blocks.into());
-        let blocks = reported(identify.dmsl.get(), most.blocks);
+        let range_blocks = reported(identify.dmrsl.into(), most.range_blocks.into());
+        let blocks = reported(identify.dmsl, most.blocks);
         Self {
             ranges: reported(identify.dmrl.into(), most.ranges.into()) as u16,
             // One range must fit into a command.
@@ -79,17 +79,16 @@ impl Gathering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::FromZeros;
 
     #[test]
     fn limits_that_are_not_reported_are_the_commands_own() {
         let most = DsmLimits { ranges: 256, range_blocks: u32::MAX, blocks: u64::MAX };
         assert_eq!(DsmLimits::new(None), most);
-        let mut identify = IdentifyControllerNvm::new_zeroed();
+        let mut identify = IdentifyControllerNvm::default();
         assert_eq!(DsmLimits::new(Some(&identify)), most);
         identify.dmrl = 8;
-        identify.dmrsl = 1000.into();
-        identify.dmsl = 500.into();
+        identify.dmrsl = 1000;
+        identify.dmsl = 500;
         let limits = DsmLimits::new(Some(&identify));
         assert_eq!(limits, DsmLimits { ranges: 8, range_blocks: 500, blocks: 500 });
     }

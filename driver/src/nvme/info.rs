@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::prp::TRANSFER_MAX_BYTES;
-use super::spec::identify::{self, ONCS_DSM, ONCS_WRITE_ZEROES};
+use super::spec::identify::oncs;
 use super::spec::{IdentifyController, IdentifyNamespace};
 
 /// A controller as it describes itself.
@@ -51,21 +51,21 @@ impl ControllerInfo {
         ready_timeout: Duration,
     ) -> Self {
         // Base 2.0c §3.6.1: RTD3E when it is reported, else at least one second.
-        let rtd3e = Duration::from_micros(id.rtd3e.get().into());
+        let rtd3e = Duration::from_micros(id.rtd3e.into());
         Self {
             name: name.to_owned(),
-            model: identify::text(&id.mn),
-            serial: identify::text(&id.sn),
-            firmware: identify::text(&id.fr),
-            vendor: id.vid.get(),
-            controller_id: id.cntlid.get(),
+            model: id.mn.to_string(),
+            serial: id.sn.to_string(),
+            firmware: id.fr.to_string(),
+            vendor: id.vid,
+            controller_id: id.cntlid,
             version: ((version >> 16) as u16, (version >> 8) as u8, version as u8),
             transfer_max_bytes: transfer_max_bytes(id.mdts),
             queues_max,
             depth_max,
             volatile_cache: id.vwc & 1 != 0,
-            discards: id.oncs.get() & ONCS_DSM != 0,
-            writes_zeroes: id.oncs.get() & ONCS_WRITE_ZEROES != 0,
+            discards: id.does(oncs::DSM),
+            writes_zeroes: id.does(oncs::WRITE_ZEROES),
             // A controller may report an hour; nobody waits that long.
             shutdown_timeout: rtd3e
                 .max(ready_timeout)
@@ -110,22 +110,20 @@ pub struct NamespaceInfo {
 impl NamespaceInfo {
     /// From the data structure; `None` for a namespace that is not there (size 0).
     pub(super) fn new(nsid: u32, id: &IdentifyNamespace) -> Option<Self> {
-        if id.nsze.get() == 0 {
+        if id.nsze == 0 {
             return None;
         }
-        // NVM 1.0c figure 97: bits 6:5 count only when there are more than 16 formats.
-        let high = if id.nlbaf > 16 { (id.flbas >> 5 & 0b11) << 4 } else { 0 };
-        let format = id.lbaf[usize::from(id.flbas & 0xf | high)];
+        let format = id.format();
         Some(Self {
             nsid,
-            blocks: id.nsze.get(),
+            blocks: id.nsze,
             block_size: 1u64.checked_shl(format.lbads.into()).unwrap_or(0),
-            metadata_size: format.ms.get(),
+            metadata_size: format.ms,
             read_only: id.nsattr & 1 != 0,
             // DLFEAT bits 2:0 001b: deallocated blocks read as zeroes; bit 3: DEAC is taken.
             deallocates_to_zeroes: id.dlfeat & 0b1111 == 0b1001,
-            nguid: id.nguid,
-            eui64: id.eui64,
+            nguid: id.nguid.0,
+            eui64: id.eui64.0,
         })
     }
 
@@ -160,7 +158,6 @@ impl NamespaceInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::FromZeros;
 
     #[test]
     fn mdts_is_a_power_of_two_of_pages_up_to_our_own_limit() {
@@ -174,9 +171,9 @@ mod tests {
 
     #[test]
     fn no_format_a_device_reports_can_do_harm() {
-        let mut id = IdentifyNamespace::new_zeroed();
+        let mut id = IdentifyNamespace::default();
         assert_eq!(NamespaceInfo::new(1, &id), None);
-        id.nsze = u64::MAX.into();
+        id.nsze = u64::MAX;
         id.nlbaf = 63;
         for flbas in 0..=u8::MAX {
             id.flbas = flbas;
@@ -186,12 +183,12 @@ mod tests {
                 assert!(info.unsupported().is_some(), "2^64 blocks of 2^{lbads}");
             }
         }
-        id.nsze = 8.into();
+        id.nsze = 8;
         id.flbas = 0x21;
         id.lbaf[17].lbads = 12;
         let info = NamespaceInfo::new(1, &id).unwrap();
         assert_eq!((info.block_size, info.unsupported()), (4096, None));
-        id.lbaf[17].ms = 8.into();
+        id.lbaf[17].ms = 8;
         let why = NamespaceInfo::new(1, &id).unwrap().unsupported().unwrap();
         assert!(why.contains("8 bytes of metadata"), "{why}");
     }

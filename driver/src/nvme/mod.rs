@@ -80,10 +80,12 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+pub mod commands;
 mod controller;
 mod deadlines;
 mod discard;
 mod failure;
+mod fate;
 mod in_flight;
 mod info;
 mod limits;
@@ -94,11 +96,15 @@ mod queue;
 mod registers;
 mod ring;
 pub mod spec;
+mod statistics;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
-pub use controller::{ControllerOptions, NvmeController};
+pub use commands::{Command, CommandError, Data};
+pub use controller::{ControllerOptions, Event, NvmeController};
 pub use failure::{Failure, Violation};
 pub use info::{ControllerInfo, NamespaceInfo};
 pub use namespace::NvmeNamespace;
 pub use registers::{Function, Registers};
+pub use statistics::ErrorStatistics;

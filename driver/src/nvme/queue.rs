@@ -19,7 +19,8 @@ use crate::slots::Token;
 use super::controller::NvmeController;
 use super::deadlines::Deadlines;
 use super::discard::{DsmLimits, Gathering};
-use super::failure::{Failure, Fate, Quiet, Violation};
+use super::failure::{Failure, Violation};
+use super::fate::{Fate, Quiet};
 use super::in_flight::{Answered, InFlight};
 use super::limits::TransferLimits;
 use super::namespace::NamespaceUse;
@@ -119,7 +120,7 @@ impl NvmeQueue {
             uncommitted: 0,
             polls: 0,
             armed_polls: 0,
-            deadlines: Deadlines::new(parts.command_timeout, parts.clock.now()),
+            deadlines: Deadlines::new(parts.options.command_timeout, parts.clock.now()),
             vector,
             qid,
             memory,
@@ -406,6 +407,7 @@ impl IoQueue for NvmeQueue {
     #[inline]
     fn poll(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
         if !self.fate.is_running() {
+            self.controller.turn();
             return self.poll_failed(budget, out);
         }
         let mut moved = 0;
@@ -492,7 +494,7 @@ impl Drop for NvmeQueue {
                 self.controller.parts().clock.sleep(Duration::from_micros(20));
             }
         }
-        if self.controller.delete_queue(self.qid) {
+        if self.controller.delete_queue(self.qid, true) {
             return;
         }
         // The controller would not delete it and would not stop: it may use all of this for ever.

@@ -131,6 +131,13 @@ impl SubmissionRing {
         self.unfetched_of(self.tail)
     }
 
+    /// Starts at the first entry again, as the controller does with a queue that is made anew. Only
+    /// while the controller does not know of the ring.
+    pub(super) fn reset(&mut self) {
+        (self.tail, self.committed, self.room) = (0, 0, 0);
+        self.head &= 0xffff_0000;
+    }
+
     /// Gives the memory up for ever: the device may still read it.
     pub(super) fn leak(&mut self) {
         self.region.leak();
@@ -283,6 +290,13 @@ impl CompletionRing {
     #[inline]
     pub(super) fn head(&self) -> u16 {
         self.head
+    }
+
+    /// Empties the ring and starts at its first entry again. Only while the controller does not know of
+    /// it: completions of before would pass for new ones.
+    pub(super) fn reset(&mut self) {
+        self.region.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        (self.head, self.phase) = (0, PHASE);
     }
 
     /// Gives the memory up for ever: the device may still write it.

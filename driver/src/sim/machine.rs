@@ -8,9 +8,10 @@ use fastrand::Rng;
 use super::fault::{Faults, Verdict};
 use super::medium::{Content, Extent, Medium, SECTOR_SIZE, Sequence};
 use super::{Counts, Event, LogEntry};
-use crate::block::Geometry;
+use crate::block::{Cancel, Geometry};
 use crate::error::{IoError, IoErrorKind, IoResult};
 use crate::request::{Completion, Op, Request};
+use crate::slots::Token;
 
 /// Names an open queue among those of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ struct InFlight {
     extent: Option<Extent>,
     due_step: u64,
     verdict: Verdict,
+    /// It ends now, as cancelled.
+    cancelled: bool,
 }
 
 /// Everything behind the lock of a [`SimDevice`](super::SimDevice).
@@ -114,7 +117,15 @@ impl Machine {
         }
         let extent = self.extent_of(&request);
         self.note(Event::Arrived, queue, &request);
-        self.in_flight.push(InFlight { queue, request, covers, extent, due_step, verdict });
+        self.in_flight.push(InFlight {
+            queue,
+            request,
+            covers,
+            extent,
+            due_step,
+            verdict,
+            cancelled: false,
+        });
         None
     }
 
@@ -139,6 +150,15 @@ impl Machine {
             moved += 1;
         }
         moved
+    }
+
+    /// Asks for the end of a request. A drawn half of them come too late; what is stuck never does.
+    pub(super) fn cancel(&mut self, queue: QueueId, token: Token) -> Cancel {
+        let named = |one: &&mut InFlight| one.queue == queue && one.request.token == token;
+        let Some(one) = self.in_flight.iter_mut().find(named) else { return Cancel::NotFound };
+        let stuck = one.verdict.stuck.is_some_and(|id| self.faults.holds(id));
+        one.cancelled |= stuck || self.random.bool();
+        Cancel::Asked
     }
 
     /// The queue goes: what arrived takes effect, as a drive would have it, unless there is no power
@@ -171,7 +191,7 @@ impl Machine {
     fn is_due(&self, queue: QueueId, at: usize) -> bool {
         let one = &self.in_flight[at];
         let held = one.verdict.stuck.is_some_and(|id| self.faults.holds(id));
-        one.queue == queue && (self.gone || (one.due_step <= self.step && !held))
+        one.queue == queue && (self.gone || one.cancelled || (one.due_step <= self.step && !held))
     }
 
     /// The request takes effect; its answer.
@@ -182,6 +202,13 @@ impl Machine {
         }
         if let Some(extent) = extent {
             self.check_frames(request, extent);
+        }
+        if ended.cancelled {
+            // It was stopped somewhere: an arbitrary part was done.
+            if request.op.writes() {
+                self.write_around(request, extent.as_ref(), &(0..0));
+            }
+            return Err(IoError::new(IoErrorKind::Cancelled));
         }
         if let Some((error, bad)) = &verdict.failure {
             if request.op.writes() {

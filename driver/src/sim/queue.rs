@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::machine::{QueueId, Submitted};
-use crate::block::{Armed, IoQueue};
+use crate::block::{Armed, Cancel, IoQueue};
 use crate::request::{Completion, Refusal, Refused, Request};
+use crate::slots::Token;
 
 #[derive(Debug)]
 pub(super) struct SimQueue {
@@ -60,6 +61,14 @@ impl IoQueue for SimQueue {
         let moved = self.shared.lock().poll(self.id, budget, out);
         self.in_flight -= moved;
         moved
+    }
+
+    fn cancel(&mut self, token: Token) -> Cancel {
+        self.commit();
+        if self.waiting.iter().any(|submitted| submitted.request.token == token) {
+            return Cancel::Cannot;
+        }
+        self.shared.lock().cancel(self.id, token)
     }
 
     fn in_flight(&self) -> usize {

@@ -2,6 +2,7 @@
 //! not: a device that never loses anything would prove nothing about the code above it.
 
 use super::*;
+use crate::block::Cancel;
 use crate::conformance;
 use crate::dma::PoolOptions;
 use crate::request::{Completion, SgList};
@@ -310,6 +311,19 @@ fn a_stuck_request_is_answered_when_it_is_released() {
     bench.device.clear_fault(fault);
     let done = bench.settle();
     assert_eq!((done.len(), done[0].token, done[0].result), (1, stuck, Ok(())));
+}
+
+#[test]
+fn what_is_stuck_can_be_cancelled_and_is_answered_once() {
+    let mut bench = Bench::small(3);
+    bench.device.set_fault(Fault::new(FaultOn::Reads, Effect::Stuck).times(2));
+    let stuck = [(); 2].map(|()| bench.submit(Op::Read, 0, 1, 0));
+    assert_eq!(bench.queue.cancel(stuck[0]), Cancel::Asked);
+    let done = bench.settle();
+    let cancelled = Err(IoError::new(IoErrorKind::Cancelled));
+    assert_eq!((done.len(), done[0].token, done[0].result), (1, stuck[0], cancelled));
+    assert_eq!(bench.queue.cancel(stuck[0]), Cancel::NotFound);
+    assert_eq!(bench.queue.in_flight(), 1, "the other one is as it was");
 }
 
 #[test]

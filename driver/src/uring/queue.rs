@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::Shared;
 use super::progress::{Progress, Step};
 use super::ring::{REGISTERED_MAX, Ring};
-use crate::block::{Armed, IoQueue};
+use crate::block::{Armed, Cancel, IoQueue};
 use crate::dma::FRAME_SIZE;
 use crate::error::{DeviceError, IoError, IoErrorKind, IoResult};
 use crate::request::{Completion, Op, Refusal, Refused, Request, SgList};
@@ -40,6 +40,8 @@ struct InFlight {
     progress: Progress,
     /// In the ring whose completions are polled.
     polled: bool,
+    /// Somebody asked for its end: what may be tried again is not.
+    cancelled: bool,
 }
 
 /// For each slot as many iovecs as its request can need, made once.
@@ -209,7 +211,8 @@ impl UringQueue {
         if before == Step::ZeroRange && slot.progress.step == Step::WriteZeroes {
             self.shared.zero_range.store(false, Ordering::Relaxed);
         }
-        match (done, self.failed) {
+        let cancelled = slot.cancelled.then_some(IoError::new(IoErrorKind::Cancelled));
+        match (done, cancelled.or(self.failed)) {
             (None, None) => {
                 self.send(token);
                 self.unfinished = true;
@@ -338,7 +341,7 @@ impl IoQueue for UringQueue {
                 let polled = self.polled.is_some()
                     && matches!(request.op, Op::Read | Op::Write { fua: false });
                 let progress = Progress::new(step, len_bytes);
-                match self.slots.insert(InFlight { request, progress, polled }) {
+                match self.slots.insert(InFlight { request, progress, polled, cancelled: false }) {
                     Ok(token) => {
                         self.send(token);
                         return Ok(());
@@ -363,6 +366,22 @@ impl IoQueue for UringQueue {
         }
         self.enter_for_completions();
         moved + self.reap(budget - moved, out)
+    }
+
+    /// What the kernel has not started (it waits for a worker, or for the file) ends; what the device
+    /// has already goes on.
+    fn cancel(&mut self, token: Token) -> Cancel {
+        self.commit();
+        let Some(slot) = self.slots.find(|slot| slot.request.token == token) else {
+            return Cancel::NotFound;
+        };
+        match self.slots.get_mut(slot) {
+            // The kernel does not cancel what it polls for.
+            Some(in_flight) if !in_flight.polled => in_flight.cancelled = true,
+            _ => return Cancel::Cannot,
+        }
+        self.plain.cancel(slot);
+        Cancel::Asked
     }
 
     fn in_flight(&self) -> usize {
@@ -462,7 +481,7 @@ mod tests {
             let blocks = if op == Op::Flush { 0 } else { frames.len().max(1) as u32 };
             let request = Request { token, op, lba: Lba(2), blocks, data: SgList::new(frames) };
             let progress = Progress::new(step, u64::from(blocks) * 4096);
-            let mut slot = InFlight { request, progress, polled: false };
+            let mut slot = InFlight { request, progress, polled: false, cancelled: false };
             fields(&slot.entry(4096, registered.then_some(base), iovecs.of_slot(token)))
         };
         let write = |fua| Op::Write { fua };

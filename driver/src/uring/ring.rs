@@ -165,6 +165,14 @@ impl Ring {
         !self.ring.completion().is_empty()
     }
 
+    /// Asks the kernel to end what `token` names, without waiting for it. Whether it does shows in the
+    /// completion, which comes either way; kernels before 6.0 cannot be asked.
+    pub(super) fn cancel(&self, token: Token) {
+        let timeout = Timespec::new();
+        let which = CancelBuilder::user_data(token.to_u64());
+        let _ = self.ring.submitter().register_sync_cancel(Some(timeout), which);
+    }
+
     /// Cancels what has not started. Bounded to one second; what runs on is not known here.
     pub(super) fn cancel_all(&self) {
         let timeout = Timespec::new().sec(1);

@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::block::Cancel;
 use crate::conformance;
 use crate::dma::PoolOptions;
+use crate::error::IoErrorKind;
 use crate::request::{Completion, Lba, Op, Refusal, Request, SgList};
 use crate::slots::Token;
 
@@ -333,6 +335,36 @@ fn a_queue_moves_to_another_thread_with_everything_in_flight() {
         for one in done {
             assert_eq!(one.result, Ok(()), "{:?}", one.token);
         }
+    }
+}
+
+/// The kernel has a few workers for what cannot be started at once; what waits for one can be ended.
+#[test]
+fn what_waits_for_a_worker_of_the_kernel_can_be_cancelled() {
+    let scratch = Scratch::new();
+    let device = create(&scratch);
+    let (mut cancelled, mut generation) = (0, 0);
+    // One round is enough but for workers that are quicker than this thread.
+    while generation < 5 || cancelled == 0 {
+        generation += 1;
+        assert!(generation < 500, "of 500 times 128 flushes none waited");
+        let mut queue = queue_of(&device, 128);
+        let tokens = (0..128).map(|slot| Token { slot, generation });
+        tokens.clone().for_each(|token| queue.submit(Request::flush(token)).unwrap());
+        queue.commit();
+        for token in tokens.rev() {
+            assert_eq!(queue.cancel(token), Cancel::Asked, "nothing was polled out yet");
+        }
+        let done = finish(&mut *queue);
+        assert_eq!(done.len(), 128);
+        for one in done {
+            match one.result {
+                Ok(()) => {}
+                Err(error) if error.kind == IoErrorKind::Cancelled => cancelled += 1,
+                Err(error) => panic!("{:?}: {error}", one.token),
+            }
+        }
+        assert_eq!(queue.cancel(Token { slot: 0, generation }), Cancel::NotFound);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use zerocopy::{FromZeros, IntoBytes};
+use crate::nvme::spec::layout::{Layout, Text};
 
 use crate::nvme::spec::command::{FEATURE_NUMBER_OF_QUEUES, Opcode, SubmissionEntry, cns};
 use crate::nvme::spec::identify::IDENTIFY_SIZE;
@@ -29,15 +29,15 @@ impl State {
         let nsid = entry.nsid.get();
         let mut bytes = [0; IDENTIFY_SIZE];
         match entry.cdw10.get() & 0xff {
-            cns::CONTROLLER => bytes.copy_from_slice(self.identify_controller().as_bytes()),
+            cns::CONTROLLER => self.identify_controller().encode_into(&mut bytes),
             cns::CONTROLLER_CSI if self.options.reports_limits => {
-                let mut id = IdentifyControllerNvm::new_zeroed();
+                let mut id = IdentifyControllerNvm::default();
                 id.dmrl = self.options.dmrl;
-                bytes.copy_from_slice(id.as_bytes());
+                id.encode_into(&mut bytes);
             }
-            cns::NAMESPACE => bytes.copy_from_slice(self.identify_namespace(nsid)?.as_bytes()),
+            cns::NAMESPACE => self.identify_namespace(nsid)?.encode_into(&mut bytes),
             cns::ACTIVE_NAMESPACES => {
-                let ids = (1..=self.media.len() as u32).filter(|&id| id > nsid);
+                let ids = self.media.keys().filter(|&&id| id > nsid);
                 for (out, id) in bytes.chunks_exact_mut(4).zip(ids) {
                     out.copy_from_slice(&id.to_le_bytes());
                 }
@@ -54,32 +54,31 @@ impl State {
     }
 
     fn identify_controller(&self) -> IdentifyController {
-        let mut id = IdentifyController::new_zeroed();
-        id.vid = 0x1b36.into();
-        id.sn = *b"MODEL-0001          ";
-        id.mn = *b"In-process NVMe controller              ";
-        id.fr = *b"1.0     ";
+        let mut id = IdentifyController::default();
+        id.vid = 0x1b36;
+        id.sn = Text::new("MODEL-0001");
+        id.mn = Text::new("In-process NVMe controller");
+        id.fr = Text::new("1.0");
         id.mdts = self.options.mdts;
-        id.ver = 0x0002_0000.into();
+        id.ver = 0x0002_0000;
         id.sqes = 0x66;
         id.cqes = 0x44;
-        id.nn = (self.media.len() as u32).into();
-        id.oncs = self.options.oncs.into();
+        id.nn = self.media.keys().max().copied().unwrap_or(0);
+        id.oncs = self.options.oncs;
         id.vwc = u8::from(self.options.volatile_cache);
         id
     }
 
     fn identify_namespace(&self, nsid: u32) -> Result<IdentifyNamespace, Status> {
-        let index = (nsid as usize).checked_sub(1).ok_or(Status::INVALID_NAMESPACE)?;
-        let medium = self.media.get(index).ok_or(Status::INVALID_NAMESPACE)?;
-        let mut id = IdentifyNamespace::new_zeroed();
-        id.nsze = medium.namespace.blocks.into();
-        id.ncap = medium.namespace.blocks.into();
+        let medium = self.media.get(&nsid).ok_or(Status::INVALID_NAMESPACE)?;
+        let mut id = IdentifyNamespace::default();
+        id.nsze = medium.namespace.blocks;
+        id.ncap = medium.namespace.blocks;
         // The format in use is not the first one, as on most drives.
         id.nlbaf = 1;
         id.flbas = 1;
         id.lbaf[1].lbads = medium.namespace.lbads;
-        id.lbaf[1].ms = medium.namespace.metadata.into();
+        id.lbaf[1].ms = medium.namespace.metadata;
         id.nsattr = u8::from(medium.namespace.read_only);
         id.dlfeat = 0b1001;
         Ok(id)

@@ -2,10 +2,11 @@
 
 use zerocopy::FromBytes;
 
+use crate::nvme::spec::Status;
 use crate::nvme::spec::command::{
     CDW11_DSM_AD, CDW12_DEAC, CDW12_FUA, DSM_RANGES_MAX, DsmRange, Opcode, SubmissionEntry,
 };
-use crate::nvme::spec::{Status, identify};
+use crate::nvme::spec::identify::oncs;
 
 use super::{State, prp};
 
@@ -14,10 +15,8 @@ impl State {
     pub(super) fn execute_io(&mut self, entry: &SubmissionEntry) -> Result<(), Status> {
         let opcode = Opcode(entry.cdw0.get() as u8);
         *self.seen.commands.entry(opcode.0).or_default() += 1;
-        let index = (entry.nsid.get() as usize).checked_sub(1).ok_or(Status::INVALID_NAMESPACE)?;
-        if index >= self.media.len() {
-            return Err(Status::INVALID_NAMESPACE);
-        }
+        let index = entry.nsid.get();
+        self.medium(index)?;
         // What this driver leaves alone must be zero: FUSE, PSDT, dwords 2 to 5 and 13 to 15.
         let reserved = entry.cdw0.get() >> 8 & 0xff
             | entry.cdw2.get()
@@ -35,25 +34,23 @@ impl State {
                 if entry.cdw10.get() | entry.cdw11.get() | entry.cdw12.get() != 0 {
                     return Err(Status::INVALID_FIELD);
                 }
-                self.media[index].flush();
+                self.medium(index)?.flush();
                 Ok(())
             }
             Opcode::READ => self.read(index, entry),
             Opcode::WRITE => self.write(index, entry),
-            Opcode::WRITE_ZEROES if supported(identify::ONCS_WRITE_ZEROES) => {
+            Opcode::WRITE_ZEROES if supported(oncs::WRITE_ZEROES) => {
                 self.write_zeroes(index, entry)
             }
-            Opcode::DATASET_MANAGEMENT if supported(identify::ONCS_DSM) => {
-                self.deallocate(index, entry)
-            }
+            Opcode::DATASET_MANAGEMENT if supported(oncs::DSM) => self.deallocate(index, entry),
             _ => Err(Status::INVALID_OPCODE),
         }
     }
 
-    fn blocks(&self, index: usize, entry: &SubmissionEntry) -> Result<(u64, u64), Status> {
+    fn blocks(&self, index: u32, entry: &SubmissionEntry) -> Result<(u64, u64), Status> {
         let slba = u64::from(entry.cdw11.get()) << 32 | u64::from(entry.cdw10.get());
         let blocks = u64::from(entry.cdw12.get() & 0xffff) + 1;
-        self.media[index]
+        self.media[&index]
             .range(slba, blocks)
             .map_or(Err(Status::LBA_OUT_OF_RANGE), |_| Ok((slba, blocks)))
     }
@@ -66,32 +63,32 @@ impl State {
         prp::walk(&self.pool, entry.prp1.get(), entry.prp2.get(), len)
     }
 
-    fn writable(&self, index: usize) -> Result<(), Status> {
-        if self.media[index].namespace.read_only {
+    fn writable(&self, index: u32) -> Result<(), Status> {
+        if self.media[&index].namespace.read_only {
             return Err(Status::NAMESPACE_WRITE_PROTECTED);
         }
         Ok(())
     }
 
-    fn read(&mut self, index: usize, entry: &SubmissionEntry) -> Result<(), Status> {
+    fn read(&mut self, index: u32, entry: &SubmissionEntry) -> Result<(), Status> {
         let (slba, blocks) = self.blocks(index, entry)?;
-        let medium = &self.media[index];
+        let medium = &self.media[&index];
         if medium.bad.range(slba..slba + blocks).next().is_some() {
             return Err(Status::UNRECOVERED_READ_ERROR);
         }
         let range = medium.range(slba, blocks).expect("checked");
         let mut at = range.start;
         for (iova, len) in self.pieces(entry, range.len())? {
-            prp::write(&self.pool, iova, self.media[index].read(at..at + len))?;
+            prp::write(&self.pool, iova, self.media[&index].read(at..at + len))?;
             at += len;
         }
         Ok(())
     }
 
-    fn write(&mut self, index: usize, entry: &SubmissionEntry) -> Result<(), Status> {
+    fn write(&mut self, index: u32, entry: &SubmissionEntry) -> Result<(), Status> {
         self.writable(index)?;
         let (slba, blocks) = self.blocks(index, entry)?;
-        let range = self.media[index].range(slba, blocks).expect("checked");
+        let range = self.media[&index].range(slba, blocks).expect("checked");
         let mut data = vec![0; range.len()];
         let mut at = 0;
         for (iova, len) in self.pieces(entry, range.len())? {
@@ -101,21 +98,21 @@ impl State {
         let fua = entry.cdw12.get() & CDW12_FUA != 0;
         self.seen.fua += u64::from(fua);
         let stable = fua || !self.options.volatile_cache;
-        self.media[index].write(range, stable, |bytes| bytes.copy_from_slice(&data));
+        self.medium(index)?.write(range, stable, |bytes| bytes.copy_from_slice(&data));
         Ok(())
     }
 
-    fn write_zeroes(&mut self, index: usize, entry: &SubmissionEntry) -> Result<(), Status> {
+    fn write_zeroes(&mut self, index: u32, entry: &SubmissionEntry) -> Result<(), Status> {
         self.writable(index)?;
         let (slba, blocks) = self.blocks(index, entry)?;
         self.seen.deac += u64::from(entry.cdw12.get() & CDW12_DEAC != 0);
-        let range = self.media[index].range(slba, blocks).expect("checked");
+        let range = self.media[&index].range(slba, blocks).expect("checked");
         let stable = !self.options.volatile_cache;
-        self.media[index].write(range, stable, |bytes| bytes.fill(0));
+        self.medium(index)?.write(range, stable, |bytes| bytes.fill(0));
         Ok(())
     }
 
-    fn deallocate(&mut self, index: usize, entry: &SubmissionEntry) -> Result<(), Status> {
+    fn deallocate(&mut self, index: u32, entry: &SubmissionEntry) -> Result<(), Status> {
         self.writable(index)?;
         if entry.cdw11.get() != CDW11_DSM_AD {
             return Err(Status::INVALID_FIELD);
@@ -137,12 +134,12 @@ impl State {
         for range in bytes.chunks_exact(size_of::<DsmRange>()) {
             let range = DsmRange::read_from_bytes(range).expect("16 bytes");
             let (slba, blocks) = (range.slba.get(), range.nlb.get());
-            let bytes = self.media[index].range(slba, blocks.into());
+            let bytes = self.media[&index].range(slba, blocks.into());
             let bytes = bytes.ok_or(Status::LBA_OUT_OF_RANGE)?;
             self.seen.ranges.push((slba, blocks));
             let stable = !self.options.volatile_cache;
             // What a deallocated block reads as is up to the drive; this one shows that it was.
-            self.media[index].write(bytes, stable, |bytes| bytes.fill(0));
+            self.medium(index)?.write(bytes, stable, |bytes| bytes.fill(0));
         }
         Ok(())
     }

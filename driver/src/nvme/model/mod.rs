@@ -29,6 +29,7 @@ use crate::dma::DmaPool;
 
 use super::registers::{Function, Registers};
 use super::spec::command::{CQE_SIZE, SQE_SIZE};
+use super::spec::identify::oncs;
 use super::spec::register::{self, Aqa, Cap, Cc, Csts, SHST_COMPLETE};
 use super::spec::{CompletionEntry, Status, SubmissionEntry};
 
@@ -83,7 +84,7 @@ impl Default for ModelOptions {
             vectors: 9,
             dstrd: 0,
             to: 4,
-            oncs: super::spec::identify::ONCS_DSM | super::spec::identify::ONCS_WRITE_ZEROES,
+            oncs: oncs::DSM | oncs::WRITE_ZEROES,
             volatile_cache: true,
             reports_limits: true,
             dmrl: 0,
@@ -173,7 +174,7 @@ struct State {
     acq: u64,
     sqs: BTreeMap<u16, Sq>,
     cqs: BTreeMap<u16, Cq>,
-    media: Vec<Medium>,
+    media: BTreeMap<u32, Medium>,
     fetched: Vec<Fetched>,
     lies: VecDeque<Lie>,
     held: bool,
@@ -228,7 +229,7 @@ impl Model {
             cut_off: AtomicBool::new(false),
             stride,
             state: Mutex::new(State {
-                media: options.namespaces.iter().map(|&namespace| Medium::new(namespace)).collect(),
+                media: (1..).zip(options.namespaces.iter().map(|&it| Medium::new(it))).collect(),
                 random: fastrand::Rng::with_seed(options.shuffle.unwrap_or(0)),
                 cc: Cc::new(),
                 csts: Csts::new(),
@@ -276,7 +277,9 @@ impl Model {
 
     /// Makes a block of a namespace unreadable until it is rewritten.
     pub fn spoil(&self, nsid: u32, lba: u64) {
-        self.lock().media[nsid as usize - 1].bad.insert(lba);
+        if let Some(medium) = self.lock().media.get_mut(&nsid) {
+            medium.bad.insert(lba);
+        }
     }
 
     /// Cuts the power: the controller is disabled and its volatile cache is lost.
@@ -285,7 +288,7 @@ impl Model {
         state.reset();
         state.cc = Cc::new();
         state.csts = Csts::new();
-        state.media.iter_mut().for_each(Medium::power_cut);
+        state.media.values_mut().for_each(Medium::power_cut);
     }
 
     /// What it has seen since the last call.
@@ -495,9 +498,14 @@ impl State {
             self.csts = self.csts.with_rdy(false).with_cfs(false);
         }
         if cc.shn() != 0 && was.shn() == 0 && !self.options.never_shuts_down {
-            self.media.iter_mut().for_each(Medium::flush);
+            self.media.values_mut().for_each(Medium::flush);
             self.csts.set_shst(SHST_COMPLETE);
         }
+    }
+
+    /// The medium of a namespace that is attached to this controller.
+    fn medium(&mut self, nsid: u32) -> Result<&mut Medium, Status> {
+        self.media.get_mut(&nsid).ok_or(Status::INVALID_NAMESPACE)
     }
 
     fn cap(&self) -> Cap {

@@ -47,6 +47,89 @@ impl Status {
     /// Media and data integrity: Unrecovered Read Error.
     pub const UNRECOVERED_READ_ERROR: Self = Self(0x281);
 
+    /// Generic: Command Aborted due to Failed Fused Command.
+    pub const ABORTED_FAILED_FUSED: Self = Self(0x009);
+    /// Generic: Command Aborted due to Missing Fused Command.
+    pub const ABORTED_MISSING_FUSED: Self = Self(0x00a);
+    /// Generic: Command Sequence Error.
+    pub const COMMAND_SEQUENCE_ERROR: Self = Self(0x00c);
+    /// Generic: Operation Denied.
+    pub const OPERATION_DENIED: Self = Self(0x015);
+    /// Generic: Sanitize Failed.
+    pub const SANITIZE_FAILED: Self = Self(0x01c);
+    /// Generic: Sanitize In Progress.
+    pub const SANITIZE_IN_PROGRESS: Self = Self(0x01d);
+    /// Generic: FDP Disabled.
+    pub const FDP_DISABLED: Self = Self(0x029);
+    /// Generic: Invalid Placement Handle List.
+    pub const INVALID_PLACEMENT_HANDLE_LIST: Self = Self(0x02a);
+    /// Generic: Reservation Conflict.
+    pub const RESERVATION_CONFLICT: Self = Self(0x083);
+    /// Command specific: Invalid Firmware Slot.
+    pub const INVALID_FIRMWARE_SLOT: Self = Self(0x106);
+    /// Command specific: Invalid Firmware Image.
+    pub const INVALID_FIRMWARE_IMAGE: Self = Self(0x107);
+    /// Command specific: Invalid Log Page.
+    pub const INVALID_LOG_PAGE: Self = Self(0x109);
+    /// Command specific: Invalid Format.
+    pub const INVALID_FORMAT: Self = Self(0x10a);
+    /// Command specific: Firmware Activation Requires Conventional Reset.
+    pub const FIRMWARE_NEEDS_CONVENTIONAL_RESET: Self = Self(0x10b);
+    /// Command specific: Feature Identifier Not Saveable.
+    pub const FEATURE_NOT_SAVEABLE: Self = Self(0x10d);
+    /// Command specific: Feature Not Changeable.
+    pub const FEATURE_NOT_CHANGEABLE: Self = Self(0x10e);
+    /// Command specific: Feature Not Namespace Specific.
+    pub const FEATURE_NOT_NAMESPACE_SPECIFIC: Self = Self(0x10f);
+    /// Command specific: Firmware Activation Requires NVM Subsystem Reset.
+    pub const FIRMWARE_NEEDS_SUBSYSTEM_RESET: Self = Self(0x110);
+    /// Command specific: Firmware Activation Requires Controller Level Reset.
+    pub const FIRMWARE_NEEDS_CONTROLLER_RESET: Self = Self(0x111);
+    /// Command specific: Overlapping Range.
+    pub const OVERLAPPING_RANGE: Self = Self(0x114);
+    /// Command specific: Namespace Insufficient Capacity.
+    pub const NAMESPACE_INSUFFICIENT_CAPACITY: Self = Self(0x115);
+    /// Command specific: Namespace Identifier Unavailable.
+    pub const NAMESPACE_IDENTIFIER_UNAVAILABLE: Self = Self(0x116);
+    /// Command specific: Namespace Already Attached.
+    pub const NAMESPACE_ALREADY_ATTACHED: Self = Self(0x118);
+    /// Command specific: Namespace Not Attached.
+    pub const NAMESPACE_NOT_ATTACHED: Self = Self(0x11a);
+    /// Command specific: Controller List Invalid.
+    pub const CONTROLLER_LIST_INVALID: Self = Self(0x11c);
+    /// Command specific: Device Self-test In Progress.
+    pub const SELF_TEST_IN_PROGRESS: Self = Self(0x11d);
+    /// Command specific: Conflicting Attributes.
+    pub const CONFLICTING_ATTRIBUTES: Self = Self(0x180);
+    /// Command specific: Invalid Protection Information.
+    pub const INVALID_PROTECTION_INFORMATION: Self = Self(0x181);
+    /// Command specific: Command Size Limit Exceeded.
+    pub const COMMAND_SIZE_LIMIT_EXCEEDED: Self = Self(0x183);
+    /// Command specific: Zoned Boundary Error.
+    pub const ZONED_BOUNDARY_ERROR: Self = Self(0x1b8);
+    /// Command specific: Zone Is Full.
+    pub const ZONE_IS_FULL: Self = Self(0x1b9);
+    /// Command specific: Zone Is Read Only.
+    pub const ZONE_IS_READ_ONLY: Self = Self(0x1ba);
+    /// Command specific: Zone Is Offline.
+    pub const ZONE_IS_OFFLINE: Self = Self(0x1bb);
+    /// Command specific: Zone Invalid Write.
+    pub const ZONE_INVALID_WRITE: Self = Self(0x1bc);
+    /// Command specific: Too Many Active Zones.
+    pub const TOO_MANY_ACTIVE_ZONES: Self = Self(0x1bd);
+    /// Command specific: Too Many Open Zones.
+    pub const TOO_MANY_OPEN_ZONES: Self = Self(0x1be);
+    /// Command specific: Invalid Zone State Transition.
+    pub const INVALID_ZONE_STATE_TRANSITION: Self = Self(0x1bf);
+    /// Media and data integrity: End-to-end Guard Check Error.
+    pub const GUARD_CHECK_ERROR: Self = Self(0x282);
+    /// Media and data integrity: End-to-end Application Tag Check Error.
+    pub const APPLICATION_TAG_CHECK_ERROR: Self = Self(0x283);
+    /// Media and data integrity: End-to-end Reference Tag Check Error.
+    pub const REFERENCE_TAG_CHECK_ERROR: Self = Self(0x284);
+    /// Media and data integrity: Compare Failure.
+    pub const COMPARE_FAILURE: Self = Self(0x285);
+
     /// Do Not Retry.
     pub const DNR: u16 = 1 << 14;
 
@@ -63,6 +146,11 @@ impl Status {
     /// Whether the controller says that trying the same again will fail again.
     pub const fn do_not_retry(self) -> bool {
         self.0 & Self::DNR != 0
+    }
+
+    /// Whether the error log has more about it.
+    pub const fn more(self) -> bool {
+        self.0 & 1 << 13 != 0
     }
 
     /// What the status means to the submitter: nothing, when SCT and SC are 0, whatever the other bits.

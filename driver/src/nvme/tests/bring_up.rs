@@ -6,7 +6,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::conformance;
 use crate::nvme::model::ModelNamespace;
-use crate::nvme::spec::identify::ONCS_DSM;
+use crate::nvme::spec::identify::oncs;
 
 fn error(options: ModelOptions) -> String {
     match Rig::try_new(options) {
@@ -39,7 +39,7 @@ fn conforms_in_every_configuration() {
             mqes: 40,
             queues: 3,
             vectors: 2,
-            oncs: ONCS_DSM,
+            oncs: oncs::DSM,
             dmrl: 4,
             reports_limits: false,
             shuffle: Some(fastrand::u64(..)),
@@ -171,7 +171,7 @@ fn a_pool_without_room_is_an_error_that_says_how_much_is_needed() {
     let pool = DmaPool::new(PoolOptions::frames(2)).unwrap();
     let model = Model::new(ModelOptions::default(), pool.clone());
     let error = start(&model, &pool, &ModelClock::new()).unwrap_err().to_string();
-    assert!(error.starts_with("cannot get 12288 bytes of DMA memory"), "{error}");
+    assert!(error.starts_with("cannot get 16384 bytes of DMA memory"), "{error}");
     let rig = Rig::new(ModelOptions::default());
     let namespace = rig.namespace();
     let free = rig.pool.free_frames();

@@ -1,0 +1,129 @@
+//! Commands beside the data path: one path for every admin command, and a file for each family.
+//!
+//! All of them are calls that wait, on the control path: they take memory of the controller's pool for
+//! as long as they last, and none is called by a queue. What is sent is checked before, against the
+//! sizes of the specification and what Identify says is supported; what comes back is copied out of the
+//! device's reach and decoded.
+
+mod identify;
+pub mod log;
+
+pub use identify::NamespaceDescriptors;
+pub use log::NSID_ALL;
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::DeviceError;
+
+use super::spec::{Opcode, Status};
+
+/// A command, without what the driver fills in: identifier and data pointers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// What to do; of the admin set or of an I/O command set, by where it is sent.
+    pub opcode: Opcode,
+    /// The namespace; 0 for none, FFFFFFFFh for all.
+    pub nsid: u32,
+    /// Command Dword 2.
+    pub cdw2: u32,
+    /// Command Dword 3.
+    pub cdw3: u32,
+    /// Command Dwords 10 to 15.
+    pub cdw10: [u32; 6],
+    /// How long it may take before the controller is given up; `None` is what the controller was
+    /// opened with.
+    pub timeout: Option<Duration>,
+}
+
+impl Command {
+    /// A command whose dwords are all zero.
+    pub const fn new(opcode: Opcode, nsid: u32) -> Self {
+        Self { opcode, nsid, cdw2: 0, cdw3: 0, cdw10: [0; 6], timeout: None }
+    }
+
+    /// With Command Dword `number`, 10 to 15.
+    ///
+    /// # Panics
+    ///
+    /// For another number.
+    #[must_use]
+    pub const fn dword(mut self, number: usize, value: u32) -> Self {
+        self.cdw10[number - 10] = value;
+        self
+    }
+
+    /// With the 64 bits of two dwords, the lower first.
+    ///
+    /// # Panics
+    ///
+    /// For a number other than 10 to 14.
+    #[must_use]
+    pub const fn qword(self, number: usize, value: u64) -> Self {
+        self.dword(number, value as u32).dword(number + 1, (value >> 32) as u32)
+    }
+
+    /// With a time limit of its own.
+    #[must_use]
+    pub const fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
+/// The data of a command, seen from the host.
+#[derive(Debug)]
+pub enum Data<'a> {
+    /// None.
+    None,
+    /// The controller writes it.
+    In(&'a mut [u8]),
+    /// The controller reads it.
+    Out(&'a [u8]),
+}
+
+impl Data<'_> {
+    /// Its length in bytes.
+    pub fn len_bytes(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::In(bytes) => bytes.len(),
+            Self::Out(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// Why a command did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The controller answered with an error; it goes on.
+    #[error("{device}: {command} failed: {status}")]
+    Status {
+        /// The device.
+        device: String,
+        /// What was sent.
+        command: String,
+        /// What it answered.
+        status: Status,
+    },
+    /// It was not sent, because it cannot be right or the device says it does not do it.
+    #[error("{0}")]
+    Invalid(String),
+    /// The device did not get it or did not answer.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl CommandError {
+    /// What the controller answered, if it did.
+    pub const fn status(&self) -> Option<Status> {
+        match self {
+            Self::Status { status, .. } => Some(*status),
+            Self::Invalid(_) | Self::Device(_) => None,
+        }
+    }
+
+    pub(super) fn invalid(device: &str, what: impl fmt::Display) -> Self {
+        Self::Invalid(format!("{device}: {what}"))
+    }
+}
