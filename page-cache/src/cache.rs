@@ -9,7 +9,8 @@ use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind,
 
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
-use crate::page::Blocks;
+use crate::page::{Blocks, Notes, Page};
+use crate::readahead::Streams;
 use crate::room::DirtyRoom;
 use crate::shard::{self, Shard};
 use crate::stats::CacheStats;
@@ -171,6 +172,8 @@ struct ShardCell {
 #[derive(Debug)]
 pub struct Handle {
     seen: AtomicU64,
+    /// What it reads; see [`crate::readahead`].
+    pub(crate) streams: Mutex<Streams>,
 }
 
 impl Cache {
@@ -264,11 +267,13 @@ impl Cache {
 
     /// A new opener, which has seen all errors so far.
     pub fn open(&self) -> Arc<Handle> {
-        Arc::new(Handle { seen: AtomicU64::new(self.errors.total()) })
+        Arc::new(Handle { seen: AtomicU64::new(self.errors.total()), streams: Mutex::default() })
     }
 
     /// Copies a range that is wholly cached into `out`, in the caller's thread, and says whether it
-    /// was. On `false` the contents of `out` are undefined and nothing has been started.
+    /// was. On `false` the contents of `out` are undefined and nothing has been started; an operation
+    /// should follow. A page that bears the mark of readahead is not a hit here: the operation finds it
+    /// cached, and sets the next window off.
     ///
     /// Never blocks but for a shard's lock, never does I/O.
     pub fn try_read(&self, offset: u64, out: &mut [u8]) -> bool {
@@ -311,14 +316,14 @@ impl Cache {
         let mut shard = self.shard(page);
         let slot = shard.find(page)?;
         let content = shard.page(slot).readable()?;
-        if !content.valid.contains(want) {
+        if !content.valid.contains(want) || content.notes.need_operation() {
             return None;
         }
         // What is cached is seldom in the processor's cache too. The frame, its reference count and
         // the policy's note of the page are three misses; asked for before the first atomic
         // operation they are served side by side, after it one by one.
         content.frame.prefetch();
-        shard.touch(slot);
+        shard.used(slot);
         let frame = shard.page(slot).readable()?.frame.share();
         shard.stats.hits += 1;
         Some(frame)
@@ -335,6 +340,9 @@ impl Cache {
             stats.merged += own.merged;
             stats.evicted += own.evicted;
             stats.frame_waits += own.frame_waits;
+            stats.readahead += own.readahead;
+            stats.readahead_used += own.readahead_used;
+            stats.readahead_wasted += own.readahead_wasted;
             stats.written_back += own.written_back;
             stats.writeback_errors += own.writeback_errors;
             stats.cached += shard.count().cached as u64;
@@ -394,6 +402,37 @@ impl Cache {
     /// Frames that are neither free nor hold a page: with requests and pins. For tests.
     pub fn frames_lent(&self) -> usize {
         self.shards().map(|shard| shard.lock().count().lent).sum()
+    }
+
+    /// Lets go of the clean pages that lie wholly in a range of bytes and that nobody uses
+    /// (`POSIX_FADV_DONTNEED`), and says how many. What is dirty stays: flush first. Takes a lock for
+    /// each page of the range, one after the other.
+    pub fn drop_clean(&self, bytes: Range<u64>) -> usize {
+        let page_size = FRAME_SIZE as u64;
+        let end = if bytes.end >= self.size_bytes() { self.pages() } else { bytes.end / page_size };
+        (bytes.start.div_ceil(page_size)..end).filter(|page| self.drop_page(*page, true)).count()
+    }
+
+    /// Lets go of a clean page that nobody uses; says whether it did.
+    pub(crate) fn drop_page(&self, page: u64, asked: bool) -> bool {
+        let mut wakes = Wakes::default();
+        let mut shard = self.shard(page);
+        let Some(slot) = shard.find(page) else { return false };
+        let Page::Clean(content) = shard.page(slot) else { return false };
+        if content.frame.is_shared() {
+            return false;
+        }
+        let wasted = content.notes.contains(Notes::AHEAD) && asked;
+        let (released, result) = shard.forget(slot, &mut wakes, Blocks(u8::MAX), false);
+        debug_assert!(result.is_ok() && released.room == 0, "a clean page can be forgotten");
+        shard.stats.readahead_wasted += u64::from(wasted);
+        shard.hand_over(&mut wakes);
+        true
+    }
+
+    /// How many frames it has.
+    pub(crate) fn frames(&self) -> usize {
+        self.frames
     }
 
     pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> {

@@ -20,6 +20,7 @@ use crate::bypass::Bypass;
 use crate::cache::{Cache, Enlisted, Handle, OUT_OF_RANGE};
 use crate::page::{Blocks, Page};
 use crate::read::Read;
+use crate::readahead::{Plan, Readahead};
 use crate::retry::{RunQueue, Step};
 use crate::wait::{Waiter, Wakes, Wakeup};
 use crate::write::Write;
@@ -39,6 +40,9 @@ pub enum OpKind {
         /// Go past the cache; the range must be aligned to device blocks.
         direct: bool,
     },
+    /// Bring the range into the cache and finish when it is there, with the error of the first block
+    /// that could not be read. What does not fit into half of the cache is left out.
+    Readahead,
     /// Finish when everything that was finished before is stable.
     Flush,
     /// The blocks are not needed any more; aligned to device blocks.
@@ -113,6 +117,13 @@ pub(crate) struct Io {
 pub(crate) enum IoKind {
     /// Reads missing blocks into pages in Reading.
     Fill,
+    /// The same before anybody wants them: see [`crate::readahead`].
+    Ahead {
+        /// Its first page gets the mark.
+        marked: bool,
+        /// Their reader has no use for them afterwards.
+        once: bool,
+    },
     /// Reads into frames that are not pages'.
     ReadPast,
     /// Writes dirty blocks of pages in Writeback.
@@ -241,6 +252,11 @@ impl Core {
         may && self.ios.free() > usize::from(gathering.is_some()) + spare
     }
 
+    /// How many commands there can be in flight.
+    pub(crate) fn slots(&self) -> usize {
+        self.ios.capacity()
+    }
+
     pub(crate) fn wait_slot(&mut self, operation: Token) {
         self.slot_waiters.push_back(operation);
     }
@@ -264,7 +280,7 @@ impl Core {
         let lba = page * self.cache.blocks_per_page() + u64::from(first);
         let mut sent = 0;
         if let Some(open) = run {
-            let joins = open.kind == kind
+            let joins = std::mem::discriminant(&open.kind) == std::mem::discriminant(&kind)
                 && open.fua == fua
                 && open.lba + u64::from(open.blocks) == lba
                 && first == 0
@@ -287,7 +303,7 @@ impl Core {
     pub(crate) fn send(&mut self, operation: Token, run: &mut Option<Run>) -> usize {
         let Some(Run { kind, lba, blocks, frames, offset, fua }) = run.take() else { return 0 };
         let op = match kind {
-            IoKind::Fill | IoKind::ReadPast => Op::Read,
+            IoKind::Fill | IoKind::Ahead { .. } | IoKind::ReadPast => Op::Read,
             IoKind::Store => Op::Write { fua },
             IoKind::Bypass | IoKind::Flush => unreachable!("no frames are gathered for {kind:?}"),
         };
@@ -470,6 +486,7 @@ impl Core {
 enum Work {
     Read(Read),
     Write(Write),
+    Readahead(Readahead),
     Bypass(Bypass),
     Flush(Flush),
 }
@@ -480,6 +497,7 @@ impl Work {
         match self {
             Self::Read(read) => read.stop(CANCELLED),
             Self::Write(write) => write.stop(CANCELLED),
+            Self::Readahead(ahead) => ahead.stop(CANCELLED),
             Self::Bypass(bypass) => bypass.stop(CANCELLED),
             Self::Flush(flush) => flush.stopped = true,
         }
@@ -490,7 +508,7 @@ impl Work {
         match self {
             Self::Read(read) => read.take_buffer(),
             Self::Write(write) => write.take_buffer(),
-            Self::Bypass(_) | Self::Flush(_) => Buffer::None,
+            Self::Readahead(_) | Self::Bypass(_) | Self::Flush(_) => Buffer::None,
         }
     }
 }
@@ -603,14 +621,24 @@ impl Lane {
             return Ok(());
         }
         let none = cache.mode() == crate::CacheMode::None;
+        let mut plan = Plan::default();
         let work = match kind {
             OpKind::Read { direct } => {
-                Work::Read(Read::new(cache, offset, len as usize, buffer, direct || none))
+                let past = direct || none;
+                if !past {
+                    plan = handle.plan(cache, offset, len);
+                }
+                let read = Read::new(cache, offset, len as usize, buffer, past);
+                Work::Read(if plan.once { read.once() } else { read })
             }
             OpKind::Write { stable, direct } => {
                 Work::Write(Write::new(cache, offset, len as usize, buffer, stable, direct || none))
             }
-            OpKind::Flush => Work::Flush(Flush { handle, ordered: false, stopped: false }),
+            OpKind::Readahead => Work::Readahead(Readahead::new(cache, offset, len)),
+            OpKind::Flush => {
+                let handle = Arc::clone(&handle);
+                Work::Flush(Flush { handle, ordered: false, stopped: false })
+            }
             OpKind::Discard => Work::Bypass(Bypass::new(cache, offset, len, Op::Discard)),
             OpKind::WriteZeroes { may_unmap } => {
                 Work::Bypass(Bypass::new(cache, offset, len, Op::WriteZeroes { may_unmap }))
@@ -619,6 +647,8 @@ impl Lane {
         let entry = Entry { user: token, work: Some(work), abandoned: false };
         let Ok(me) = self.entries.insert(entry) else { unreachable!("a free entry was seen") };
         self.step(me, Wakeup::Retry);
+        // After the step: what the operation itself wants is asked for first.
+        self.core.follow(&handle, plan);
         self.core.wakes.run();
         Ok(())
     }
@@ -682,6 +712,9 @@ impl Lane {
 
     /// Operations started and not yet taken out, and those that were cancelled while something was
     /// on its way to them, until it has come: for as long as there are some the lane is to be turned.
+    ///
+    /// What is being read ahead is no operation, and others may wait for its pages: turn the lane, or
+    /// sleep on what [`arm`](Self::arm) armed, when there are none, too.
     pub fn in_flight(&self) -> usize {
         self.entries.len() + self.finished.len()
     }
@@ -722,15 +755,20 @@ impl Lane {
         self.with(token, |work, core| match work {
             Work::Read(read) => read.step(token, core, wakeup),
             Work::Write(write) => write.step(token, core, wakeup),
+            Work::Readahead(ahead) => ahead.step(token, core, wakeup),
             Work::Bypass(bypass) => bypass.step(token, core, wakeup),
             Work::Flush(flush) => flush.step(token, core, wakeup),
         });
     }
 
     fn settle(&mut self, io: Io, result: IoResult, data: SgList) {
+        if matches!(io.kind, IoKind::Ahead { .. }) {
+            return self.core.settle_ahead(&io, result, data);
+        }
         self.with(io.operation, |work, core| match work {
             Work::Read(read) => read.settle(io.operation, core, io, result, data),
             Work::Write(write) => write.settle(io.operation, core, io, result, data),
+            Work::Readahead(ahead) => ahead.settle(io.operation, core, io, result, data),
             Work::Bypass(bypass) => bypass.settle(io.operation, core, io, result, data),
             Work::Flush(_) => panic!("a flush has no device request of its own"),
         });
@@ -756,7 +794,7 @@ impl Lane {
         let buffer = match work {
             Work::Read(read) => read.into_buffer(),
             Work::Write(write) => write.into_buffer(),
-            Work::Bypass(_) | Work::Flush(_) => Buffer::None,
+            Work::Readahead(_) | Work::Bypass(_) | Work::Flush(_) => Buffer::None,
         };
         self.finished.push_back(Finished { token: user, result, buffer });
     }
@@ -766,7 +804,7 @@ impl Drop for Lane {
     /// Drains: every operation is stepped to its end. Bounded by the device's own deadlines, and for
     /// flushes and room by the flusher, which outlives the lanes.
     fn drop(&mut self) {
-        while !self.entries.is_empty() {
+        while !self.entries.is_empty() || self.core.in_flight() > 0 {
             if !self.turn() {
                 std::thread::yield_now();
             }

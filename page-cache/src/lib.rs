@@ -91,6 +91,7 @@
 //! | [`wait`] | wait queues whose entries carry a callback |
 //! | [`retry`] | where a woken operation goes |
 //! | [`evict`] | which page goes when a frame is needed |
+//! | [`readahead`] | pages are on their way before they are asked for |
 //! | [`writeback`] | dirty pages go to the device, and flushes end |
 //! | [`errors`] | writeback errors, kept until everybody was told |
 
@@ -104,6 +105,7 @@ pub mod evict;
 mod lane;
 pub mod page;
 mod read;
+pub mod readahead;
 pub mod retry;
 mod room;
 mod shard;
@@ -118,5 +120,6 @@ pub use cache::{Cache, CacheError, CacheMode, CacheOptions, Handle, PagePin};
 pub use cached_device::CachedDevice;
 pub use errors::WritebackError;
 pub use lane::{Cancelled, Finished, Lane, OpKind, Operation};
+pub use readahead::Advice;
 pub use stats::CacheStats;
 pub use writeback::{Flusher, Turn};

@@ -12,7 +12,7 @@ use hashbrown::HashTable;
 use uaio_driver::{DmaBuf, IoError};
 
 use crate::evict::{Lap, Links, List, Pages, Policy};
-use crate::page::{Blocks, Busy, Page};
+use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stats::ShardStats;
 use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
@@ -229,6 +229,34 @@ impl Shard {
         self.policy.hit(&mut self.links, slot);
     }
 
+    /// What readahead noted on a page that can be read now.
+    pub(crate) fn notes(&mut self, slot: u32) -> Option<&mut Notes> {
+        self.records[slot].page.notes_mut()
+    }
+
+    /// A reader uses the page: the policy is told, unless this is only what it was read ahead for.
+    #[inline]
+    pub(crate) fn used(&mut self, slot: u32) {
+        let page = &mut self.records[slot].page;
+        match page.notes_mut() {
+            Some(notes) if *notes != Notes::NONE => {
+                let was_ahead = notes.contains(Notes::AHEAD);
+                *notes = Notes::NONE;
+                if was_ahead {
+                    self.stats.readahead_used += 1;
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.touch(slot);
+    }
+
+    /// How many wait for pages.
+    pub(crate) fn page_waiters_len(&self) -> usize {
+        self.page_waiters_len
+    }
+
     /// The slot of `key`, made absent if it was not there. There are as many slots as frames, and a
     /// page comes in with a frame in hand, so there is a vacant one.
     pub(crate) fn find_or_add(&mut self, key: u64) -> u32 {
@@ -405,6 +433,12 @@ impl Shard {
         self.any_frame(keep)
     }
 
+    /// As [`take_frame`](Shard::take_frame), for readahead: only while more than an eighth of the
+    /// frames is free or can be had.
+    pub(crate) fn take_spare_frame(&mut self) -> Option<DmaBuf> {
+        if self.free.len() + self.clean <= self.total / 8 { None } else { self.take_frame(None) }
+    }
+
     fn any_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
         let frame = match self.free.pop() {
             Some(frame) => frame,
@@ -426,6 +460,7 @@ impl Shard {
         };
         self.clean -= 1;
         self.stats.evicted += 1;
+        self.stats.readahead_wasted += u64::from(content.notes.contains(Notes::AHEAD));
         self.leave(slot);
         let frame = content.frame.release();
         debug_assert!(frame.is_some(), "a victim was pinned");

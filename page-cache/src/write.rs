@@ -12,7 +12,7 @@ use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
 use crate::buffer::Buffer;
 use crate::cache::{Cache, CacheMode};
 use crate::lane::{Core, Io, IoKind, Run};
-use crate::page::{Blocks, Page};
+use crate::page::{Blocks, Notes, Page};
 use crate::read::end_fill;
 use crate::retry::Step;
 use crate::room::NoRoom;
@@ -344,7 +344,8 @@ impl Write {
             let mut frames = data.frames;
             for (page, frame) in core.pages_of(&io, &mut frames) {
                 let blocks = core.blocks_of(&io, page);
-                self.filled = end_fill(core, page, blocks, frame, result.is_ok(), true);
+                self.filled =
+                    end_fill(core, page, blocks, frame, result.is_ok(), true, Notes::NONE);
             }
             core.recycle(frames);
         } else {

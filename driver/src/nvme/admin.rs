@@ -14,7 +14,7 @@ use super::commands::Command;
 use super::failure::{Failure, Violation};
 use super::fate::{Fate, Standing};
 use super::registers::{Doorbell, Function};
-use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
+use super::ring::{self, BadFetch, CompletionRing, Cqe, SubmissionRing};
 use super::spec::command::{self, Opcode, SubmissionEntry, cns};
 use super::spec::identify::IDENTIFY_SIZE;
 use super::spec::layout::Layout;
@@ -107,7 +107,7 @@ impl AdminQueue {
     ) -> Option<Self> {
         Some(Self {
             sq: SubmissionRing::new(pool, 0, DEPTH)?,
-            cq: CompletionRing::new(pool, DEPTH)?,
+            cq: CompletionRing::new(pool, 0, DEPTH, ring::entries_for(DEPTH))?,
             sq_doorbell: Doorbell::submission(function, cap, 0),
             cq_doorbell: Doorbell::completion(function, cap, 0),
             data: pool.take_region(1)?,
@@ -307,18 +307,16 @@ impl AdminQueue {
 
     /// Takes in what has completed, and ends the controller when a command is late. Does not wait.
     pub(super) fn service(&mut self) {
-        let mut count = 0;
         while let Some(cqe) = self.cq.peek() {
             let dw0 = self.cq.dw0();
             self.cq.advance();
-            count += 1;
             if let Err(violation) = self.complete(cqe, dw0) {
                 self.fail(Failure::Protocol(violation));
                 return;
             }
         }
-        if count > 0 {
-            self.cq_doorbell.ring(self.cq.head());
+        if let Some(head) = self.cq.tell() {
+            self.cq_doorbell.ring(head);
         }
         let now = self.clock.now();
         let late = |slot: &Slot| match slot.state {

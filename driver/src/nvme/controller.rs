@@ -545,7 +545,7 @@ impl NvmeController {
     fn queue_memory(&self, qid: u16, depth: u16) -> Option<QueueMemory> {
         Some(QueueMemory {
             sq: SubmissionRing::new(&self.pool, qid, depth)?,
-            cq: CompletionRing::new(&self.pool, depth)?,
+            cq: CompletionRing::new(&self.pool, qid, depth, u32::from(self.cap.mqes()) + 1)?,
             lists: self.pool.take_region(usize::from(depth))?,
         })
     }

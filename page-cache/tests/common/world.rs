@@ -171,6 +171,7 @@ impl World {
             },
             6 if aligned => OpKind::WriteZeroes { may_unmap: self.random.bool() },
             7 => OpKind::Flush,
+            8 if self.random.bool() => OpKind::Readahead,
             _ => OpKind::Read { direct: self.random.u8(..6) == 0 },
         };
         let (offset, len) =
@@ -261,6 +262,7 @@ impl World {
             (OpKind::Write { stable, .. }, _) => self.history.end(write, stable),
             (OpKind::WriteZeroes { .. }, _) => self.history.end(write, false),
             (OpKind::Flush, _) => self.history.flushed(start),
+            (OpKind::Readahead, _) => {}
             (kind, buffer) => panic!("{kind:?} gave {buffer:?} back"),
         }
     }

@@ -106,6 +106,8 @@ pub enum Lie {
     UnknownCommand,
     /// Completes it twice.
     RepeatedCommand,
+    /// Completes it, and the command of the next identifier too.
+    NextToo,
     /// Names another submission queue.
     WrongQueue,
     /// Says that it fetched one more command than was committed.
@@ -447,6 +449,10 @@ impl State {
             status: (status.0 << 1).into(),
         };
         let vector = self.post(cqid, completion, lie == Lie::BadPhase);
+        if lie == Lie::NextToo {
+            let cid = cid.wrapping_add(1).into();
+            self.post(cqid, CompletionEntry { cid, ..completion }, false);
+        }
         if lie == Lie::RepeatedCommand {
             self.post(cqid, completion, false);
         }
