@@ -103,7 +103,6 @@ mod cached_device;
 pub mod errors;
 pub mod evict;
 mod lane;
-mod list;
 pub mod page;
 mod read;
 pub mod readahead;
