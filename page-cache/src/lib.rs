@@ -100,6 +100,7 @@ mod buffer;
 mod bypass;
 mod cache;
 mod cached_device;
+mod commit;
 pub mod errors;
 pub mod evict;
 mod lane;
