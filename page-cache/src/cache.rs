@@ -9,7 +9,6 @@ use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind,
 
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
-use crate::evict::S3Fifo;
 use crate::page::{Blocks, Notes, Page};
 use crate::readahead::Streams;
 use crate::room::DirtyRoom;
@@ -223,12 +222,11 @@ impl Cache {
             .rev()
             .map(|left| {
                 let own = taken.split_off(taken.len() - taken.len() / (left + 1));
-                let policy = Box::new(S3Fifo::new(own.len()));
                 let wanted = Arc::new(AtomicBool::new(false));
                 let pins_max = own.len() / 4;
                 // By its place among the shards: the first made is number 0.
                 let number = (shards - 1 - left) as u32;
-                let lock = Mutex::new(Shard::new(number, own, policy, Arc::clone(&wanted)));
+                let lock = Mutex::new(Shard::new(number, own, Arc::clone(&wanted)));
                 let room = DirtyRoom::new(number, room_pages.max(1));
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0), pins_max }
             })
