@@ -95,6 +95,7 @@
 //! | [`writeback`] | dirty pages go to the device, and flushes end |
 //! | [`errors`] | writeback errors, kept until everybody was told |
 
+mod admin;
 mod barrier;
 mod buffer;
 mod bypass;
@@ -116,6 +117,7 @@ pub mod wait;
 mod write;
 pub mod writeback;
 
+pub use admin::{Dropped, MemoryUse, Residency};
 pub use buffer::Buffer;
 pub use cache::{Cache, CacheError, CacheMode, CacheOptions, Handle, PagePin};
 pub use cached_device::CachedDevice;
