@@ -111,6 +111,7 @@ pub mod model;
 mod namespace;
 mod prp;
 mod queue;
+mod record;
 mod registers;
 mod ring;
 pub mod spec;
