@@ -68,7 +68,9 @@ impl Entry {
     fn vacate(&mut self, next: u16) -> Completion {
         self.key = u32::from(self.cid().wrapping_add(1 << SLOT_BITS)) | FREE;
         self.next = next;
-        let data = std::mem::replace(&mut self.data, SgList::empty());
+        // What is left is an empty list, whatever its offset.
+        let frames = std::mem::take(&mut self.data.frames);
+        let data = SgList { frames, offset: self.data.offset };
         Completion { token: self.token, result: Ok(()), data }
     }
 }
@@ -111,7 +113,7 @@ impl Vacant<'_> {
         let Self { entry, free, len, tick, .. } = self;
         *free = entry.next;
         *len += 1;
-        entry.key = u32::from(entry.cid());
+        entry.key &= u32::from(u16::MAX);
         entry.token = token;
         // It was empty, so there is nothing to drop, which the compiler cannot know.
         std::mem::forget(std::mem::replace(&mut entry.data, data));

@@ -114,6 +114,7 @@ mod queue;
 mod record;
 mod registers;
 mod ring;
+mod shadow;
 pub mod spec;
 mod statistics;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::nvme::spec::layout::{Layout, Text};
 
 use crate::nvme::spec::command::{FEATURE_NUMBER_OF_QUEUES, Opcode, SubmissionEntry, cns};
 use crate::nvme::spec::event;
-use crate::nvme::spec::identify::IDENTIFY_SIZE;
+use crate::nvme::spec::identify::{IDENTIFY_SIZE, oacs};
 use crate::nvme::spec::{IdentifyController, IdentifyControllerNvm, IdentifyNamespace, Status};
 
 use super::{Cq, Sq, State, prp};
@@ -22,6 +22,7 @@ impl State {
             Opcode::CREATE_IO_SQ => self.create_sq(entry),
             Opcode::DELETE_IO_SQ => self.delete_sq(entry),
             Opcode::DELETE_IO_CQ => self.delete_cq(entry),
+            Opcode::DOORBELL_BUFFER_CONFIG => self.set_shadow(entry),
             _ => Err(Status::INVALID_OPCODE),
         };
         (done.err().unwrap_or(Status::SUCCESS), 0)
@@ -89,6 +90,7 @@ impl State {
         id.cqes = 0x44;
         id.nn = self.media.keys().max().copied().unwrap_or(0);
         id.oncs = self.options.oncs;
+        id.oacs |= if self.options.shadow_doorbells { oacs::DOORBELL_BUFFER } else { 0 };
         id.vwc = u8::from(self.options.volatile_cache);
         id
     }

@@ -274,6 +274,8 @@ impl NvmeQueue {
                 // The controller knows of neither ring.
                 self.memory.sq.reset();
                 self.memory.cq.reset();
+                self.sq_doorbell.reset();
+                self.cq_doorbell.reset();
                 let entry = admin::create_cq_entry(self.qid, &self.memory.cq, self.vector);
                 (Opcode::CREATE_IO_CQ, entry)
             }
@@ -443,7 +445,8 @@ impl NvmeQueue {
     /// did not help in time.
     pub(super) fn see_to_late(&mut self) {
         let late = |age| self.deadlines.is_late(age);
-        if !self.in_flight.commands().any(|(command, _)| late(command.age)) || self.fate.is_paused() {
+        if !self.in_flight.commands().any(|(command, _)| late(command.age)) || self.fate.is_paused()
+        {
             return;
         }
         let overdue = |age| self.deadlines.is_overdue(age);
