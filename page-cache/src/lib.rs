@@ -101,6 +101,8 @@ mod cache;
 mod cached_device;
 pub mod errors;
 pub mod evict;
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 mod lane;
 mod list;
 pub mod page;

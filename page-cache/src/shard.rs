@@ -6,7 +6,6 @@
 //! other. Keys are spread by hash, so the shards fill evenly.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashTable;
 use uaio_driver::{DmaBuf, IoError};
@@ -15,6 +14,7 @@ use crate::evict::Policy;
 use crate::list::List;
 use crate::page::{Blocks, Busy, Page};
 use crate::stats::ShardStats;
+use crate::sync::Wanted;
 use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
 /// A page's place in the shard: one cache line, so that a hit takes one miss for the key and the
@@ -56,7 +56,7 @@ pub(crate) struct Shard {
     /// How many, so that what wakes nobody looks at no queue.
     page_waiters_len: usize,
     /// Whether `frame_waiters` has any, for those who drop a pin without the lock.
-    wanted: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
     entries: WaitTable,
     /// Pages with dirty blocks, whatever their state, by the sequence number of the oldest.
     dirty: List,
@@ -92,7 +92,7 @@ impl Shard {
         number: u32,
         frames: Vec<DmaBuf>,
         policy: Box<dyn Policy>,
-        wanted: Arc<AtomicBool>,
+        wanted: Arc<Wanted>,
     ) -> Self {
         let total = frames.len();
         let records = (0..total).map(|_| Record { key: 0, page: Page::Absent }).collect();
@@ -139,7 +139,7 @@ impl Shard {
         };
         self.entries.remove(queue, entries, slot);
         if self.frame_waiters.is_empty() {
-            self.wanted.store(false, Ordering::SeqCst);
+            self.wanted.lower();
         }
         true
     }
@@ -356,12 +356,11 @@ impl Shard {
     /// [`take_frame`](Shard::take_frame) gave none, under the same lock.
     ///
     /// What stood in the way may have been a pin that was dropped, without this lock, after we
-    /// looked. So: say that a frame is wanted, then look again. Whoever drops a pin drops it, then
-    /// looks whether a frame is wanted. All four are SeqCst, so one of the two sees the other.
+    /// looked. So: say that a frame is wanted, then look again; see [`Wanted`].
     pub(crate) fn wait_frame(&mut self, keep: Option<u32>, waiter: Waiter) -> Option<DmaBuf> {
-        self.wanted.store(true, Ordering::SeqCst);
+        self.wanted.raise();
         if let Some(frame) = self.take_frame(keep) {
-            self.wanted.store(false, Ordering::SeqCst);
+            self.wanted.lower();
             return Some(frame);
         }
         self.stats.frame_waits += 1;
@@ -377,7 +376,7 @@ impl Shard {
         while let Some(waiter) = self.entries.pop(&mut self.frame_waiters) {
             wakes.push(waiter, Wakeup::Ended(Err(error)));
         }
-        self.wanted.store(false, Ordering::SeqCst);
+        self.wanted.lower();
     }
 
     /// A frame that was lent is now a page's.
@@ -410,7 +409,7 @@ impl Shard {
             };
             wakes.push(waiter, Wakeup::Frame(frame));
         }
-        self.wanted.store(false, Ordering::SeqCst);
+        self.wanted.lower();
     }
 
     /// Pages with dirty blocks, oldest first.
