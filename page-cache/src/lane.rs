@@ -18,9 +18,12 @@ use uaio_driver::{
 use crate::buffer::Buffer;
 use crate::bypass::Bypass;
 use crate::cache::{Cache, Enlisted, Handle, OUT_OF_RANGE};
+use crate::commit::Group;
 use crate::page::{Blocks, Page};
 use crate::read::Read;
+use crate::readahead::{NOBODY, Plan, Readahead};
 use crate::retry::{RunQueue, Step};
+use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakes, Wakeup};
 use crate::write::Write;
 
@@ -39,6 +42,9 @@ pub enum OpKind {
         /// Go past the cache; the range must be aligned to device blocks.
         direct: bool,
     },
+    /// Bring the range into the cache and finish when it is there, with the error of the first block
+    /// that could not be read. What does not fit into half of the cache is left out.
+    Readahead,
     /// Finish when everything that was finished before is stable.
     Flush,
     /// The blocks are not needed any more; aligned to device blocks.
@@ -113,6 +119,13 @@ pub(crate) struct Io {
 pub(crate) enum IoKind {
     /// Reads missing blocks into pages in Reading.
     Fill,
+    /// The same before anybody wants them: see [`crate::readahead`].
+    Ahead {
+        /// Its first page gets the mark.
+        marked: bool,
+        /// Their reader has no use for them afterwards.
+        once: bool,
+    },
     /// Reads into frames that are not pages'.
     ReadPast,
     /// Writes dirty blocks of pages in Writeback.
@@ -191,6 +204,8 @@ pub(crate) struct Core {
     completions: Vec<Completion>,
     /// The most a read or write command may carry, in pages.
     pages_max: usize,
+    /// Stable writes that share a flush.
+    pub(crate) group: Group,
 }
 
 impl Core {
@@ -213,6 +228,7 @@ impl Core {
             enlisted,
             ios: Slots::new(depth),
             wakes: Wakes::with_capacity(64),
+            group: Group::new(cache.device().capabilities(), operations),
             spare: (0..=depth).map(|_| Vec::with_capacity(pages_max)).collect(),
             slot_waiters: VecDeque::with_capacity(operations),
             slot_granted: false,
@@ -238,7 +254,14 @@ impl Core {
     /// While somebody waits for a slot there is none for anybody else.
     pub(crate) fn slots_free(&self, gathering: Option<&Run>, spare: usize) -> bool {
         let may = self.slot_waiters.is_empty() || (self.slot_granted && gathering.is_none());
+        // A flush that is due has the next slot, or it would wait behind writes that never end.
+        let spare = spare + usize::from(self.group.is_due());
         may && self.ios.free() > usize::from(gathering.is_some()) + spare
+    }
+
+    /// How many commands there can be in flight.
+    pub(crate) fn slots(&self) -> usize {
+        self.ios.capacity()
     }
 
     pub(crate) fn wait_slot(&mut self, operation: Token) {
@@ -264,7 +287,7 @@ impl Core {
         let lba = page * self.cache.blocks_per_page() + u64::from(first);
         let mut sent = 0;
         if let Some(open) = run {
-            let joins = open.kind == kind
+            let joins = std::mem::discriminant(&open.kind) == std::mem::discriminant(&kind)
                 && open.fua == fua
                 && open.lba + u64::from(open.blocks) == lba
                 && first == 0
@@ -287,7 +310,7 @@ impl Core {
     pub(crate) fn send(&mut self, operation: Token, run: &mut Option<Run>) -> usize {
         let Some(Run { kind, lba, blocks, frames, offset, fua }) = run.take() else { return 0 };
         let op = match kind {
-            IoKind::Fill | IoKind::ReadPast => Op::Read,
+            IoKind::Fill | IoKind::Ahead { .. } | IoKind::ReadPast => Op::Read,
             IoKind::Store => Op::Write { fua },
             IoKind::Bypass | IoKind::Flush => unreachable!("no frames are gathered for {kind:?}"),
         };
@@ -400,6 +423,16 @@ impl Core {
         self.queue.poll(budget, &mut self.completions) + self.early.len()
     }
 
+    /// Sends the flush of the lane's group, when one is due.
+    fn flush_group(&mut self) {
+        if self.group.is_due() && self.ios.free() > 0 {
+            self.group.sent();
+            self.cache.device_flushes.fetch_add(1, Ordering::Relaxed);
+            let io = Io { operation: NOBODY, kind: IoKind::Flush, lba: 0, blocks: 0 };
+            self.submit(io, Op::Flush, SgList::empty());
+        }
+    }
+
     /// The operation that has waited longest for a slot, when there is one free: it is that
     /// operation's for the step that it takes now.
     fn grant_slot(&mut self) -> Option<Token> {
@@ -420,9 +453,10 @@ impl Core {
 
     /// Whether the device is changing data in the name of an operation.
     fn changes_device(&self, operation: Token) -> bool {
-        self.ios.tenants().any(|io| {
+        let sent = self.ios.tenants().any(|io| {
             io.operation == operation && matches!(io.kind, IoKind::Store | IoKind::Bypass)
-        })
+        });
+        sent || self.group.holds(operation)
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -470,6 +504,7 @@ impl Core {
 enum Work {
     Read(Read),
     Write(Write),
+    Readahead(Readahead),
     Bypass(Bypass),
     Flush(Flush),
 }
@@ -480,6 +515,7 @@ impl Work {
         match self {
             Self::Read(read) => read.stop(CANCELLED),
             Self::Write(write) => write.stop(CANCELLED),
+            Self::Readahead(ahead) => ahead.stop(CANCELLED),
             Self::Bypass(bypass) => bypass.stop(CANCELLED),
             Self::Flush(flush) => flush.stopped = true,
         }
@@ -490,7 +526,7 @@ impl Work {
         match self {
             Self::Read(read) => read.take_buffer(),
             Self::Write(write) => write.take_buffer(),
-            Self::Bypass(_) | Self::Flush(_) => Buffer::None,
+            Self::Readahead(_) | Self::Bypass(_) | Self::Flush(_) => Buffer::None,
         }
     }
 }
@@ -603,14 +639,29 @@ impl Lane {
             return Ok(());
         }
         let none = cache.mode() == crate::CacheMode::None;
+        let mut plan = Plan::default();
         let work = match kind {
             OpKind::Read { direct } => {
-                Work::Read(Read::new(cache, offset, len as usize, buffer, direct || none))
+                let past = direct || none;
+                if !past {
+                    plan = handle.plan(cache, offset, len);
+                }
+                let read = Read::new(cache, offset, len as usize, buffer, past);
+                Work::Read(if plan.once { read.once() } else { read })
             }
             OpKind::Write { stable, direct } => {
-                Work::Write(Write::new(cache, offset, len as usize, buffer, stable, direct || none))
+                let way = stable.then(|| {
+                    let transfer_max = cache.device().geometry().transfer_max_bytes;
+                    self.core.group.begin(len.div_ceil(u64::from(transfer_max)))
+                });
+                let past = direct || none;
+                Work::Write(Write::new(cache, offset, len as usize, buffer, way, past))
             }
-            OpKind::Flush => Work::Flush(Flush { handle, ordered: false, stopped: false }),
+            OpKind::Readahead => Work::Readahead(Readahead::new(cache, offset, len)),
+            OpKind::Flush => {
+                let handle = Arc::clone(&handle);
+                Work::Flush(Flush { handle, ordered: false, stopped: false })
+            }
             OpKind::Discard => Work::Bypass(Bypass::new(cache, offset, len, Op::Discard)),
             OpKind::WriteZeroes { may_unmap } => {
                 Work::Bypass(Bypass::new(cache, offset, len, Op::WriteZeroes { may_unmap }))
@@ -619,6 +670,8 @@ impl Lane {
         let entry = Entry { user: token, work: Some(work), abandoned: false };
         let Ok(me) = self.entries.insert(entry) else { unreachable!("a free entry was seen") };
         self.step(me, Wakeup::Retry);
+        // After the step: what the operation itself wants is asked for first.
+        self.core.follow(&handle, plan);
         self.core.wakes.run();
         Ok(())
     }
@@ -633,6 +686,7 @@ impl Lane {
             while let Some((io, result, data)) = self.core.next_completion() {
                 self.settle(io, result, data);
             }
+            self.core.flush_group();
             while let Some(token) = self.core.grant_slot() {
                 self.step(token, Wakeup::Retry);
                 self.core.slot_granted = false;
@@ -682,6 +736,9 @@ impl Lane {
 
     /// Operations started and not yet taken out, and those that were cancelled while something was
     /// on its way to them, until it has come: for as long as there are some the lane is to be turned.
+    ///
+    /// What is being read ahead is no operation, and others may wait for its pages: turn the lane, or
+    /// sleep on what [`arm`](Self::arm) armed, when there are none, too.
     pub fn in_flight(&self) -> usize {
         self.entries.len() + self.finished.len()
     }
@@ -722,18 +779,40 @@ impl Lane {
         self.with(token, |work, core| match work {
             Work::Read(read) => read.step(token, core, wakeup),
             Work::Write(write) => write.step(token, core, wakeup),
+            Work::Readahead(ahead) => ahead.step(token, core, wakeup),
             Work::Bypass(bypass) => bypass.step(token, core, wakeup),
             Work::Flush(flush) => flush.step(token, core, wakeup),
         });
     }
 
     fn settle(&mut self, io: Io, result: IoResult, data: SgList) {
+        if matches!(io.kind, IoKind::Ahead { .. }) {
+            return self.core.settle_ahead(&io, result, data);
+        }
+        if io.kind == IoKind::Flush {
+            return self.settle_flush(result, data);
+        }
         self.with(io.operation, |work, core| match work {
             Work::Read(read) => read.settle(io.operation, core, io, result, data),
             Work::Write(write) => write.settle(io.operation, core, io, result, data),
+            Work::Readahead(ahead) => ahead.settle(io.operation, core, io, result, data),
             Work::Bypass(bypass) => bypass.settle(io.operation, core, io, result, data),
             Work::Flush(_) => panic!("a flush has no device request of its own"),
         });
+    }
+
+    /// The flush of the lane's group has ended: so have the writes that it covers.
+    fn settle_flush(&mut self, result: IoResult, data: SgList) {
+        self.core.recycle(data.frames);
+        if let Err(error) = result {
+            // What was to become stable may be lost. Those whom it covers are told now; every handle
+            // is told by its next flush.
+            self.core.cache.errors.record(0..self.core.cache.size_bytes(), error);
+        }
+        self.core.group.completed();
+        while let Some(token) = self.core.group.pop() {
+            self.step(token, Wakeup::Ended(result));
+        }
     }
 
     /// Runs one step of an operation, and answers it when that was the last.
@@ -750,13 +829,16 @@ impl Lane {
             return;
         };
         let Some(Entry { user, abandoned, .. }) = self.entries.remove(token) else { return };
+        if matches!(&work, Work::Write(write) if write.is_stable()) {
+            self.core.group.end();
+        }
         if abandoned {
             return;
         }
         let buffer = match work {
             Work::Read(read) => read.into_buffer(),
             Work::Write(write) => write.into_buffer(),
-            Work::Bypass(_) | Work::Flush(_) => Buffer::None,
+            Work::Readahead(_) | Work::Bypass(_) | Work::Flush(_) => Buffer::None,
         };
         self.finished.push_back(Finished { token: user, result, buffer });
     }
@@ -766,7 +848,7 @@ impl Drop for Lane {
     /// Drains: every operation is stepped to its end. Bounded by the device's own deadlines, and for
     /// flushes and room by the flusher, which outlives the lanes.
     fn drop(&mut self) {
-        while !self.entries.is_empty() {
+        while !self.entries.is_empty() || self.core.in_flight() > 0 {
             if !self.turn() {
                 std::thread::yield_now();
             }

@@ -91,22 +91,25 @@
 //! | [`wait`] | wait queues whose entries carry a callback |
 //! | [`retry`] | where a woken operation goes |
 //! | [`evict`] | which page goes when a frame is needed |
+//! | [`readahead`] | pages are on their way before they are asked for |
 //! | [`writeback`] | dirty pages go to the device, and flushes end |
 //! | [`errors`] | writeback errors, kept until everybody was told |
 
+mod admin;
 mod barrier;
 mod buffer;
 mod bypass;
 mod cache;
 mod cached_device;
+mod commit;
 pub mod errors;
 pub mod evict;
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
 mod lane;
-mod list;
 pub mod page;
 mod read;
+pub mod readahead;
 pub mod retry;
 mod room;
 mod shard;
@@ -116,10 +119,12 @@ pub mod wait;
 mod write;
 pub mod writeback;
 
+pub use admin::{Dropped, MemoryUse, Residency};
 pub use buffer::Buffer;
 pub use cache::{Cache, CacheError, CacheMode, CacheOptions, Handle, PagePin};
 pub use cached_device::CachedDevice;
 pub use errors::WritebackError;
 pub use lane::{Cancelled, Finished, Lane, OpKind, Operation};
+pub use readahead::Advice;
 pub use stats::CacheStats;
 pub use writeback::{Flusher, Turn};

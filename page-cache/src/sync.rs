@@ -30,6 +30,10 @@ mod model {
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
         }
+
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
+        }
     }
 }
 
@@ -56,9 +60,9 @@ impl Wanted {
         self.0.store(true, Ordering::SeqCst);
     }
 
-    /// Nobody wants it any more; under the lock.
-    pub(crate) fn lower(&self) {
-        self.0.store(false, Ordering::SeqCst);
+    /// Whether it is still wanted; under the lock.
+    pub(crate) fn set(&self, wanted: bool) {
+        self.0.store(wanted, Ordering::SeqCst);
     }
 
     /// Step 2 of who frees. Step 1 was sequentially consistent.

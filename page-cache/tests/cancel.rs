@@ -6,7 +6,7 @@ mod common;
 use common::rig::{MEDIA, PAGE, READ, Rig, STABLE, WRITE, page};
 use uaio_driver::sim::{Effect, Fault, FaultOn};
 use uaio_driver::{IoError, IoErrorKind, Token};
-use uaio_page_cache::{CacheMode, CacheOptions, Cancelled, OpKind};
+use uaio_page_cache::{Advice, CacheMode, CacheOptions, Cancelled, OpKind};
 
 const CANCELLED: IoError = IoError::new(IoErrorKind::Cancelled);
 
@@ -160,6 +160,7 @@ fn a_cancelled_waiter_for_a_slot_lets_the_next_go_in_order() {
 #[test]
 fn slots_are_given_in_order_and_newcomers_queue_behind() {
     let mut rig = Rig::new(CacheMode::Writeback);
+    rig.handle.advise(0..u64::MAX, Advice::Random);
     // Each operation wants three pages of which the one in the middle is there: two commands.
     for id in 0..30 {
         assert_eq!(rig.run(READ, (id * 4 + 1) * PAGE, page(1)).0, Ok(()));

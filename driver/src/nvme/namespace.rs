@@ -10,7 +10,7 @@ use crate::error::DeviceError;
 use crate::request::Request;
 use crate::slots::Token;
 
-use super::controller::NvmeController;
+use super::controller::{Created, NvmeController};
 use super::info::NamespaceInfo;
 use super::queue::{NvmeQueue, QueueTarget};
 use super::spec::command::NLB_MAX;
@@ -26,6 +26,7 @@ pub struct NvmeNamespace {
     geometry: Geometry,
     capabilities: Capabilities,
     deallocates_to_zeroes: bool,
+    shared: bool,
     controller: Arc<NvmeController>,
     open_queues: Arc<AtomicUsize>,
     closed: AtomicBool,
@@ -78,6 +79,7 @@ impl NvmeNamespace {
                 depth_max: id.depth_max,
             },
             deallocates_to_zeroes: info.deallocates_to_zeroes,
+            shared: info.shared,
             open_queues: Arc::new(AtomicUsize::new(0)),
             closed: AtomicBool::new(false),
             controller,
@@ -91,16 +93,18 @@ impl NvmeNamespace {
 
     fn queue(&self, depth: u16) -> Result<NvmeQueue, DeviceError> {
         let namespace_use = NamespaceUse::new(&self.open_queues);
-        let (qid, vector, memory) = self.controller.create_queue(depth)?;
+        let Created { qid, vector, memory, serving } = self.controller.create_queue(depth)?;
         let target = QueueTarget {
             nsid: self.nsid,
             geometry: self.geometry,
             capabilities: self.capabilities,
             dsm: self.controller.dsm_limits(),
             deallocates_to_zeroes: self.deallocates_to_zeroes,
+            shared: self.shared,
             namespace_use,
         };
-        Ok(NvmeQueue::new(Arc::clone(&self.controller), qid, vector, depth, memory, target))
+        let controller = Arc::clone(&self.controller);
+        Ok(NvmeQueue::new(controller, qid, vector, depth, memory, target, serving))
     }
 
     /// Makes stable what the controller's volatile cache has of this namespace.

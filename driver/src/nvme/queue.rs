@@ -5,27 +5,32 @@
 //! something. No lock, no allocation, no clock, no system call and no call through a pointer for a
 //! request; the two doorbells of a batch go through the one to the registers.
 
+mod trouble;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use crate::block::{Armed, Capabilities, Geometry, IoQueue};
-use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE};
+use crate::block::{Armed, Cancel, Capabilities, Geometry, IoQueue};
+use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE, PoolMark};
 use crate::error::IoResult;
 use crate::request::{Completion, Lba, Op, Refusal, Refused, Request, SgList};
+use crate::sink::Sink;
 use crate::slots::Token;
 
 use super::controller::NvmeController;
 use super::deadlines::Deadlines;
 use super::discard::{DsmLimits, Gathering};
-use super::failure::{Failure, Fate, Quiet, Violation};
+use super::failure::Violation;
+use super::fate::Fate;
 use super::in_flight::{Answered, InFlight};
-use super::limits::TransferLimits;
+use super::limits::{FrameLimits, TransferLimits};
 use super::namespace::NamespaceUse;
 use super::prp;
 use super::registers::Doorbell;
-use super::ring::{BadFetch, CompletionRing, Drain, SubmissionRing};
+use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
+use trouble::{Record, Trouble};
+
 use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, Opcode};
 
 /// Every how many polls with something in flight a look at the clock is due. The clock is read by a
@@ -58,6 +63,8 @@ pub(super) struct QueueTarget {
     pub(super) dsm: DsmLimits,
     /// Whether Write Zeroes may deallocate and the blocks still read as zeroes.
     pub(super) deallocates_to_zeroes: bool,
+    /// Whether another controller may write the namespace too (NMIC).
+    pub(super) shared: bool,
     /// Keeps the namespace from being closed.
     #[expect(dead_code, reason = "it counts by living")]
     pub(super) namespace_use: NamespaceUse,
@@ -68,22 +75,27 @@ pub(super) struct QueueTarget {
 pub(super) struct NvmeQueue {
     memory: QueueMemory,
     in_flight: InFlight,
+    frame_limits: FrameLimits,
     limits: TransferLimits,
     target: QueueTarget,
+    #[expect(dead_code, reason = "the mark means something while the pool lives")]
     pool: DmaPool,
-    /// The namespace in the upper half, where the first word of a command has it.
-    nsid_high: u64,
+    /// The pool's mark, and where the device finds it.
+    mark: PoolMark,
     pool_iova: u64,
     lists_iova: u64,
     fate: Arc<Fate>,
+    /// The controller's state in which this queue serves, as one word.
+    serving: u32,
+    trouble: Trouble,
     sq_doorbell: Doorbell,
     cq_doorbell: Doorbell,
     /// The discards since the last commit.
     gathering: Option<Gathering>,
     /// The rest of the requests that a completed command answers, and how.
     answering: Option<(u16, IoResult)>,
-    /// How many requests were taken since the last commit.
-    uncommitted: usize,
+    /// How many of those in flight were there at the last commit.
+    committed: usize,
     polls: u32,
     /// Polls until the interrupt is not allowed any more; 0 when it is not.
     armed_polls: u32,
@@ -102,24 +114,32 @@ impl NvmeQueue {
         depth: u16,
         memory: QueueMemory,
         target: QueueTarget,
+        serving: u32,
     ) -> Self {
         let parts = controller.parts();
         Self {
             in_flight: InFlight::new(depth),
             limits: TransferLimits::new(target.geometry, target.capabilities),
-            nsid_high: u64::from(target.nsid) << 32,
+            frame_limits: FrameLimits::new(target.geometry, target.capabilities, target.nsid),
+            mark: parts.pool.mark(),
             pool_iova: parts.pool.iova().0,
             lists_iova: memory.lists.iova().0,
             pool: parts.pool.clone(),
             fate: Arc::clone(parts.fate),
+            serving,
+            trouble: Trouble::new(depth, parts.options.retries_max, target.shared),
             sq_doorbell: Doorbell::submission(parts.function, parts.cap, qid),
             cq_doorbell: Doorbell::completion(parts.function, parts.cap, qid),
             gathering: None,
             answering: None,
-            uncommitted: 0,
+            committed: 0,
             polls: 0,
             armed_polls: 0,
-            deadlines: Deadlines::new(parts.command_timeout, parts.clock.now()),
+            deadlines: Deadlines::new(
+                parts.options.command_timeout,
+                parts.options.abort_timeout,
+                parts.clock.now(),
+            ),
             vector,
             qid,
             memory,
@@ -128,67 +148,83 @@ impl NvmeQueue {
         }
     }
 
-    /// PRP1 and PRP2 of a read or a write; `None` when a frame is not of the pool.
-    #[inline]
-    fn describe(&self, slot: u16, data: &SgList) -> Option<(u64, u64)> {
-        // One frame is what most requests have, and needs no loop.
-        if let [only] = &*data.frames {
-            let prp1 = prp::describe_one(only, data.offset, self.pool_iova);
-            return self.pool.owns(only).then_some((prp1, 0));
-        }
-        self.describe_many(slot, data)
-    }
-
-    #[inline(never)]
-    fn describe_many(&self, slot: u16, data: &SgList) -> Option<(u64, u64)> {
-        if !data.frames.iter().all(|frame| self.pool.owns(frame)) {
-            return None;
-        }
-        Some(prp::describe(&data.frames, data.offset, self.pool_iova, || {
-            let start = usize::from(slot) * LIST_WORDS;
-            let list = &self.memory.lists.words()[start..start + LIST_WORDS];
-            (list, self.list_iova(slot))
-        }))
-    }
-
-    /// Submits what is not a read or a write, or is not right: the rules are those of the geometry.
+    /// Submits what is not a read or a write inside of one frame, or is not right.
     #[inline(never)]
     fn submit_other(&mut self, request: Request) -> Result<(), Refused> {
-        let checked = match self.fate.is_running() {
-            true => self.target.geometry.check(&self.target.capabilities, &request),
-            false => Err(Refusal::Failed),
-        };
-        if let Err(reason) = checked {
-            return Err(Refused { request, reason });
+        let refused = |request, reason| Err(Refused { request, reason });
+        if !self.is_serving() {
+            return self.hold(request);
         }
-        let Some((slot, cid)) = self.in_flight.free_slot() else {
-            return Err(Refused { request, reason: Refusal::Full });
-        };
-        self.uncommitted += 1;
+        if let Some((opcode, flags)) = self.limits.admit(&request) {
+            return self.submit_transfer(request, opcode, flags);
+        }
+        // The rules are those of the geometry.
+        let checked = self.target.geometry.check(&self.target.capabilities, &request);
+        if let Err(reason) = checked {
+            return refused(request, reason);
+        }
         let Request { token, op, lba, blocks, data } = request;
+        if op == Op::Discard {
+            return self.gather(token, lba, blocks).ok_or(Refused {
+                request: Request { token, op, lba, blocks, data },
+                reason: Refusal::Full,
+            });
+        }
+        let Some(vacant) = self.in_flight.vacant() else {
+            return refused(Request { token, op, lba, blocks, data }, Refusal::Full);
+        };
+        let (slot, cid) = (vacant.slot(), vacant.cid());
+        vacant.fill(token, data);
         match op {
-            Op::Discard => {
-                self.gather(slot, token, lba, blocks);
-                return Ok(());
-            }
             // Its dwords 10 to 12 are reserved and stay zero.
-            Op::Flush => self.write_entry(Opcode::FLUSH, cid, 0, 0, 0, 0),
+            Op::Flush => {
+                self.trouble.note(slot, Record::new(Opcode::FLUSH, 0, 0));
+                self.write_entry(Opcode::FLUSH, cid, 0, 0, 0, 0);
+            }
             Op::WriteZeroes { may_unmap } => {
                 let deallocate = may_unmap && self.target.deallocates_to_zeroes;
                 let flags = if deallocate { CDW12_DEAC } else { 0 };
                 // 0's based, and checked to be at most 65536.
-                self.write_entry(Opcode::WRITE_ZEROES, cid, 0, 0, lba.0, flags | (blocks - 1));
+                let cdw12 = flags | (blocks - 1);
+                self.trouble.note(slot, Record::new(Opcode::WRITE_ZEROES, lba.0, cdw12));
+                self.write_entry(Opcode::WRITE_ZEROES, cid, 0, 0, lba.0, cdw12);
             }
-            Op::Read | Op::Write { .. } => {
+            Op::Discard | Op::Read | Op::Write { .. } => {
                 unreachable!("{op:?} at {lba:?} is right by one rule and wrong by the other")
             }
         }
-        self.in_flight.put(slot, token, data);
         Ok(())
     }
 
-    /// Writes a command into the next entry of the ring: the five words that commands of this queue
-    /// differ in. Dwords 2 to 5 and 13 to 15 are zero from the start.
+    /// Submits a read or a write that is right, of any length.
+    fn submit_transfer(
+        &mut self,
+        request: Request,
+        opcode: Opcode,
+        flags: u32,
+    ) -> Result<(), Refused> {
+        if !request.data.frames.iter().all(|frame| self.mark.owns(frame)) {
+            return Err(Refused { request, reason: Refusal::BadFrames });
+        }
+        let Some(vacant) = self.in_flight.vacant() else {
+            return Err(Refused { request, reason: Refusal::Full });
+        };
+        let (slot, cid) = (vacant.slot(), vacant.cid());
+        let SgList { frames, offset } = &request.data;
+        let list_iova = self.lists_iova + u64::from(slot) * FRAME_SIZE as u64;
+        let (prp1, prp2) = prp::describe(frames, *offset, self.pool_iova, || {
+            let start = usize::from(slot) * LIST_WORDS;
+            (&self.memory.lists.words()[start..start + LIST_WORDS], list_iova)
+        });
+        // The number of blocks is 0's based.
+        let cdw12 = flags | (request.blocks - 1);
+        vacant.fill(request.token, request.data);
+        self.trouble.note(slot, Record::new(opcode, request.lba.0, cdw12));
+        self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
+        Ok(())
+    }
+
+    /// Writes a command into the next entry of the ring.
     #[inline]
     fn write_entry(
         &mut self,
@@ -199,16 +235,8 @@ impl NvmeQueue {
         cdw10_11: u64,
         cdw12: u32,
     ) {
-        let head = self.nsid_high | u64::from(cid) << 16 | u64::from(opcode.0);
-        // Relaxed: pairs with nothing by itself; the doorbell's write in `commit` is what the device
-        // sees first, and `Registers` orders every store before it.
-        let entry = self.memory.sq.entry();
-        entry[0].store(head.to_le(), Ordering::Relaxed);
-        entry[3].store(prp1.to_le(), Ordering::Relaxed);
-        entry[4].store(prp2.to_le(), Ordering::Relaxed);
-        entry[5].store(cdw10_11.to_le(), Ordering::Relaxed);
-        entry[6].store(u64::from(cdw12).to_le(), Ordering::Relaxed);
-        self.memory.sq.advance();
+        let head = u64::from(self.target.nsid) << 32 | u64::from(cid) << 16 | u64::from(opcode.0);
+        build(&mut self.memory.sq, [head, prp1, prp2, cdw10_11, cdw12.into()]);
     }
 
     #[inline]
@@ -216,27 +244,33 @@ impl NvmeQueue {
         self.lists_iova + u64::from(slot) * FRAME_SIZE as u64
     }
 
-    /// Adds a discard to the command that is being gathered, or to a new one.
-    fn gather(&mut self, slot: u16, token: Token, lba: Lba, blocks: u32) {
+    /// Adds a discard to the command that is being gathered, or to a new one; `None` when the queue is
+    /// full.
+    fn gather(&mut self, token: Token, lba: Lba, blocks: u32) -> Option<()> {
         let limits = self.target.dsm;
         if self.gathering.is_some_and(|gathering| !gathering.has_room(limits, blocks)) {
             self.finish_gathering();
         }
         let mut gathering = match self.gathering {
             Some(mut gathering) => {
-                self.in_flight.put_behind(gathering.last, slot, token);
-                gathering.last = slot;
+                gathering.last = self.in_flight.follow(gathering.last, token)?;
                 gathering
             }
             None => {
-                self.in_flight.put(slot, token, SgList::empty());
+                let vacant = self.in_flight.vacant()?;
+                let slot = vacant.slot();
+                vacant.fill(token, SgList::empty());
                 Gathering::new(slot)
             }
         };
+        // Its own range, so that it can be asked for on its own.
+        let record = Record::new(Opcode::DATASET_MANAGEMENT, lba.0, blocks);
+        self.trouble.note(gathering.last, record);
         let start = usize::from(gathering.leader) * LIST_WORDS;
         let page = &self.memory.lists.words()[start..start + LIST_WORDS];
         gathering.add(page, lba, blocks);
         self.gathering = Some(gathering);
+        Some(())
     }
 
     /// Builds the command of the gathered discards in the ring.
@@ -249,35 +283,85 @@ impl NvmeQueue {
         self.write_entry(Opcode::DATASET_MANAGEMENT, cid, list, 0, cdw10_11, 0);
     }
 
-    /// Checks what has completed and answers it, up to `budget` requests.
+    /// Answers what the controller has completed, up to `budget` requests: how many were answered, and
+    /// whether the controller keeps to the protocol.
     #[inline]
     fn reap(&mut self, budget: usize, out: &mut Vec<Completion>) -> (usize, Result<(), Violation>) {
-        let Self { memory: QueueMemory { sq, cq, .. }, in_flight, answering, .. } = self;
-        let qid = self.qid;
+        let most = budget.min(self.in_flight.len());
+        let mut moved = 0;
+        let mut last = None;
         let mut checked = Ok(());
-        let count = cq.drain(budget, |cqe| {
-            if let Err(bad) = sq.fetched(cqe) {
-                checked = Err(match bad {
-                    BadFetch::Queue => Violation::WrongQueue { qid, sqid: cqe.sqid() },
-                    BadFetch::Head => Violation::BadHead { qid, sqhd: cqe.sqhd() },
-                });
-                return Drain::Refuse;
+        while moved < most {
+            if self.answering.is_some() {
+                moved += self.poll_answering(most - moved, out);
+                continue;
             }
-            let Some(Answered { token, data, next }) = in_flight.complete(cqe.cid()) else {
-                checked = Err(Violation::UnknownCommand { qid, cid: cqe.cid() });
-                return Drain::Refuse;
-            };
-            // Success is SCT and SC 0; the other bits of the field do not make an error.
-            if cqe.status().0 & 0x7ff == 0 && next.is_none() {
-                out.push(Completion { token, result: Ok(()), data });
-                return Drain::Next;
+            let Self { memory: QueueMemory { cq, .. }, in_flight, .. } = self;
+            let mut sink = Sink::new(out, most - moved);
+            moved += cq.drain(most - moved, |cqe| {
+                let Some(completion) = in_flight.complete(cqe.cid()) else { return false };
+                sink.push(completion);
+                last = Some(cqe);
+                true
+            });
+            drop(sink);
+            if moved == most {
+                break;
             }
-            let status = cqe.status();
-            let completion = Completion { token, result: status.to_result(), data };
-            *answering = push_seldom(out, completion, next);
-            if next.is_some() { Drain::Stop } else { Drain::Next }
-        });
-        (count, checked)
+            let Some(cqe) = self.memory.cq.peek() else { break };
+            match self.reap_seldom(cqe, out) {
+                Ok(answered) => (moved, last) = (moved + answered, Some(cqe)),
+                Err(violation) => {
+                    checked = Err(violation);
+                    break;
+                }
+            }
+        }
+        if let Some(cqe) = last
+            && checked.is_ok()
+        {
+            checked = self.check_fetched(cqe);
+        }
+        (moved, checked)
+    }
+
+    /// Takes a completion that is new but not ordinary: of a command that failed, of one that answers
+    /// several requests, or wrong. Answers its first request, if it is not to be sent again: how many
+    /// were answered.
+    #[cold]
+    fn reap_seldom(&mut self, cqe: Cqe, out: &mut Vec<Completion>) -> Result<usize, Violation> {
+        let qid = self.qid;
+        if cqe.sqid() != qid {
+            return Err(Violation::WrongQueue { qid, sqid: cqe.sqid() });
+        }
+        let Some(answered) = self.in_flight.complete_any(cqe.cid()) else {
+            return Err(Violation::UnknownCommand { qid, cid: cqe.cid() });
+        };
+        self.memory.cq.advance();
+        if trouble::is_abort(cqe.status()) {
+            return Ok(self.aborted(cqe, answered, out));
+        }
+        let Answered { mut completion, next } = answered;
+        completion.result = cqe.status().to_result();
+        self.fate.counters.failed.add(completion.result.is_err().into());
+        self.answering = next.map(|next| (next, completion.result));
+        out.push(completion);
+        Ok(1)
+    }
+
+    /// Checks what the last completion of a batch says was fetched.
+    #[inline]
+    fn check_fetched(&mut self, cqe: Cqe) -> Result<(), Violation> {
+        let qid = self.qid;
+        self.memory.sq.fetched(cqe).map_err(|bad| match bad {
+            BadFetch::Queue => Violation::WrongQueue { qid, sqid: cqe.sqid() },
+            BadFetch::Head => Violation::BadHead { qid, sqhd: cqe.sqhd() },
+        })?;
+        // What it has not fetched has an entry of the ring, and so has been submitted and not answered.
+        if usize::from(self.memory.sq.unfetched()) > self.in_flight.len() {
+            return Err(Violation::Unfetched { qid });
+        }
+        Ok(())
     }
 
     /// Answers the rest of the requests of a command that answers several.
@@ -286,65 +370,44 @@ impl NvmeQueue {
         while let Some((slot, result)) = self.answering
             && moved < budget
         {
-            let Some(Answered { token, data, next }) = self.in_flight.take(slot) else { break };
-            out.push(Completion { token, result, data });
+            let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { break };
+            completion.result = result;
+            out.push(completion);
             moved += 1;
             self.answering = next.map(|next| (next, result));
         }
         moved
     }
 
-    /// Answers everything in flight with the controller's failure, once it touches memory no more.
-    #[cold]
-    fn poll_failed(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
-        let mut moved = self.poll_answering(budget, out);
-        let Some(failure) = self.fate.failure() else { return moved };
-        let lost = match self.fate.quiet() {
-            Quiet::NotYet => return moved,
-            Quiet::Yes => false,
-            Quiet::Never => true,
-        };
-        self.gathering = None;
-        let result = Err(failure.io_error());
-        for slot in 0..self.in_flight.depth() as u16 {
-            if moved == budget {
-                break;
-            }
-            let Some(Answered { token, mut data, .. }) = self.in_flight.take(slot) else {
-                continue;
-            };
-            if lost {
-                // The device may still write them, whoever has them: nobody gets them.
-                std::mem::take(&mut data).frames.into_iter().for_each(std::mem::forget);
-            }
-            out.push(Completion { token, result, data });
-            moved += 1;
-        }
-        moved
-    }
-
-    /// Looks at the clock, and once an interval at the controller's status and at the deadlines.
+    /// Looks at the clock, and once a tick at the controller's status and at the deadlines.
     #[cold]
     fn look(&mut self) {
-        let now = self.controller.parts().clock.now();
-        if now.saturating_sub(self.deadlines.scanned) < self.deadlines.interval {
+        if !self.deadlines.tick(self.controller.parts().clock.now()) {
             return;
         }
-        self.deadlines.scanned = now;
-        if let Some(failure) = self.fate.examine() {
-            return self.fate.fail(failure);
+        self.in_flight.grow_older();
+        if self.is_serving() {
+            if let Some(failure) = self.fate.examine() {
+                return self.fate.fail(failure);
+            }
+            // What its owner has not committed is not the device's to answer.
+            if self.uncommitted() == 0 {
+                self.see_to_late();
+            }
         }
-        // What its owner has not committed is not the device's to answer.
-        if self.uncommitted == 0 && self.in_flight.scan(self.deadlines.scans) {
-            let waited_ms = self.deadlines.timeout.as_millis() as u64;
-            self.fate.fail(Failure::TimedOut { qid: self.qid, waited_ms });
-        }
+        self.controller.turn();
+    }
+
+    /// How many requests were taken since the last commit.
+    fn uncommitted(&self) -> usize {
+        self.in_flight.len() - self.committed
     }
 
     /// The parts of a poll that are not for every one.
     #[cold]
     fn poll_seldom(&mut self) {
         self.look();
+        self.send_waiting();
         if self.armed_polls > 0 {
             self.armed_polls = self.armed_polls.saturating_sub(POLLS_PER_LOOK);
             if self.armed_polls == 0
@@ -356,39 +419,45 @@ impl NvmeQueue {
     }
 }
 
-/// A failure, or the first of several that one command answers: apart from the common path, which then
-/// has nothing to decide. What is left to answer, and how.
-#[cold]
-#[inline(never)]
-fn push_seldom(
-    out: &mut Vec<Completion>,
-    completion: Completion,
-    next: Option<u16>,
-) -> Option<(u16, IoResult)> {
-    let answering = next.map(|next| (next, completion.result));
-    out.push(completion);
-    answering
+/// Writes the words that commands of a queue differ in into the next entry of the ring: dwords 0 and
+/// 1, PRP1, PRP2, dwords 10 and 11, dwords 12 and 13. The others are zero from the start.
+#[inline]
+fn build(sq: &mut SubmissionRing, [head, prp1, prp2, cdw10_11, cdw12_13]: [u64; 5]) {
+    // Relaxed: pairs with nothing by itself; the doorbell's write in `commit` is what the device
+    // sees first, and `Registers` orders every store before it.
+    let entry = sq.entry();
+    entry[0].store(head.to_le(), Ordering::Relaxed);
+    entry[3].store(prp1.to_le(), Ordering::Relaxed);
+    entry[4].store(prp2.to_le(), Ordering::Relaxed);
+    entry[5].store(cdw10_11.to_le(), Ordering::Relaxed);
+    entry[6].store(cdw12_13.to_le(), Ordering::Relaxed);
+    sq.advance();
+}
+
+/// Leaks frames that a device may use for ever.
+fn forget(data: SgList) {
+    data.frames.into_iter().for_each(std::mem::forget);
 }
 
 impl IoQueue for NvmeQueue {
     #[inline]
     fn submit(&mut self, request: Request) -> Result<(), Refused> {
-        let command = match self.limits.admit(&request) {
-            Some(command) if self.fate.is_running() => command,
-            _ => return self.submit_other(request),
+        // A read or a write inside of a frame, which is what most requests are. Everything else,
+        // also what is to be refused, goes the longer way.
+        let Some((head, cdw12)) = self.frame_limits.admit(&request) else {
+            return self.submit_other(request);
         };
-        let Some((slot, cid)) = self.in_flight.free_slot() else {
-            return Err(Refused { request, reason: Refusal::Full });
-        };
-        let Some((prp1, prp2)) = self.describe(slot, &request.data) else {
-            return Err(Refused { request, reason: Refusal::BadFrames });
-        };
-        self.uncommitted += 1;
-        let (opcode, flags) = command;
-        // The number of blocks is 0's based.
-        let cdw12 = flags | (request.blocks - 1);
-        self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
-        self.in_flight.put(slot, request.token, request.data);
+        let [frame] = &*request.data.frames else { return self.submit_other(request) };
+        if !self.mark.owns(frame) {
+            return self.submit_other(request);
+        }
+        let prp1 = prp::describe_one(frame, 0, self.pool_iova);
+        let Some(vacant) = self.in_flight.vacant() else { return self.submit_other(request) };
+        let head = head | u64::from(vacant.cid()) << 16;
+        build(&mut self.memory.sq, [head, prp1, 0, request.lba.0, cdw12.into()]);
+        let record = Record::new(Opcode(head as u8), request.lba.0, cdw12);
+        self.trouble.note(vacant.slot(), record);
+        vacant.fill(request.token, request.data);
         Ok(())
     }
 
@@ -397,39 +466,32 @@ impl IoQueue for NvmeQueue {
         if self.gathering.is_some() {
             self.finish_gathering();
         }
-        if let Some(tail) = self.memory.sq.commit() {
-            self.uncommitted = 0;
+        let Some(tail) = self.memory.sq.commit() else { return };
+        self.committed = self.in_flight.len();
+        if self.fate.word() == self.serving {
             self.sq_doorbell.ring(tail);
+        } else {
+            // What becomes of them is seen to when it is polled.
+            self.frame_limits.close();
         }
     }
 
     #[inline]
     fn poll(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
-        if !self.fate.is_running() {
-            return self.poll_failed(budget, out);
+        if self.fate.word() != self.serving {
+            return self.poll_trouble(budget, out);
         }
-        let mut moved = 0;
-        let mut consumed = 0;
-        loop {
-            if self.answering.is_some() {
-                moved += self.poll_answering(budget - moved, out);
-            }
-            let (count, checked) = self.reap(budget - moved, out);
-            moved += count;
-            consumed += count;
-            if let Err(violation) = checked {
-                self.fate.fail(Failure::Protocol(violation));
-                return moved;
-            }
-            if self.answering.is_none() || moved == budget {
-                break;
-            }
+        let (moved, checked) = self.reap(budget, out);
+        // What was not committed was not there to be completed.
+        let left = self.committed.checked_sub(moved);
+        self.committed = left.unwrap_or(0);
+        let checked = checked.and(left.map(drop).ok_or(Violation::Unfetched { qid: self.qid }));
+        if let Err(violation) = checked {
+            self.lied(violation);
+            return moved;
         }
-        if consumed > 0 {
-            self.cq_doorbell.ring(self.memory.cq.head());
-            if usize::from(self.memory.sq.unfetched()) > self.in_flight.len() {
-                self.fate.fail(Failure::Protocol(Violation::Unfetched { qid: self.qid }));
-            }
+        if let Some(head) = self.memory.cq.due() {
+            self.cq_doorbell.ring(head);
         }
         self.polls = self.polls.wrapping_add(1);
         if self.polls.is_multiple_of(POLLS_PER_LOOK) {
@@ -438,8 +500,13 @@ impl IoQueue for NvmeQueue {
         moved
     }
 
+    fn cancel(&mut self, token: Token) -> Cancel {
+        self.commit();
+        self.ask_to_cancel(token)
+    }
+
     fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.in_flight.len() + self.trouble.waiting()
     }
 
     fn depth(&self) -> usize {
@@ -451,11 +518,12 @@ impl IoQueue for NvmeQueue {
         if self.answering.is_some() || self.memory.cq.peek().is_some() {
             return Armed::Ready;
         }
-        if self.in_flight.len() == 0 {
+        if IoQueue::in_flight(self) == 0 {
             return Armed::Yes;
         }
-        if !self.fate.is_running() {
-            // It answers when the controller is quiet, which nobody tells.
+        self.send_waiting();
+        if !self.is_serving() {
+            // It goes on when the controller is quiet or runs again, which nobody tells.
             return Armed::MustPoll;
         }
         let controller = Arc::clone(&self.controller);
@@ -466,6 +534,10 @@ impl IoQueue for NvmeQueue {
             return Armed::MustPoll;
         }
         self.armed_polls = POLLS_UNTIL_DISARMED;
+        // A controller need not interrupt again for a ring in which it thinks that others wait.
+        if let Some(head) = self.memory.cq.tell() {
+            self.cq_doorbell.ring(head);
+        }
         // What fired before this is forgotten; then the ring is looked at once more; what fires after
         // that is kept in the descriptor. So no completion can slip in between.
         let mut count = [0; 8];
@@ -482,17 +554,11 @@ impl Drop for NvmeQueue {
     fn drop(&mut self) {
         // What was not committed never reached the device: not in the ring behind the doorbell, and
         // the queue is deleted before the ring's memory is used again.
-        let uncommitted = std::mem::take(&mut self.uncommitted);
-        let mut out = Vec::with_capacity(self.in_flight.depth());
-        // Bounded by the deadlines, and after them by CAP.TO.
-        while self.in_flight.len() > uncommitted {
-            out.clear();
-            if self.poll(usize::MAX, &mut out) == 0 {
-                self.look();
-                self.controller.parts().clock.sleep(Duration::from_micros(20));
-            }
-        }
-        if self.controller.delete_queue(self.qid) {
+        let uncommitted = self.uncommitted();
+        // Which does not keep what did reach it from being late.
+        self.committed = self.in_flight.len();
+        let serving = self.settle(uncommitted);
+        if self.controller.delete_queue(self.qid, serving) {
             return;
         }
         // The controller would not delete it and would not stop: it may use all of this for ever.
@@ -501,7 +567,7 @@ impl Drop for NvmeQueue {
         self.memory.lists.leak();
         for slot in 0..self.in_flight.depth() as u16 {
             if let Some(answered) = self.in_flight.take(slot) {
-                answered.data.frames.into_iter().for_each(std::mem::forget);
+                forget(answered.completion.data);
             }
         }
     }

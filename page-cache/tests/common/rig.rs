@@ -1,4 +1,4 @@
-//! A cache on a simulated device, stepped by hand: what tests of one contract each need.
+//! A small cache on a simulated drive, stepped by hand.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,9 @@ pub struct Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // Nobody turns the flusher any more, so the lanes might drain for ever.
+            // Nobody turns the flusher any more, so the lanes might drain for ever; and it waits for the
+            // device.
+            self.device.clear_faults();
             std::mem::forget(std::mem::take(&mut self.lanes));
         }
     }
@@ -42,8 +44,12 @@ impl Rig {
     }
 
     pub fn with(options: CacheOptions) -> Self {
-        let pool = DmaPool::new(PoolOptions::frames(options.frames)).unwrap();
-        let sim = SimOptions { latency_steps: 1..=1, ..SimOptions::sized(1 << 20, 512) };
+        Self::sized(1 << 20, options)
+    }
+
+    pub fn sized(size_bytes: u64, options: CacheOptions) -> Self {
+        let pool = DmaPool::new(PoolOptions::frames(options.frames + 8)).unwrap();
+        let sim = SimOptions { latency_steps: 1..=1, ..SimOptions::sized(size_bytes, 512) };
         let device = SimDevice::new(sim, 1, pool).unwrap();
         let below: Arc<dyn BlockDevice> = Arc::new(device.clone());
         let cache = Cache::new(below, options).unwrap();

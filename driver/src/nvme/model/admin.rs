@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::nvme::spec::layout::{Layout, Text};
 
 use crate::nvme::spec::command::{FEATURE_NUMBER_OF_QUEUES, Opcode, SubmissionEntry, cns};
+use crate::nvme::spec::event;
 use crate::nvme::spec::identify::IDENTIFY_SIZE;
 use crate::nvme::spec::{IdentifyController, IdentifyControllerNvm, IdentifyNamespace, Status};
 
@@ -16,6 +17,7 @@ impl State {
         let done = match Opcode(entry.cdw0.get() as u8) {
             Opcode::IDENTIFY => self.identify(entry),
             Opcode::SET_FEATURES => return self.set_features(entry),
+            Opcode::GET_LOG_PAGE => self.get_log_page(entry),
             Opcode::CREATE_IO_CQ => self.create_cq(entry),
             Opcode::CREATE_IO_SQ => self.create_sq(entry),
             Opcode::DELETE_IO_SQ => self.delete_sq(entry),
@@ -44,19 +46,41 @@ impl State {
             }
             _ => return Err(Status::INVALID_FIELD),
         }
+        self.give(entry, &bytes)
+    }
+
+    /// Writes what an admin command asked for to where it wants it.
+    fn give(&self, entry: &SubmissionEntry, bytes: &[u8]) -> Result<(), Status> {
         let (prp1, prp2) = (entry.prp1.get(), entry.prp2.get());
         let mut at = 0;
-        for (iova, len) in prp::walk(&self.pool, prp1, prp2, IDENTIFY_SIZE)? {
+        for (iova, len) in prp::walk(&self.pool, prp1, prp2, bytes.len())? {
             prp::write(&self.pool, iova, &bytes[at..at + len])?;
             at += len;
         }
         Ok(())
     }
 
+    fn get_log_page(&mut self, entry: &SubmissionEntry) -> Result<(), Status> {
+        let (log_page, numd) = (entry.cdw10.get() as u8, entry.cdw10.get() >> 16);
+        let mut bytes = vec![0; (numd as usize + 1) * 4];
+        if log_page == 0x04 {
+            let ids = std::mem::take(&mut self.events.changed_namespaces);
+            for (out, id) in bytes.chunks_exact_mut(4).zip(ids) {
+                out.copy_from_slice(&id.to_le_bytes());
+            }
+        }
+        self.give(entry, &bytes)?;
+        self.log_was_read(log_page);
+        Ok(())
+    }
+
     fn identify_controller(&self) -> IdentifyController {
         let mut id = IdentifyController::default();
         id.vid = 0x1b36;
-        id.sn = Text::new("MODEL-0001");
+        id.sn = Text::new(if self.another { "MODEL-0002" } else { "MODEL-0001" });
+        id.acl = self.options.acl;
+        id.aerl = self.options.aerl;
+        id.oaes = 0b111 << 8;
         id.mn = Text::new("In-process NVMe controller");
         id.fr = Text::new("1.0");
         id.mdts = self.options.mdts;
@@ -73,6 +97,7 @@ impl State {
         let medium = self.media.get(&nsid).ok_or(Status::INVALID_NAMESPACE)?;
         let mut id = IdentifyNamespace::default();
         id.nsze = medium.namespace.blocks;
+        id.nmic = u8::from(self.options.shared_namespaces);
         id.ncap = medium.namespace.blocks;
         // The format in use is not the first one, as on most drives.
         id.nlbaf = 1;
@@ -85,8 +110,10 @@ impl State {
     }
 
     fn set_features(&mut self, entry: &SubmissionEntry) -> (Status, u32) {
-        if entry.cdw10.get() & 0xff != FEATURE_NUMBER_OF_QUEUES {
-            return (Status::INVALID_FIELD, 0);
+        match entry.cdw10.get() & 0xff {
+            FEATURE_NUMBER_OF_QUEUES => {}
+            event::FEATURE_EVENTS => return (Status::SUCCESS, 0),
+            _ => return (Status::INVALID_FIELD, 0),
         }
         let granted = u32::from(self.options.queues) - 1;
         (Status::SUCCESS, granted << 16 | granted)
