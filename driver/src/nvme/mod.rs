@@ -90,6 +90,7 @@ mod info;
 mod limits;
 pub mod model;
 mod namespace;
+pub mod protection;
 mod prp;
 mod queue;
 mod registers;
@@ -100,7 +101,7 @@ mod tests;
 mod transfer;
 
 pub use commands::{Command, CommandError, Data};
-pub use controller::{ControllerOptions, NvmeController};
+pub use controller::{ControllerOptions, NamespaceChanges, NvmeController};
 pub use failure::{Failure, Violation};
 pub use info::{ControllerInfo, NamespaceInfo};
 pub use namespace::NvmeNamespace;

@@ -270,6 +270,12 @@ impl CompletionRing {
         u64::from_le(word.load(Ordering::Relaxed)) as u32
     }
 
+    /// Dwords 0 and 1 of the completion that `peek` gave.
+    pub(super) fn value(&self) -> u64 {
+        let word = &self.region.words()[usize::from(self.head) * CQE_WORDS];
+        u64::from_le(word.load(Ordering::Relaxed))
+    }
+
     /// Moves on to the next entry.
     #[inline]
     pub(super) fn advance(&mut self) {

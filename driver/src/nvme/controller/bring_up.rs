@@ -61,6 +61,7 @@ impl Start {
             .and_then(|()| self.learn(&mut admin, cap, ready_timeout))
         {
             Ok((info, dsm, write_zeroes_max_bytes_log2)) => Ok(NvmeController {
+                namespaces: Mutex::new(info.namespaces.as_slice().into()),
                 info,
                 cap,
                 dsm,
