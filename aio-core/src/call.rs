@@ -7,7 +7,8 @@ use uaio_driver::IoError;
 
 use crate::context::Context;
 use crate::event::Event;
-use crate::iocb::{Iocb, Refusal, Refused};
+use crate::iocb::Iocb;
+use crate::refusal::{Refusal, Refused};
 use crate::volume::Handle;
 
 /// The longest memory that is kept for the next call, in bytes.
@@ -100,7 +101,7 @@ impl Handle {
 
     /// Submit and wait.
     fn call(&self, mut iocb: Iocb) -> (Result<usize, CallError>, Vec<u8>) {
-        let shared = self.volume().inner().shared();
+        let shared = self.volume().station().shared();
         let context = Context::for_call(Arc::clone(shared));
         let (result, buffers) = loop {
             let Err(Refused { iocb: back, reason }) = context.submit(iocb) else {
@@ -112,7 +113,7 @@ impl Handle {
             }
             // The inbox is full: whoever waits in it is served first. Turning, if nobody does, makes
             // room.
-            if !context.turn_once() {
+            if !shared.try_turn() {
                 shared.clock().sleep(Duration::from_micros(50));
             }
             iocb = back;
@@ -122,13 +123,13 @@ impl Handle {
     }
 
     fn take_memory(&self) -> Vec<u8> {
-        self.volume().inner().shared().memory.pop().unwrap_or_default()
+        self.volume().station().shared().memory.pop().unwrap_or_default()
     }
 
     fn keep_memory(&self, bytes: Vec<u8>) {
         if bytes.capacity() <= KEPT_MAX {
             // When there is enough of it, this goes.
-            let _ = self.volume().inner().shared().memory.push(bytes);
+            let _ = self.volume().station().shared().memory.push(bytes);
         }
     }
 }

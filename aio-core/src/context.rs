@@ -8,11 +8,15 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use uaio_driver::DeviceError;
 
-use crate::event::{Event, EventQueue, Want};
-use crate::iocb::{Iocb, Plan, Refusal, Refused};
-use crate::reactor::{Shared, Turner};
+use crate::event::Event;
+use crate::iocb::{Iocb, Plan, Work};
+use crate::listio::List;
+use crate::notify::Notify;
+use crate::queue::EventQueue;
+use crate::reactor::{Serve, Shared, wait_until};
+use crate::refusal::{Refusal, Refused};
 use crate::request::Request;
-use crate::volume::Volume;
+use crate::ticket::Ticket;
 
 /// How a context is to be made.
 #[derive(Clone, Copy, Debug)]
@@ -65,14 +69,14 @@ impl Context {
             .then(|| eventfd(0, flags))
             .transpose()
             .map_err(|error| DeviceError::Os { what: "eventfd".into(), source: error.into() })?;
-        let queue = EventQueue::new(events, eventfd, Arc::clone(shared.bell()));
+        let queue = EventQueue::new(shared.next_context(), events, eventfd);
         Ok(Self { queue, shared })
     }
 
     /// For one sync call: a kept queue of one event, or a new one.
     pub(crate) fn for_call(shared: Arc<Shared>) -> Self {
         let kept = shared.calls.pop();
-        let queue = kept.unwrap_or_else(|| EventQueue::new(1, None, Arc::clone(shared.bell())));
+        let queue = kept.unwrap_or_else(|| EventQueue::new(shared.next_context(), 1, None));
         Self { queue, shared }
     }
 
@@ -80,6 +84,14 @@ impl Context {
     pub(crate) fn end_call(self) {
         // When there are enough of them, this one goes.
         let _ = self.shared.calls.push(Arc::clone(&self.queue));
+    }
+
+    pub(crate) fn queue(&self) -> &Arc<EventQueue> {
+        &self.queue
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// How many commands and events it holds.
@@ -98,15 +110,27 @@ impl Context {
         self.queue.eventfd()
     }
 
-    /// Submits a command. Never blocks and does no waiting I/O: what is cached is answered here, in
+    /// Whether a submission of this context is over: its events are there, or were.
+    pub fn is_over(&self, ticket: Ticket) -> bool {
+        self.queue.tickets().is_over(ticket)
+    }
+
+    /// Notices that were asked for ([`Notify`], lists) and did not arrive: a signal that the kernel
+    /// would not queue, a thread that is gone, callbacks that were stopped. Their events are there.
+    pub fn notices_lost(&self) -> u64 {
+        self.queue.lost()
+    }
+
+    /// Submits a command, with what is linked to it. Never blocks and does no waiting I/O: what is cached is answered here, in
     /// the caller's thread; of anything else the first step is done here if nobody else is stepping
     /// the volume, and the rest goes on when the reactor turns.
     ///
     /// # Errors
     ///
-    /// [`Refused`], with the iocb, when there is no slot, or the command is not possible.
-    pub fn submit(&self, iocb: Iocb) -> Result<(), Refused> {
-        self.submit_one(iocb, true)
+    /// [`Refused`], with the iocb, when there is no slot for it and each that is linked to it, or one
+    /// of them is not possible.
+    pub fn submit(&self, iocb: Iocb) -> Result<Ticket, Refused> {
+        self.submit_one(iocb, None, true).map(|(ticket, _)| ticket)
     }
 
     /// Submits commands in order, until one is refused, and says how many it took; the device sees
@@ -117,58 +141,87 @@ impl Context {
     /// Why the first was refused, when none was taken: as `io_submit`.
     pub fn submit_all(&self, iocbs: &mut VecDeque<Iocb>) -> Result<usize, Refusal> {
         let mut taken = 0;
-        let mut volume: Option<Volume> = None;
-        let mut refusal = None;
+        let mut batch = self.batch();
         while let Some(iocb) = iocbs.pop_front() {
-            let next = iocb.handle.volume();
-            let same = volume.as_ref().is_some_and(|last| std::ptr::eq(last.inner(), next.inner()));
-            if !same && let Some(last) = volume.replace(next.clone()) {
-                last.inner().commit();
-            }
-            match self.submit_one(iocb, false) {
-                Ok(()) => taken += 1,
+            match batch.submit(iocb, None) {
+                Ok(_) => taken += 1,
                 Err(Refused { iocb, reason }) => {
                     iocbs.push_front(iocb);
-                    refusal = Some(reason);
-                    break;
+                    return if taken == 0 { Err(reason) } else { Ok(taken) };
                 }
             }
         }
-        if let Some(last) = volume {
-            last.inner().commit();
-        }
-        refusal.filter(|_| taken == 0).map_or(Ok(taken), Err)
+        Ok(taken)
     }
 
-    fn submit_one(&self, mut iocb: Iocb, commit: bool) -> Result<(), Refused> {
+    /// Submissions that the devices see together, when it is dropped.
+    pub(crate) fn batch(&self) -> Batch<'_> {
+        Batch { context: self, stations: [const { None }; 4] }
+    }
+
+    /// Submits a command; says where it went, if it was not answered at once.
+    fn submit_one(
+        &self,
+        mut iocb: Iocb,
+        list: Option<&Arc<List>>,
+        commit: bool,
+    ) -> Result<(Ticket, Option<Arc<dyn Serve>>), Refused> {
         let refuse = |iocb, reason| Err(Refused { iocb, reason });
-        if !Arc::ptr_eq(iocb.handle.volume().inner().shared(), &self.shared) {
-            return refuse(iocb, Refusal::Invalid);
-        }
-        let plan = match iocb.plan() {
+        let plan = match self.plan(&iocb) {
             Ok(plan) => plan,
             Err(reason) => return refuse(iocb, reason),
         };
-        if !self.queue.take_slot() {
+        let count = iocb.count();
+        if !self.queue.take_slots(count) {
             return refuse(iocb, Refusal::NoSlot);
         }
-        let result = match plan {
-            Plan::Answer(result) => result,
-            Plan::Go(len) if iocb.try_hit(len) => Ok(len),
-            Plan::Go(len) => {
-                let volume = iocb.handle.volume().clone();
-                let request = Request::new(iocb, len, Arc::clone(&self.queue));
-                return volume.inner().take_in(request, commit).map_err(|request| {
-                    self.queue.give_slot();
-                    let closed = volume.inner().is_closed();
-                    let reason = if closed { Refusal::Closed } else { Refusal::Busy };
-                    Refused { iocb: request.into_iocb(), reason }
-                });
+        let mut first = None;
+        if count == 1 && list.is_none() && matches!(iocb.notify, Notify::None) {
+            // The usual way of a hit: nobody needs a ticket for it.
+            let answer = match (&plan, &mut iocb.work) {
+                (Plan::Answer(result), _) => Some(*result),
+                (Plan::Go(len), Work::Volume(work)) => work.try_hit(*len).then_some(Ok(*len)),
+            };
+            if let Some(result) = answer {
+                let Iocb { user_data, work, .. } = iocb;
+                self.queue.complete(Event { user_data, result, buffers: work.into_buffers() });
+                return Ok((Ticket::answered(self.queue.tickets().context()), None));
             }
+            first = Some(plan);
+        }
+        let ticket = self.queue.tickets().begin();
+        let request = Request::new(iocb, &self.queue, ticket, list.cloned());
+        let Some(request) = request.begin(first, || self.shared.clock().now()) else {
+            return Ok((ticket, None));
         };
-        let Iocb { user_data, buffers, .. } = iocb;
-        self.queue.complete(Event { user_data, result, buffers });
-        Ok(())
+        let station = request.station();
+        if request.iocb.count() < count {
+            // The first of a chain have been answered: there is no way back.
+            request.go_on();
+            return Ok((ticket, Some(station)));
+        }
+        match station.take_in(request, commit) {
+            Ok(()) => Ok((ticket, Some(station))),
+            Err(request) => {
+                self.queue.tickets().finish(ticket);
+                self.queue.give_slots(count);
+                let reason = if station.is_closed() { Refusal::Closed } else { Refusal::Busy };
+                refuse(request.into_iocb(), reason)
+            }
+        }
+    }
+
+    /// Whether an iocb and all that is linked to it is possible here, and what it comes to.
+    fn plan(&self, iocb: &Iocb) -> Result<Plan, Refusal> {
+        let Work::Volume(work) = &iocb.work;
+        if !Arc::ptr_eq(work.handle.volume().station().shared(), &self.shared) {
+            return Err(Refusal::Invalid);
+        }
+        let plan = work.plan()?;
+        if let Some(links) = &iocb.links {
+            links.0.iter().try_for_each(|linked| self.plan(linked).map(|_| ()))?;
+        }
+        Ok(plan)
     }
 
     /// Moves at most `max` events to the end of `out`, waiting until there were at least `min` or
@@ -191,42 +244,27 @@ impl Context {
         if min > max {
             return Err(InvalidRange { min, max });
         }
-        let mut taken = self.queue.take(max, out);
-        if taken < min.max(1)
-            && taken < max
-            && let Some(_place) = self.shared.baton.try_hold()
-        {
+        let mut taken = self.queue.take(max, |event| out.push(event));
+        if taken < min.max(1) && taken < max {
             // Perhaps nobody turns. A waiting call goes on turning below.
-            self.shared.turn(self.shared.clock().now());
-            taken += self.queue.take(max - taken, out);
+            self.shared.try_turn();
+            taken += self.queue.take(max - taken, |event| out.push(event));
         }
         if taken < min && timeout != Some(Duration::ZERO) {
-            taken += self.wait(min - taken, max - taken, out, timeout);
+            taken += self.wait(min - taken, max - taken, |event| out.push(event), timeout);
         }
         Ok(taken)
     }
 
     /// Waits for the event of the only command of a sync call.
     pub(crate) fn wait_event(&self) -> Event {
-        struct Only(Option<Event>);
-        impl Extend<Event> for Only {
-            fn extend<T: IntoIterator<Item = Event>>(&mut self, events: T) {
-                self.0 = events.into_iter().next();
-            }
-        }
-        let mut only = Only(None);
+        let mut only = None;
         loop {
-            self.wait(1, 1, &mut only, None);
-            if let Some(event) = only.0.take() {
+            self.wait(1, 1, |event| only = Some(event), None);
+            if let Some(event) = only.take() {
                 return event;
             }
         }
-    }
-
-    /// Turns the reactor once, if nobody does; says whether anything went on.
-    pub(crate) fn turn_once(&self) -> bool {
-        let place = self.shared.baton.try_hold();
-        place.is_some() && self.shared.turn(self.shared.clock().now()).busy
     }
 
     /// Waits until it has moved `need` events out, or for `timeout`.
@@ -234,33 +272,29 @@ impl Context {
         &self,
         need: usize,
         max: usize,
-        out: &mut impl Extend<Event>,
+        mut out: impl FnMut(Event),
         timeout: Option<Duration>,
     ) -> usize {
-        let clock = self.shared.clock();
-        let until = timeout.map(|timeout| clock.now().saturating_add(timeout));
-        let mut waiting = Waiting { queue: &self.queue, id: self.queue.name() };
-        // The entry is left before the place in the line is taken and looked at: whoever gives the
-        // event or the baton up finds us.
-        let mut taken = waiting.take(Want { need, max, turns: false }, out);
-        let mut place = self.shared.baton.join();
-        let mut turner = Turner::default();
-        while taken < need {
-            let turns = place.holds();
-            let want = Want { need: need - taken, max: max - taken, turns };
-            taken += waiting.take(want, out);
-            let left = until.map(|until| until.saturating_sub(clock.now()));
-            if taken >= need || left == Some(Duration::ZERO) {
-                break;
-            }
-            match left {
-                _ if turns => {
-                    turner.step(&self.shared, until, &|| self.queue.is_woken(waiting.id));
+        let queue = &self.queue;
+        let until = timeout.map(|timeout| self.shared.clock().now().saturating_add(timeout));
+        let waiting = Waiting { queue, id: queue.name() };
+        let mut taken = 0;
+        let look = |turns: bool| {
+            let bell = turns.then(|| self.shared.bell());
+            loop {
+                taken += queue.take(max - taken, &mut out);
+                if taken >= need {
+                    return true;
                 }
-                Some(left) => std::thread::park_timeout(left),
-                None => std::thread::park(),
+                queue.wait_events(waiting.id, need - taken, bell);
+                // Again: what came in between did not see the entry.
+                match queue.take(max - taken, &mut out) {
+                    0 => return false,
+                    more => taken += more,
+                }
             }
-        }
+        };
+        let place = wait_until(&self.shared, until, look, &|| queue.is_woken(waiting.id));
         // In this order: who is woken for nothing must not keep the baton.
         drop(waiting);
         drop(place);
@@ -270,14 +304,8 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        struct ThrownAway;
-        impl Extend<Event> for ThrownAway {
-            fn extend<T: IntoIterator<Item = Event>>(&mut self, events: T) {
-                events.into_iter().for_each(drop);
-            }
-        }
         while self.queue.outstanding() > 0 {
-            self.wait(1, self.slots(), &mut ThrownAway, None);
+            self.wait(1, self.slots(), drop, None);
         }
     }
 }
@@ -291,16 +319,44 @@ impl std::fmt::Debug for Context {
     }
 }
 
+/// Submissions that the devices see together, when it is dropped.
+pub(crate) struct Batch<'a> {
+    context: &'a Context,
+    /// Where something has gone that was not committed.
+    stations: [Option<Arc<dyn Serve>>; 4],
+}
+
+impl Batch<'_> {
+    pub(crate) fn submit(
+        &mut self,
+        iocb: Iocb,
+        list: Option<&Arc<List>>,
+    ) -> Result<Ticket, Refused> {
+        let (ticket, station) = self.context.submit_one(iocb, list, false)?;
+        if let Some(station) = station {
+            let is_it = |known: &Arc<dyn Serve>| Arc::ptr_eq(known, &station);
+            if !self.stations.iter().flatten().any(is_it) {
+                // Of more than that, the one that has waited longest goes first.
+                self.stations.rotate_right(1);
+                if let Some(oldest) = self.stations[0].replace(station) {
+                    oldest.commit();
+                }
+            }
+        }
+        Ok(ticket)
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.stations.iter().flatten().for_each(|station| station.commit());
+    }
+}
+
 /// An entry on an event queue, taken away when its thread stops waiting.
 struct Waiting<'a> {
     queue: &'a EventQueue,
     id: u64,
-}
-
-impl Waiting<'_> {
-    fn take(&mut self, want: Want, out: &mut impl Extend<Event>) -> usize {
-        self.queue.take_or_wait(self.id, want, out)
-    }
 }
 
 impl Drop for Waiting<'_> {

@@ -1,7 +1,13 @@
 //! What the user asks: owned in, and owned out again with the event or the refusal.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use uaio_driver::{IoError, IoErrorKind};
 
+use crate::buffers::Buffers;
+use crate::notify::Notify;
+use crate::refusal::Refusal;
 use crate::volume::Handle;
 
 /// The most buffers of one vectored command (`IOV_MAX` of Linux).
@@ -9,7 +15,7 @@ pub const BUFFERS_MAX: usize = 1024;
 
 /// What an [`Iocb`] does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Command {
+pub(crate) enum Command {
     /// Fill the buffers from the volume.
     Read,
     /// Write the buffers to the volume.
@@ -18,70 +24,100 @@ pub enum Command {
     Fsync,
     /// The same on a volume, which has no metadata of its own.
     Fdatasync,
+    /// The same for a range.
+    SyncRange,
+    /// The blocks are not needed any more.
+    Discard,
+    /// The blocks read as zeroes afterwards.
+    WriteZeroes,
 }
 
-/// Memory of a command. It belongs to the command until its event.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub enum Buffers {
-    /// None: a sync.
+/// When a command goes, of those that wait for the same volume: the classes of `ioprio_set(2)`.
+///
+/// It orders the inbox. What has been started is not overtaken by what comes later, and one in
+/// sixteen is taken from the lowest class that waits, so no class starves another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// Before all others.
+    RealTime,
+    /// The usual.
     #[default]
-    None,
-    /// One: `pread`, `pwrite`.
-    One(Vec<u8>),
-    /// Several, as one run of bytes: `preadv`, `pwritev`.
-    Many(Vec<Vec<u8>>),
+    BestEffort,
+    /// After all others.
+    Idle,
 }
 
-impl Buffers {
-    /// How many bytes they hold.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::One(bytes) => bytes.len(),
-            Self::Many(pieces) => pieces.iter().map(Vec::len).sum(),
-        }
-    }
-
-    /// Whether they hold no byte.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The memory of `pread` or `pwrite`; empty for anything else.
-    pub fn into_bytes(self) -> Vec<u8> {
-        match self {
-            Self::One(bytes) => bytes,
-            Self::None | Self::Many(_) => Vec::new(),
-        }
-    }
-
-    /// The memory of `preadv` or `pwritev`; empty for anything else.
-    pub fn into_pieces(self) -> Vec<Vec<u8>> {
-        match self {
-            Self::Many(pieces) => pieces,
-            Self::None | Self::One(_) => Vec::new(),
-        }
-    }
+/// A command on a volume.
+#[derive(Debug)]
+pub(crate) struct VolumeWork {
+    pub(crate) handle: Handle,
+    pub(crate) command: Command,
+    pub(crate) offset: u64,
+    /// Of a discard or zeroes, which bring no memory.
+    pub(crate) range_bytes: u64,
+    pub(crate) buffers: Buffers,
 }
 
-/// A command on a handle, with its memory.
+/// What is to be done, and by whom.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// On a volume, through its cache.
+    Volume(VolumeWork),
+}
+
+/// Iocbs that go one after the other. A list in one, so that dropping a long one does not recurse.
+#[derive(Debug, Default)]
+pub(crate) struct Links(pub(crate) VecDeque<Iocb>);
+
+/// A command with its memory, and how it is to be done and told.
+///
+/// # Volumes
 ///
 /// The length is that of the buffers. A read or write on a **direct** handle needs offset and length
 /// in whole blocks of the volume; the memory may lie anywhere. At the end of the volume a read is
 /// short, past it 0 bytes; a write that would cross it is short, one that starts there gets ENOSPC:
 /// as a block device has it (`blkdev_read_iter`, `blkdev_write_iter` in block/fops.c).
+///
+/// # Links
+///
+/// [`then`](Iocb::then) makes a chain: each begins when the one before it has done all it was asked
+/// to. When one fails, moves less than it was asked to, or is cancelled, those after it are not begun
+/// and get [`IoErrorKind::Cancelled`]. Each has an event of its own, in order.
+///
+/// # Timeouts
+///
+/// Past its [timeout](Iocb::with_timeout) a command is cancelled. Its event says
+/// [`IoErrorKind::TimedOut`] if that succeeded, and how it went if it did not.
 #[derive(Debug)]
 pub struct Iocb {
-    pub(crate) handle: Handle,
-    pub(crate) command: Command,
-    pub(crate) offset: u64,
-    pub(crate) buffers: Buffers,
+    pub(crate) work: Work,
     pub(crate) user_data: u64,
+    pub(crate) notify: Notify,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) priority: Priority,
+    pub(crate) links: Option<Box<Links>>,
 }
 
 impl Iocb {
+    fn on_volume(work: VolumeWork) -> Self {
+        Self {
+            work: Work::Volume(work),
+            user_data: 0,
+            notify: Notify::None,
+            timeout: None,
+            priority: Priority::BestEffort,
+            links: None,
+        }
+    }
+
     fn new(handle: &Handle, command: Command, offset: u64, buffers: Buffers) -> Self {
-        Self { handle: handle.clone(), command, offset, buffers, user_data: 0 }
+        let handle = handle.clone();
+        Self::on_volume(VolumeWork { handle, command, offset, range_bytes: 0, buffers })
+    }
+
+    fn on_range(handle: &Handle, command: Command, offset: u64, range_bytes: u64) -> Self {
+        let (handle, buffers) = (handle.clone(), Buffers::None);
+        Self::on_volume(VolumeWork { handle, command, offset, range_bytes, buffers })
     }
 
     /// Reads as many bytes as `buffer` is long, from byte `offset` on.
@@ -116,6 +152,24 @@ impl Iocb {
         Self::new(handle, Command::Fdatasync, 0, Buffers::None)
     }
 
+    /// Makes stable every write of the `len_bytes` bytes from `offset` on whose event was there before
+    /// this is submitted (of the file calls, a `sync_file_range` that also waits for the drive). It
+    /// may make more stable than that, and tells what [`fsync`](Iocb::fsync) tells.
+    pub fn sync_range(handle: &Handle, offset: u64, len_bytes: u64) -> Self {
+        Self::on_range(handle, Command::SyncRange, offset, len_bytes)
+    }
+
+    /// Says that `len_bytes` bytes from `offset` on are not needed any more: whole blocks (`BLKDISCARD`).
+    /// What they read as afterwards is undefined until they are written.
+    pub fn discard(handle: &Handle, offset: u64, len_bytes: u64) -> Self {
+        Self::on_range(handle, Command::Discard, offset, len_bytes)
+    }
+
+    /// Makes `len_bytes` bytes from `offset` on zeroes: whole blocks (`BLKZEROOUT`).
+    pub fn write_zeroes(handle: &Handle, offset: u64, len_bytes: u64) -> Self {
+        Self::on_range(handle, Command::WriteZeroes, offset, len_bytes)
+    }
+
     /// Puts a word on it that comes back in the event.
     #[must_use]
     pub fn with_user_data(mut self, user_data: u64) -> Self {
@@ -123,41 +177,129 @@ impl Iocb {
         self
     }
 
-    /// What it does.
-    pub fn command(&self) -> Command {
-        self.command
+    /// How its event is told, beside the context's own ways: once, after the event is there.
+    #[must_use]
+    pub fn with_notify(mut self, notify: Notify) -> Self {
+        self.notify = notify;
+        self
+    }
+
+    /// When it goes, of those that wait.
+    #[must_use]
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// How long it may take from the time it begins: when it is submitted, or, of a chain, when the
+    /// one before it is done. It needs a reactor with a thread, or somebody who waits.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Goes on with `next`, and what is linked to that, when this and what is linked to it are done.
+    ///
+    /// # Example
+    ///
+    /// A write that is stable when the second event is there:
+    ///
+    /// ```
+    /// # use uaio_core::{Handle, Iocb};
+    /// # fn example(handle: &Handle) -> Iocb {
+    /// Iocb::pwrite(handle, 0, vec![1; 4096]).then(Iocb::fsync(handle))
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn then(mut self, mut next: Self) -> Self {
+        let after = next.links.take();
+        let links = &mut self.links.get_or_insert_default().0;
+        links.push_back(next);
+        links.extend(after.into_iter().flat_map(|after| after.0));
+        self
+    }
+
+    /// The word that was put on it.
+    pub fn user_data(&self) -> u64 {
+        self.user_data
+    }
+
+    /// How many events it will have: itself, and what is linked to it.
+    pub(crate) fn count(&self) -> usize {
+        1 + self.links.as_ref().map_or(0, |links| links.0.len())
     }
 
     /// Its memory, taken back from one that was refused.
     pub fn into_buffers(self) -> Buffers {
-        self.buffers
+        self.work.into_buffers()
+    }
+}
+
+impl Work {
+    pub(crate) fn into_buffers(self) -> Buffers {
+        match self {
+            Self::Volume(work) => work.buffers,
+        }
+    }
+}
+
+impl VolumeWork {
+    /// How many bytes it is about; 0 for a sync.
+    pub(crate) fn asked(&self) -> usize {
+        match self.command {
+            Command::Read | Command::Write => self.buffers.len(),
+            Command::Discard | Command::WriteZeroes => self.range_bytes as usize,
+            Command::Fsync | Command::Fdatasync | Command::SyncRange => 0,
+        }
     }
 
     /// What there is to do: an answer at once, or so many bytes to move (0 for a sync).
     pub(crate) fn plan(&self) -> Result<Plan, Refusal> {
-        let len = self.buffers.len();
         let volume = self.handle.volume();
-        if matches!(self.command, Command::Fsync | Command::Fdatasync) {
-            return Ok(Plan::Go(0));
+        let ranged = matches!(self.command, Command::Discard | Command::WriteZeroes);
+        let len = if ranged { self.range_bytes } else { self.buffers.len() as u64 };
+        match self.command {
+            Command::Fsync | Command::Fdatasync => return Ok(Plan::Go(0)),
+            Command::SyncRange => {
+                let end = self.offset.checked_add(self.range_bytes);
+                let possible = end.is_some_and(|end| end <= i64::MAX as u64);
+                return if possible { Ok(Plan::Go(0)) } else { Err(Refusal::Invalid) };
+            }
+            Command::Read | Command::Write | Command::Discard | Command::WriteZeroes => {}
         }
         let pieces = if let Buffers::Many(pieces) = &self.buffers { pieces.len() } else { 1 };
-        let end = self.offset.checked_add(len as u64);
+        let end = self.offset.checked_add(len);
         if pieces > BUFFERS_MAX || end.is_none_or(|end| end > i64::MAX as u64) {
             return Err(Refusal::Invalid);
         }
         let block_size = u64::from(volume.block_size());
-        if self.handle.is_direct() && !(self.offset | len as u64).is_multiple_of(block_size) {
+        let whole_blocks = ranged || self.handle.is_direct();
+        if whole_blocks && !(self.offset | len).is_multiple_of(block_size) {
             return Err(Refusal::Invalid);
         }
-        // At most `len`, so it fits.
-        let room = volume.size_bytes().saturating_sub(self.offset).min(len as u64) as usize;
+        let room = volume.size_bytes().saturating_sub(self.offset).min(len);
+        if ranged && room < len {
+            // As BLKDISCARD and BLKZEROOUT: all of it or nothing.
+            return Err(Refusal::Invalid);
+        }
         let error = |kind| Ok(Plan::Answer(Err(IoError::new(kind))));
+        let writes = self.command != Command::Read;
         match self.command {
-            Command::Write if volume.is_read_only() => error(IoErrorKind::ReadOnly),
+            _ if writes && volume.is_read_only() => error(IoErrorKind::ReadOnly),
             Command::Write if room == 0 && len > 0 => error(IoErrorKind::NoSpace),
             _ if room == 0 => Ok(Plan::Answer(Ok(0))),
-            _ => Ok(Plan::Go(room)),
+            // At most `len`, so it fits.
+            _ => Ok(Plan::Go(room as usize)),
         }
+    }
+
+    /// What there is to do, once a read whose bytes are cached has been done.
+    pub(crate) fn plan_and_try(&mut self) -> Result<Plan, Refusal> {
+        Ok(match self.plan()? {
+            Plan::Go(len) if self.try_hit(len) => Plan::Answer(Ok(len)),
+            plan => plan,
+        })
     }
 
     /// Does a read whose bytes are all cached, in the caller's thread; says whether it did. Only a
@@ -191,47 +333,4 @@ pub(crate) enum Plan {
     Answer(Result<usize, IoError>),
     /// So many bytes are to be moved.
     Go(usize),
-}
-
-/// Why an iocb was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Refusal {
-    /// The context has as many commands and events as it holds: get events, then submit again
-    /// (EAGAIN).
-    #[error("the context has no event slot free")]
-    NoSlot,
-    /// More is waiting for the volume than its inbox holds: submit again later (EAGAIN).
-    #[error("the volume's inbox is full")]
-    Busy,
-    /// A direct handle and an offset or length that is not in whole blocks, more than
-    /// [`BUFFERS_MAX`] buffers, an end past what a file offset can say, or a handle of another
-    /// reactor (EINVAL).
-    #[error("the command is not possible")]
-    Invalid,
-    /// The volume has been closed (ENODEV).
-    #[error("the volume is closed")]
-    Closed,
-}
-
-impl Refusal {
-    /// The positive errno that says this to a program.
-    pub fn errno(self) -> i32 {
-        use rustix::io::Errno;
-        let errno = match self {
-            Self::NoSlot | Self::Busy => Errno::AGAIN,
-            Self::Invalid => Errno::INVAL,
-            Self::Closed => Errno::NODEV,
-        };
-        errno.raw_os_error()
-    }
-}
-
-/// An iocb that was not taken, as it was, with the reason.
-#[derive(Debug)]
-#[must_use = "the command inside was not submitted and will have no event"]
-pub struct Refused {
-    /// The iocb. The contents of a read's buffers may have changed.
-    pub iocb: Iocb,
-    /// Why.
-    pub reason: Refusal,
 }

@@ -78,21 +78,45 @@
 //!
 //! A writeback that failed while nobody waited is told once to each [`Handle`] that was open then, by
 //! its next sync.
-#![forbid(unsafe_code)]
+
+#![expect(clippy::result_large_err, reason = "what is refused comes back whole, and unallocated")]
 
 mod baton;
+mod buffers;
+mod cached;
 mod call;
+mod cancel;
 mod context;
+mod deadline;
 mod event;
+mod inbox;
 mod iocb;
+mod listio;
+mod notify;
+mod queue;
 pub mod reactor;
+mod refusal;
 mod request;
+mod ring;
+mod signal;
+mod station;
+mod suspend;
 mod sync;
+mod ticket;
 mod volume;
+mod waiters;
 
+pub use buffers::Buffers;
 pub use call::CallError;
+pub use cancel::Cancel;
 pub use context::{Context, ContextOptions, InvalidRange};
 pub use event::Event;
-pub use iocb::{BUFFERS_MAX, Buffers, Command, Iocb, Refusal, Refused};
+pub use iocb::{BUFFERS_MAX, Iocb, Priority};
+pub use listio::Listed;
+pub use notify::{Callback, Callbacks, NoticeFd, Notify};
 pub use reactor::Reactor;
+pub use refusal::{Refusal, Refused};
+pub use signal::Signal;
+pub use suspend::suspend;
+pub use ticket::Ticket;
 pub use volume::{CloseError, Handle, OpenOptions, Volume, VolumeOptions};

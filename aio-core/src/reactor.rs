@@ -3,20 +3,25 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use parking_lot::Mutex;
 use rustix::event::{Timespec, epoll};
-use uaio_driver::{Armed, Clock, DeviceError, Doorbell, Wake};
+use uaio_driver::{Armed, Clock, DeviceError, Doorbell, Token, Wake};
 use uaio_page_cache::{Cache, Flusher, Lane};
 
-use crate::baton::Baton;
+use crate::baton::{Baton, Place};
+use crate::cached::{Cached, FlusherBell};
+use crate::cancel::Cancel;
 use crate::context::{Context, ContextOptions};
-use crate::event::EventQueue;
-use crate::volume::{CloseError, FlusherBell, Turned, Volume, VolumeInner, VolumeOptions};
+use crate::queue::EventQueue;
+use crate::request::Request;
+use crate::station::{Backend, Station, Turned};
+use crate::ticket::Ticket;
+use crate::volume::{CloseError, Volume, VolumeOptions};
 
 /// How long whoever turns the reactor keeps polling after something went on last, before it sleeps.
 pub const POLL_FOR: Duration = Duration::from_micros(50);
@@ -39,6 +44,7 @@ const CALLS_KEPT: usize = 16;
 /// Dropping it closes its volumes, as [`close`](Reactor::close) without the answer.
 pub struct Reactor {
     shared: Arc<Shared>,
+    volumes: Mutex<Vec<Volume>>,
     stop: AtomicBool,
     /// The thread in `run`, when it is parked for the baton.
     runner: Mutex<Option<Thread>>,
@@ -53,6 +59,7 @@ impl Reactor {
     pub fn new(clock: Arc<dyn Clock>) -> Result<Self, DeviceError> {
         Ok(Self {
             shared: Arc::new(Shared::new(clock)?),
+            volumes: Mutex::new(Vec::new()),
             stop: AtomicBool::new(false),
             runner: Mutex::new(None),
         })
@@ -73,14 +80,20 @@ impl Reactor {
         if options.writeback {
             let rung = FlusherBell::new(Arc::clone(bell));
             let wake: Arc<dyn Wake> = rung.clone();
-            flusher = Some((Flusher::new(cache, options.depth.min(32), wake)?, rung));
+            flusher = Some((Flusher::new(Arc::clone(&cache), options.depth.min(32), wake)?, rung));
         }
         for fd in [lane.event_fd(), flusher.as_ref().and_then(|(flusher, _)| flusher.event_fd())] {
             fd.map_or(Ok(()), |fd| self.shared.sleep_on(fd))?;
         }
-        let inner = VolumeInner::new(Arc::clone(&self.shared), lane, flusher, options);
-        self.shared.volumes.lock().push(Arc::clone(&inner));
-        Ok(Volume::new(inner))
+        let VolumeOptions { operations, inbox, .. } = options;
+        let cached = Cached::new(lane, flusher);
+        let mut stations = self.shared.stations.lock();
+        let id = stations.len() as u32;
+        let station = Station::new(id, Arc::clone(&self.shared), cached, operations, inbox);
+        let volume = Volume::new(cache, Arc::clone(&station));
+        *stations = stations.iter().cloned().chain([station as Arc<dyn Serve>]).collect();
+        self.volumes.lock().push(volume.clone());
+        Ok(volume)
     }
 
     /// A context for commands on this reactor's volumes.
@@ -96,8 +109,7 @@ impl Reactor {
     /// Turns everything once, if nobody else does; says whether anything went on. For who steps the
     /// reactor by hand: a simulation, an event loop of their own. Does not block.
     pub fn turn(&self) -> bool {
-        let place = self.shared.baton.try_hold();
-        place.is_some() && self.shared.turn(self.shared.clock.now()).busy
+        self.shared.try_turn()
     }
 
     /// Turns the reactor on this thread until [`stop`](Reactor::stop): polls while something goes
@@ -136,9 +148,12 @@ impl Reactor {
     /// For each volume whose data could not all be made stable: what is missing, and why. The cache
     /// still holds it; another reactor may try again.
     pub fn close(&self) -> Result<(), Vec<CloseError>> {
-        let volumes = std::mem::take(&mut *self.shared.volumes.lock());
-        let errors: Vec<CloseError> =
-            volumes.iter().filter_map(|volume| volume.close().err()).collect();
+        let volumes = std::mem::take(&mut *self.volumes.lock());
+        let errors: Vec<CloseError> = volumes
+            .iter()
+            .filter_map(|volume| volume.station().close().err().map(|e| volume.close_error(e)))
+            .collect();
+        *self.shared.stations.lock() = Arc::new([]);
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 }
@@ -150,6 +165,53 @@ impl Drop for Reactor {
     }
 }
 
+/// A station, whatever its backend.
+pub(crate) trait Serve: Send + Sync {
+    /// See [`Station::take_in`].
+    fn take_in(&self, request: Request, commit: bool) -> Result<(), Request>;
+    /// See [`Station::go_on`].
+    fn go_on(&self, request: Request);
+    /// See [`Station::commit`].
+    fn commit(&self);
+    /// See [`Station::turn`].
+    fn turn(&self, now: Duration) -> Turned;
+    /// See [`Station::arm`].
+    fn arm(&self) -> Armed;
+    /// See [`Station::cancel`].
+    fn cancel(&self, ticket: Ticket, token: Token) -> Option<Cancel>;
+    /// See [`Station::cancel_all`].
+    fn cancel_all(&self, which: &dyn Fn(&Request) -> bool) -> usize;
+    /// See [`Station::is_closed`].
+    fn is_closed(&self) -> bool;
+}
+
+impl<B: Backend> Serve for Station<B> {
+    fn take_in(&self, request: Request, commit: bool) -> Result<(), Request> {
+        Self::take_in(self, request, commit)
+    }
+    fn go_on(&self, request: Request) {
+        Self::go_on(self, request);
+    }
+    fn commit(&self) {
+        Self::commit(self);
+    }
+    fn turn(&self, now: Duration) -> Turned {
+        Self::turn(self, now)
+    }
+    fn arm(&self) -> Armed {
+        Self::arm(self)
+    }
+    fn cancel(&self, ticket: Ticket, token: Token) -> Option<Cancel> {
+        Self::cancel(self, ticket, token)
+    }
+    fn cancel_all(&self, which: &dyn Fn(&Request) -> bool) -> usize {
+        Self::cancel_all(self, which)
+    }
+    fn is_closed(&self) -> bool {
+        Self::is_closed(self)
+    }
+}
+
 /// What a reactor's contexts and volumes share with it.
 pub(crate) struct Shared {
     pub(crate) baton: Baton,
@@ -158,8 +220,10 @@ pub(crate) struct Shared {
     /// The bell and the event descriptors of the queues, edge-triggered: each ring ends one sleep
     /// and nothing needs to be read empty.
     epoll: OwnedFd,
-    /// Locked for a turn by who has the baton; by others only to add volumes or take them out.
-    volumes: Mutex<Vec<Arc<VolumeInner>>>,
+    /// Replaced whole when there is one more: whoever turns or cancels has its own hold on them.
+    stations: Mutex<Arc<[Arc<dyn Serve>]>>,
+    /// How many contexts there have been.
+    contexts: AtomicU32,
     /// Queues of one event for sync calls.
     pub(crate) calls: ArrayQueue<Arc<EventQueue>>,
     /// Memory for sync calls.
@@ -177,7 +241,8 @@ impl Shared {
             clock,
             bell: Arc::new(bell),
             epoll,
-            volumes: Mutex::new(Vec::new()),
+            stations: Mutex::new(Arc::new([])),
+            contexts: AtomicU32::new(0),
             calls: ArrayQueue::new(CALLS_KEPT),
             memory: ArrayQueue::new(CALLS_KEPT),
         };
@@ -200,21 +265,31 @@ impl Shared {
             .map_err(|error| DeviceError::Os { what: "epoll_ctl".into(), source: error.into() })
     }
 
-    /// Turns every volume once. The caller has the baton.
-    pub(crate) fn turn(&self, now: Duration) -> Turned {
-        let mut all = Turned { busy: false, next: Duration::MAX };
-        for volume in &*self.volumes.lock() {
-            let turned = volume.turn(now);
-            all.busy |= turned.busy;
-            all.next = all.next.min(turned.next);
-        }
-        all
+    pub(crate) fn stations(&self) -> Arc<[Arc<dyn Serve>]> {
+        Arc::clone(&self.stations.lock())
+    }
+
+    /// A number that no other context of the reactor has.
+    pub(crate) fn next_context(&self) -> u32 {
+        self.contexts.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Turns once, if nobody does; says whether anything went on.
+    pub(crate) fn try_turn(&self) -> bool {
+        let place = self.baton.try_hold();
+        place.is_some() && self.turn(self.clock.now()).busy
+    }
+
+    /// Turns every station once. The caller has the baton.
+    fn turn(&self, now: Duration) -> Turned {
+        let stations = self.stations();
+        stations.iter().fold(Turned::IDLE, |all, station| all.and(station.turn(now)))
     }
 
     fn arm(&self) -> Armed {
         let mut all = Armed::Yes;
-        for volume in &*self.volumes.lock() {
-            match volume.arm() {
+        for station in &*self.stations() {
+            match station.arm() {
                 Armed::Ready => return Armed::Ready,
                 Armed::MustPoll => all = Armed::MustPoll,
                 Armed::Yes => {}
@@ -275,5 +350,36 @@ impl Turner {
             return;
         }
         shared.sleep(turned.next.min(until.unwrap_or(Duration::MAX)), ready);
+    }
+}
+
+/// Turns the reactor, or sleeps while somebody else does, until `look` says that what is waited for
+/// has come, or until `until`. `look` is told whether this thread turns, and so sleeps at the bell
+/// rather than parked; it leaves an entry before it says no. `woken` says whether that entry is gone.
+/// Gives the place in the line, to be dropped after the entry.
+pub(crate) fn wait_until<'a>(
+    shared: &'a Shared,
+    until: Option<Duration>,
+    mut look: impl FnMut(bool) -> bool,
+    woken: &dyn Fn() -> bool,
+) -> Option<Place<'a>> {
+    // The entry is left before the place in the line is taken and looked at: whoever gives what is
+    // waited for, or the baton up, finds us.
+    if look(false) {
+        return None;
+    }
+    let mut place = shared.baton.join();
+    let mut turner = Turner::default();
+    loop {
+        let turns = place.holds();
+        let left = until.map(|until| until.saturating_sub(shared.clock.now()));
+        if look(turns) || left == Some(Duration::ZERO) {
+            return Some(place);
+        }
+        match left {
+            _ if turns => turner.step(shared, until, woken),
+            Some(left) => std::thread::park_timeout(left),
+            None => std::thread::park(),
+        }
     }
 }

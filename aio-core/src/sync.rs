@@ -1,4 +1,32 @@
-//! What [`crate::baton`] is built on. Its model test brings loom's of the same names instead.
+//! What [`crate::baton`], [`crate::ring`] and [`crate::bell`] are built on. Their model tests bring
+//! loom's of the same names instead.
 
+pub(crate) use std::sync::atomic::{AtomicUsize, Ordering, fence};
 pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) use std::thread::{Thread, current};
+
+/// A cell with loom's face, so that a model test can see who reads and writes it.
+#[derive(Debug)]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+impl<T> UnsafeCell<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(std::cell::UnsafeCell::new(value))
+    }
+
+    #[inline]
+    pub(crate) fn with<R>(&self, read: impl FnOnce(*const T) -> R) -> R {
+        read(self.0.get())
+    }
+
+    #[inline]
+    pub(crate) fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
+        write(self.0.get())
+    }
+}
+
+/// While another thread finishes a few instructions; it may have been preempted in them.
+#[inline]
+pub(crate) fn pause() {
+    std::thread::yield_now();
+}

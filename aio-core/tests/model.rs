@@ -55,7 +55,7 @@ impl Model {
         let seen = match event.buffers {
             Buffers::One(bytes) => bytes,
             Buffers::Many(pieces) => pieces.concat(),
-            Buffers::None => Vec::new(),
+            _ => Vec::new(),
         };
         let len = flight.range.len();
         let right = self.bytes[flight.range.clone()] == seen[..len];

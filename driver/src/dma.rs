@@ -240,6 +240,11 @@ impl DmaPool {
         std::ptr::eq(Arc::as_ptr(&self.inner), frame.pool.as_ptr())
     }
 
+    /// The pool's mark, to compare frames with.
+    pub fn mark(&self) -> PoolMark {
+        PoolMark(Arc::as_ptr(&self.inner))
+    }
+
     /// The memory as a `vm-memory` region whose guest address is the IOVA: what a device model sees.
     pub fn region(&self) -> &GuestRegionMmap {
         &self.inner.region
@@ -283,6 +288,30 @@ fn advise(base: NonNull<u8>, len_bytes: usize, advice: libc::c_int) -> io::Resul
     match unsafe { libc::madvise(base.as_ptr().cast(), len_bytes, advice) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Tells the frames of one pool from those of others: [`DmaPool::owns`] in one comparison, for data
+/// paths. Means something while the pool lives; whoever keeps one keeps a handle of the pool beside it.
+#[derive(Clone, Copy)]
+pub struct PoolMark(*const PoolInner);
+
+// SAFETY: the address is only compared.
+unsafe impl Send for PoolMark {}
+// SAFETY: as above.
+unsafe impl Sync for PoolMark {}
+
+impl PoolMark {
+    /// Whether `frame` is of the pool.
+    #[inline]
+    pub fn owns(self, frame: &DmaBuf) -> bool {
+        std::ptr::eq(self.0, frame.pool.as_ptr())
+    }
+}
+
+impl fmt::Debug for PoolMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PoolMark")
     }
 }
 
@@ -514,6 +543,76 @@ impl DmaRegion {
     }
 }
 
+/// A power-of-two number of records of `WORDS` 64-bit words in a region: a ring, whose indexes wrap by
+/// a mask, so that no index is outside and none has to be checked.
+///
+/// # Invariants
+///
+/// `mask + 1` records from `base` on lie in the region, mapped while `region` lives.
+pub struct DmaRing<const WORDS: usize> {
+    base: NonNull<[AtomicU64; WORDS]>,
+    mask: u32,
+    region: DmaRegion,
+}
+
+// SAFETY: `base` points into what `region` keeps mapped, which is Send and only reached atomically.
+unsafe impl<const WORDS: usize> Send for DmaRing<WORDS> {}
+// SAFETY: as for Send; `&DmaRing` gives atomics only.
+unsafe impl<const WORDS: usize> Sync for DmaRing<WORDS> {}
+
+impl<const WORDS: usize> DmaRing<WORDS> {
+    /// A ring of `records` in `region`.
+    ///
+    /// # Panics
+    ///
+    /// When `records` is no power of two, or the region is too small.
+    pub fn new(region: DmaRegion, records: usize) -> Self {
+        assert!(records.is_power_of_two(), "{records} records");
+        assert!(records * WORDS * 8 <= region.len_bytes(), "{records} records in {region:?}");
+        let base = NonNull::from(&region.words()[0]).cast();
+        Self { base, mask: (records - 1) as u32, region }
+    }
+
+    /// The record that `index` wraps to.
+    #[inline]
+    pub fn at(&self, index: u32) -> &[AtomicU64; WORDS] {
+        // SAFETY: INVARIANT the masked index is that of a record in the region.
+        let record = unsafe { self.base.add((index & self.mask) as usize) };
+        // SAFETY: it is aligned for words, mapped while `self` is borrowed, and only reached atomically
+        // or by a device.
+        unsafe { record.as_ref() }
+    }
+
+    /// The number of records, less one.
+    #[inline]
+    pub fn mask(&self) -> u32 {
+        self.mask
+    }
+
+    /// All records.
+    #[inline]
+    pub fn records(&self) -> &[[AtomicU64; WORDS]] {
+        // SAFETY: INVARIANT so many records are in the region, mapped while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.mask as usize + 1) }
+    }
+
+    /// Where a device finds the first record.
+    pub fn iova(&self) -> Iova {
+        self.region.iova()
+    }
+
+    /// Gives the frames up for ever: see [`DmaRegion::leak`].
+    pub fn leak(&mut self) {
+        self.region.leak();
+    }
+}
+
+impl<const WORDS: usize> fmt::Debug for DmaRing<WORDS> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaRing({} in {:?})", self.mask + 1, self.region)
+    }
+}
+
 impl Drop for DmaRegion {
     fn drop(&mut self) {
         let mut free = self.pool.lock();
@@ -593,13 +692,29 @@ mod tests {
     }
 
     #[test]
+    fn an_index_of_a_ring_wraps_to_a_record_of_it() {
+        let pool = pool(2);
+        let ring = DmaRing::<8>::new(pool.take_region(2).unwrap(), 128);
+        assert_eq!((ring.mask(), ring.records().len()), (127, 128));
+        ring.at(127)[7].store(7, Ordering::Relaxed);
+        for index in [127, 255, u32::MAX] {
+            assert_eq!(ring.at(index)[7].load(Ordering::Relaxed), 7, "{index}");
+        }
+        assert_eq!(ring.records()[127][7].load(Ordering::Relaxed), 7);
+        assert_eq!(ring.iova(), pool.iova());
+        drop(ring);
+        assert_eq!(pool.free_frames(), 2);
+    }
+
+    #[test]
     fn iova_follows_the_frame() {
         let options = PoolOptions { iova: Iova(0x10_0000), ..PoolOptions::frames(4) };
         let pool = DmaPool::new(options).unwrap();
         let frame = pool.take().unwrap();
         assert_eq!(frame.iova(), Iova(0x10_0000 + u64::from(frame.index()) * 4096));
-        assert!(pool.owns(&frame));
-        assert!(!super::tests::pool(1).owns(&frame));
+        assert!(pool.owns(&frame) && pool.mark().owns(&frame));
+        let other = super::tests::pool(1);
+        assert!(!other.owns(&frame) && !other.mark().owns(&frame));
     }
 
     #[test]

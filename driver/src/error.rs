@@ -24,6 +24,8 @@ pub enum IoErrorKind {
     ReadOnly,
     /// The command was malformed: a defect of the caller that the device found.
     Invalid,
+    /// A call of the host failed; [`IoError::status`] is its errno, which says all there is to say.
+    Host,
 }
 
 /// The error of one completion. `Copy` and 4 bytes of payload: the data plane never allocates.
@@ -68,6 +70,15 @@ impl IoError {
         Self { status: errno as u16, ..Self::new(kind) }
     }
 
+    /// A call of the host that failed with this positive errno, which
+    /// [`errno`](IoError::errno) gives back as it is. Only a cancelled one is told by its kind.
+    pub const fn host(errno: i32) -> Self {
+        let kind =
+            if errno == libc::ECANCELED { IoErrorKind::Cancelled } else { IoErrorKind::Host };
+        // errno fits 16 bits on every Linux architecture (include/uapi/asm-generic/errno.h).
+        Self { status: errno as u16, ..Self::new(kind) }
+    }
+
     /// The positive errno that says this to a program. A medium error is EIO, what read(2) and
     /// write(2) document and databases look for, rather than the ENODATA of the block layer's own
     /// table (`blk_errors` in block/blk-core.c); [`status`](IoError::status) tells them apart.
@@ -81,6 +92,7 @@ impl IoError {
             IoErrorKind::NoSpace => libc::ENOSPC,
             IoErrorKind::ReadOnly => libc::EROFS,
             IoErrorKind::Invalid => libc::EINVAL,
+            IoErrorKind::Host => self.status as i32,
         }
     }
 }
@@ -97,6 +109,10 @@ impl fmt::Display for IoError {
             IoErrorKind::NoSpace => "no space left on the device",
             IoErrorKind::ReadOnly => "the device is read-only",
             IoErrorKind::Invalid => "invalid command",
+            IoErrorKind::Host => {
+                let errno = i32::from(self.status);
+                return std::io::Error::from_raw_os_error(errno).fmt(f);
+            }
         };
         f.write_str(text)?;
         if self.status != 0 {
@@ -175,5 +191,15 @@ mod tests {
         assert_eq!(IoError::from_errno(libc::EIO).errno(), libc::EIO);
         assert!(IoError::from_errno(libc::ENODEV).do_not_retry);
         assert_eq!(error.to_string(), "no space left on the device (status 0x1c)");
+    }
+
+    #[test]
+    fn every_errno_of_the_host_stays_what_it_was() {
+        for errno in 1..134 {
+            assert_eq!(IoError::host(errno).errno(), errno);
+        }
+        assert_eq!(IoError::host(libc::ECANCELED).kind, IoErrorKind::Cancelled);
+        let text = IoError::host(libc::ECONNREFUSED).to_string();
+        assert_eq!(text, "Connection refused (os error 111)");
     }
 }

@@ -70,6 +70,7 @@ pub mod nvme;
 pub mod ram;
 pub mod request;
 pub mod sim;
+mod sink;
 pub mod slots;
 pub mod ublk;
 pub mod uring;

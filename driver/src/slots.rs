@@ -122,6 +122,11 @@ impl<T> Slots<T> {
         self.slots.len()
     }
 
+    /// All tenants, in slot order. For what is rare: it looks at every slot.
+    pub fn tenants(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|entry| entry.tenant.as_ref())
+    }
+
     /// Tokens of all tenants, in slot order. For teardown; not for the data path.
     pub fn tokens(&self) -> Vec<Token> {
         (0u32..)
@@ -151,6 +156,7 @@ mod tests {
         assert_eq!(slots.tokens(), vec![second]);
         assert_eq!(slots.find(|tenant| *tenant == "second"), Some(second));
         assert_eq!(slots.find(|tenant| *tenant == "first"), None);
+        assert_eq!(slots.tenants().collect::<Vec<_>>(), [&"second"]);
     }
 
     #[test]

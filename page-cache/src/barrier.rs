@@ -14,21 +14,20 @@
 //! walk finds the page busy and waits. If it looks after, the range has been entered: it waits.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
+use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
 /// The ranges under bypass, in pages.
-#[derive(Default)]
 pub(crate) struct Barriers {
     /// How many there are, so that the data path pays one load when there are none.
     active: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
     ranges: Vec<Barrier>,
     entries: WaitTable,
@@ -47,10 +46,37 @@ struct Barrier {
 pub(crate) struct BarrierId(u64);
 
 impl Barriers {
-    pub(crate) fn reserve_waiters(&self, operations: usize) {
+    /// No range is under bypass.
+    pub(crate) fn new() -> Self {
+        let entries = WaitTable::new(Place::Barriers);
+        let inner = Inner { ranges: Vec::new(), entries, next_id: 0 };
+        Self { active: AtomicUsize::new(0), inner: Mutex::new(inner) }
+    }
+
+    /// The operations of a lane may wait here from now on; `operations` is how many all lanes have.
+    pub(crate) fn join(&self, entries: &Arc<Entries>, operations: usize) {
         let mut inner = self.inner.lock();
-        inner.entries.reserve(operations);
-        inner.ranges.reserve(operations);
+        inner.entries.join(entries);
+        let more = operations.saturating_sub(inner.ranges.len());
+        inner.ranges.reserve(more);
+    }
+
+    /// A lane has gone.
+    pub(crate) fn leave_lane(&self, lane: u32) {
+        self.inner.lock().entries.leave(lane);
+    }
+
+    /// Takes the entry of an operation off the range it waits for; `false` when that has been left
+    /// meanwhile.
+    pub(crate) fn cancel_wait(&self, entries: &Entries, slot: u32) -> bool {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let Some(id) = inner.entries.waits_for(entries, slot) else { return false };
+        let Some(range) = inner.ranges.iter_mut().find(|range| range.id == id) else {
+            unreachable!("a range that is left wakes all who wait for it")
+        };
+        inner.entries.remove(&mut range.waiters, entries, slot);
+        true
     }
 
     /// Enters a range, or queues the waiter on one that overlaps it.
@@ -63,7 +89,7 @@ impl Barriers {
         let inner = &mut *inner;
         let overlaps = |other: &Range<u64>| other.start < pages.end && pages.start < other.end;
         if let Some(other) = inner.ranges.iter_mut().find(|other| overlaps(&other.pages)) {
-            inner.entries.enqueue(&mut other.waiters, waiter());
+            inner.entries.enqueue(&mut other.waiters, &waiter(), other.id);
             return None;
         }
         let id = inner.next_id;
@@ -88,7 +114,7 @@ impl Barriers {
         let inner = &mut *inner;
         match inner.ranges.iter_mut().find(|range| range.pages.contains(&page)) {
             Some(range) => {
-                inner.entries.enqueue(&mut range.waiters, waiter);
+                inner.entries.enqueue(&mut range.waiters, &waiter, range.id);
                 true
             }
             None => false,

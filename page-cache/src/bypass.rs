@@ -31,6 +31,8 @@ pub(crate) struct Bypass {
     phase: Phase,
     barrier: Option<BarrierId>,
     outstanding: usize,
+    /// The device was asked to change something.
+    sent: bool,
     error: Option<IoError>,
     waits_for: u64,
 }
@@ -46,6 +48,7 @@ impl Bypass {
             phase: Phase::Enter,
             barrier: None,
             outstanding: 0,
+            sent: false,
             error: None,
             waits_for: offset / FRAME_SIZE as u64,
         }
@@ -87,6 +90,14 @@ impl Bypass {
         }
     }
 
+    /// Sends nothing more. If all was sent, it is what it would have been.
+    pub(crate) fn stop(&mut self, error: IoError) {
+        if !matches!(self.phase, Phase::Send(lba) if lba == self.end_lba) {
+            self.error = Some(error);
+            self.phase = Phase::Send(self.end_lba);
+        }
+    }
+
     /// Whether nobody is busy with a page; if somebody is, the entry is on its queue.
     fn is_quiet(&mut self, me: Token, core: &mut Core, page: u64) -> bool {
         let mut shard = core.cache.shard(page);
@@ -122,6 +133,7 @@ impl Bypass {
         let io = Io { operation: me, kind: IoKind::Bypass, lba, blocks };
         core.submit(io, self.op, SgList::empty());
         self.outstanding += 1;
+        self.sent = true;
         Some(lba + u64::from(blocks))
     }
 
@@ -146,7 +158,10 @@ impl Bypass {
     fn leave(&mut self, core: &mut Core) {
         let cache = core.cache.clone();
         let per_page = cache.blocks_per_page();
-        for page in self.lba / per_page..self.end_lba.div_ceil(per_page) {
+        // What was cancelled before it sent anything has changed nothing, and may not have waited
+        // until its pages were quiet.
+        let pages = self.lba / per_page..self.end_lba.div_ceil(per_page);
+        for page in pages.filter(|_| self.sent) {
             let start = page * per_page;
             let from = self.lba.max(start) - start;
             let to = self.end_lba.min(start + per_page) - start;

@@ -10,11 +10,12 @@ use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind,
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
 use crate::evict::S3Fifo;
-use crate::page::Blocks;
+use crate::page::{Blocks, Notes, Page};
+use crate::readahead::Streams;
 use crate::room::DirtyRoom;
 use crate::shard::{self, Shard};
 use crate::stats::CacheStats;
-use crate::wait::{Waiter, Wakes, Wakeup};
+use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
 
 /// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
 const PAGES_TOGETHER: u64 = 8;
@@ -106,12 +107,52 @@ pub struct Cache {
     pub(crate) errors: ErrorLog,
     pub(crate) orders: Mutex<Orders>,
     flusher: Mutex<Option<Arc<dyn Wake>>>,
+    lanes: Mutex<Lanes>,
     seq: AtomicU64,
     pub(crate) device_flushes: AtomicU64,
     block_size: usize,
     blocks: u64,
     frames: usize,
     dirty_max: usize,
+}
+
+/// Who may wait on the cache's queues.
+#[derive(Default)]
+struct Lanes {
+    /// By number, whether there is such a lane.
+    taken: Vec<bool>,
+    /// How many operations all of them have.
+    operations: usize,
+}
+
+/// The entries of a lane that is registered with the cache's wait queues, for as long as it is.
+pub(crate) struct Enlisted {
+    cache: Arc<Cache>,
+    entries: Arc<Entries>,
+}
+
+impl Enlisted {
+    pub(crate) fn entries(&self) -> &Arc<Entries> {
+        &self.entries
+    }
+}
+
+impl Drop for Enlisted {
+    /// Whatever entry is still on a queue is taken off.
+    fn drop(&mut self) {
+        for slot in 0..self.entries.operations() {
+            // A wake-up that is on its way finds nobody and needs nobody: only the flusher leaves
+            // an entry behind, and it is handed nothing.
+            self.cache.cancel_wait(&self.entries, slot);
+        }
+        let lane = self.entries.lane();
+        self.cache.shards().for_each(|shard| shard.lock().waiters().leave(lane));
+        self.cache.rooms().for_each(|room| room.leave(lane));
+        self.cache.barriers.leave_lane(lane);
+        let mut lanes = self.cache.lanes.lock();
+        lanes.taken[lane as usize] = false;
+        lanes.operations -= self.entries.operations() as usize;
+    }
 }
 
 /// A shard on cache lines of its own.
@@ -132,6 +173,8 @@ struct ShardCell {
 #[derive(Debug)]
 pub struct Handle {
     seen: AtomicU64,
+    /// What it reads; see [`crate::readahead`].
+    pub(crate) streams: Mutex<Streams>,
 }
 
 impl Cache {
@@ -183,8 +226,10 @@ impl Cache {
                 let policy = Box::new(S3Fifo::new(own.len()));
                 let wanted = Arc::new(AtomicBool::new(false));
                 let pins_max = own.len() / 4;
-                let lock = Mutex::new(Shard::new(own, policy, Arc::clone(&wanted)));
-                let room = DirtyRoom::new(room_pages.max(1));
+                // By its place among the shards: the first made is number 0.
+                let number = (shards - 1 - left) as u32;
+                let lock = Mutex::new(Shard::new(number, own, policy, Arc::clone(&wanted)));
+                let room = DirtyRoom::new(number, room_pages.max(1));
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0), pins_max }
             })
             .collect();
@@ -192,10 +237,11 @@ impl Cache {
         Ok(Arc::new(Self {
             mode,
             shards,
-            barriers: Barriers::default(),
+            barriers: Barriers::new(),
             errors: ErrorLog::default(),
             orders: Mutex::default(),
             flusher: Mutex::default(),
+            lanes: Mutex::default(),
             seq: AtomicU64::new(0),
             device_flushes: AtomicU64::new(0),
             block_size: geometry.block_size as usize,
@@ -223,11 +269,13 @@ impl Cache {
 
     /// A new opener, which has seen all errors so far.
     pub fn open(&self) -> Arc<Handle> {
-        Arc::new(Handle { seen: AtomicU64::new(self.errors.total()) })
+        Arc::new(Handle { seen: AtomicU64::new(self.errors.total()), streams: Mutex::default() })
     }
 
     /// Copies a range that is wholly cached into `out`, in the caller's thread, and says whether it
-    /// was. On `false` the contents of `out` are undefined and nothing has been started.
+    /// was. On `false` the contents of `out` are undefined and nothing has been started; an operation
+    /// should follow. A page that bears the mark of readahead is not a hit here: the operation finds it
+    /// cached, and sets the next window off.
     ///
     /// Never blocks but for a shard's lock, never does I/O.
     pub fn try_read(&self, offset: u64, out: &mut [u8]) -> bool {
@@ -270,14 +318,14 @@ impl Cache {
         let mut shard = self.shard(page);
         let slot = shard.find(page)?;
         let content = shard.page(slot).readable()?;
-        if !content.valid.contains(want) {
+        if !content.valid.contains(want) || content.notes.need_operation() {
             return None;
         }
         // What is cached is seldom in the processor's cache too. The frame, its reference count and
         // the policy's note of the page are three misses; asked for before the first atomic
         // operation they are served side by side, after it one by one.
         content.frame.prefetch();
-        shard.touch(slot);
+        shard.used(slot);
         let frame = shard.page(slot).readable()?.frame.share();
         shard.stats.hits += 1;
         Some(frame)
@@ -294,6 +342,9 @@ impl Cache {
             stats.merged += own.merged;
             stats.evicted += own.evicted;
             stats.frame_waits += own.frame_waits;
+            stats.readahead += own.readahead;
+            stats.readahead_used += own.readahead_used;
+            stats.readahead_wasted += own.readahead_wasted;
             stats.written_back += own.written_back;
             stats.writeback_errors += own.writeback_errors;
             stats.cached += shard.count().cached as u64;
@@ -353,6 +404,37 @@ impl Cache {
     /// Frames that are neither free nor hold a page: with requests and pins. For tests.
     pub fn frames_lent(&self) -> usize {
         self.shards().map(|shard| shard.lock().count().lent).sum()
+    }
+
+    /// Lets go of the clean pages that lie wholly in a range of bytes and that nobody uses
+    /// (`POSIX_FADV_DONTNEED`), and says how many. What is dirty stays: flush first. Takes a lock for
+    /// each page of the range, one after the other.
+    pub fn drop_clean(&self, bytes: Range<u64>) -> usize {
+        let page_size = FRAME_SIZE as u64;
+        let end = if bytes.end >= self.size_bytes() { self.pages() } else { bytes.end / page_size };
+        (bytes.start.div_ceil(page_size)..end).filter(|page| self.drop_page(*page, true)).count()
+    }
+
+    /// Lets go of a clean page that nobody uses; says whether it did.
+    pub(crate) fn drop_page(&self, page: u64, asked: bool) -> bool {
+        let mut wakes = Wakes::default();
+        let mut shard = self.shard(page);
+        let Some(slot) = shard.find(page) else { return false };
+        let Page::Clean(content) = shard.page(slot) else { return false };
+        if content.frame.is_shared() {
+            return false;
+        }
+        let wasted = content.notes.contains(Notes::AHEAD) && asked;
+        let (released, result) = shard.forget(slot, &mut wakes, Blocks(u8::MAX), false);
+        debug_assert!(result.is_ok() && released.room == 0, "a clean page can be forgotten");
+        shard.stats.readahead_wasted += u64::from(wasted);
+        shard.hand_over(&mut wakes);
+        true
+    }
+
+    /// How many frames it has.
+    pub(crate) fn frames(&self) -> usize {
+        self.frames
     }
 
     pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> {
@@ -425,6 +507,7 @@ impl Cache {
         let mut orders = self.orders.lock();
         orders.flushes += 1;
         orders.retry_failed = true;
+        waiter.left_at(Place::Orders);
         let seq = self.last_seq();
         orders.tickets.push(Ticket { seq, waiter });
         drop(orders);
@@ -454,12 +537,49 @@ impl Cache {
         }
     }
 
-    /// Makes room for the wait entries of `operations` more operations, everywhere they may wait.
-    pub(crate) fn reserve_waiters(&self, operations: usize) {
-        self.shards().for_each(|shard| shard.lock().reserve_waiters(operations));
-        self.rooms().for_each(|room| room.reserve_waiters(operations));
-        self.barriers.reserve_waiters(operations);
-        self.orders.lock().tickets.reserve(operations);
+    /// Registers a lane of `operations` operations with every queue that they may wait on.
+    pub(crate) fn enlist(
+        self: &Arc<Self>,
+        operations: usize,
+        target: Arc<dyn WakeTarget>,
+    ) -> Enlisted {
+        let mut lanes = self.lanes.lock();
+        let number = lanes.taken.iter().position(|taken| !taken).unwrap_or(lanes.taken.len());
+        let all = lanes.taken.len().max(number + 1);
+        lanes.taken.resize(all, false);
+        lanes.taken[number] = true;
+        lanes.operations += operations;
+        let entries = Entries::new(number as u32, operations, target);
+        self.shards().for_each(|shard| shard.lock().waiters().join(&entries));
+        self.rooms().for_each(|room| room.join(&entries));
+        self.barriers.join(&entries, lanes.operations);
+        let mut orders = self.orders.lock();
+        let more = lanes.operations.saturating_sub(orders.tickets.len());
+        orders.tickets.reserve(more);
+        Enlisted { cache: Arc::clone(self), entries }
+    }
+
+    /// Takes the entry of an operation off whatever queue it is on. `false` when it is on none: it
+    /// waits for nothing, or has been taken out by a waker, and its wake-up will arrive.
+    pub(crate) fn cancel_wait(&self, entries: &Arc<Entries>, slot: u32) -> bool {
+        match entries.place(slot) {
+            None => false,
+            Some(Place::Shard(number)) => {
+                self.shards[number as usize].lock.lock().cancel_wait(entries, slot)
+            }
+            Some(Place::Room(number)) => {
+                self.shards[number as usize].room.cancel_wait(entries, slot)
+            }
+            Some(Place::Barriers) => self.barriers.cancel_wait(entries, slot),
+            Some(Place::Orders) => {
+                let mut orders = self.orders.lock();
+                let is_it = |ticket: &Ticket| ticket.waiter.is(entries, slot);
+                let Some(at) = orders.tickets.iter().position(is_it) else { return false };
+                orders.tickets.remove(at);
+                entries.arrived(slot);
+                true
+            }
+        }
     }
 
     /// Gives a pin of `page` up.

@@ -131,7 +131,7 @@ impl IoQueue for CachedQueue {
             Ok(()) if !request.data.frames.iter().all(|frame| self.pool.owns(frame)) => {
                 Refusal::BadFrames
             }
-            Ok(()) if self.lane.in_flight() == self.lane.depth() => Refusal::Full,
+            Ok(()) if self.lane.in_flight() >= self.lane.depth() => Refusal::Full,
             Ok(()) => {
                 let Request { token, op, lba, blocks, data } = request;
                 let block_size = u64::from(self.geometry.block_size);

@@ -17,9 +17,10 @@ use uaio_driver::{
 
 use crate::buffer::Buffer;
 use crate::bypass::Bypass;
-use crate::cache::{Cache, Handle, OUT_OF_RANGE};
+use crate::cache::{Cache, Enlisted, Handle, OUT_OF_RANGE};
 use crate::page::{Blocks, Page};
 use crate::read::Read;
+use crate::readahead::{Plan, Readahead};
 use crate::retry::{RunQueue, Step};
 use crate::wait::{Waiter, Wakes, Wakeup};
 use crate::write::Write;
@@ -39,6 +40,9 @@ pub enum OpKind {
         /// Go past the cache; the range must be aligned to device blocks.
         direct: bool,
     },
+    /// Bring the range into the cache and finish when it is there, with the error of the first block
+    /// that could not be read. What does not fit into half of the cache is left out.
+    Readahead,
     /// Finish when everything that was finished before is stable.
     Flush,
     /// The blocks are not needed any more; aligned to device blocks.
@@ -79,6 +83,25 @@ pub struct Finished {
     pub buffer: Buffer,
 }
 
+/// What became of an operation that [`Lane::cancel`] named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "an operation that runs on has its buffer still"]
+pub enum Cancelled {
+    /// It is over: the next but for those finished earlier, with [`IoErrorKind::Cancelled`] and its
+    /// buffer, which nothing touches any more. Of a write, none, some or (never acknowledged) all
+    /// pages have been written to the cache; what has is there like any other write's. A read or a
+    /// fill that the device was at goes on for the cache and for others that wait for it.
+    Finished,
+    /// The device is changing its data in the operation's name, which cannot be taken back. It begins
+    /// nothing more and finishes by itself when that has ended: well, if that was all that was left
+    /// to do, otherwise with [`IoErrorKind::Cancelled`] or the device's error. It has its buffer until
+    /// then. The wait is bounded by the device's own deadline.
+    RunsOn,
+    /// The lane has no such operation: it never had, or it has finished, perhaps without having been
+    /// taken out yet.
+    Unknown,
+}
+
 /// A device request in flight, and what it is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Io {
@@ -94,6 +117,13 @@ pub(crate) struct Io {
 pub(crate) enum IoKind {
     /// Reads missing blocks into pages in Reading.
     Fill,
+    /// The same before anybody wants them: see [`crate::readahead`].
+    Ahead {
+        /// Its first page gets the mark.
+        marked: bool,
+        /// Their reader has no use for them afterwards.
+        once: bool,
+    },
     /// Reads into frames that are not pages'.
     ReadPast,
     /// Writes dirty blocks of pages in Writeback.
@@ -158,11 +188,15 @@ pub(crate) struct Core {
     queue: Box<dyn IoQueue>,
     ios: Slots<Io>,
     run: Arc<RunQueue>,
+    enlisted: Enlisted,
     pub(crate) wakes: Wakes,
     /// Vectors of frames whose request is over, to be used again.
     spare: Vec<Vec<DmaBuf>>,
-    /// Operations that wait for a request slot, in order.
+    /// Operations that wait for a request slot, in order. While there are some, a slot that comes
+    /// free is theirs.
     slot_waiters: VecDeque<Token>,
+    /// The operation that is stepped now was first of those and may send one command.
+    slot_granted: bool,
     /// Requests that the device did not take: answered like the others.
     early: VecDeque<(Io, IoError, SgList)>,
     completions: Vec<Completion>,
@@ -183,13 +217,16 @@ impl Core {
         let depth = queue.depth();
         let transfer_max = cache.device().geometry().transfer_max_bytes as usize;
         let pages_max = (transfer_max / FRAME_SIZE).min(Lane::PAGES_MAX);
-        cache.reserve_waiters(operations);
+        let run = RunQueue::new(operations, wake);
+        let enlisted = cache.enlist(operations, run.clone());
         Ok(Self {
-            run: RunQueue::new(operations, wake),
+            run,
+            enlisted,
             ios: Slots::new(depth),
             wakes: Wakes::with_capacity(64),
             spare: (0..=depth).map(|_| Vec::with_capacity(pages_max)).collect(),
             slot_waiters: VecDeque::with_capacity(operations),
+            slot_granted: false,
             early: VecDeque::with_capacity(depth),
             completions: Vec::with_capacity(depth),
             pages_max,
@@ -200,7 +237,7 @@ impl Core {
 
     /// An entry for a wait queue, for this lane's operation.
     pub(crate) fn waiter(&self, operation: Token, reads: bool) -> Waiter {
-        Waiter { target: self.run.clone(), token: operation, reads }
+        Waiter::new(self.enlisted.entries(), operation, reads)
     }
 
     /// Whether a new command could be sent beside one that is being gathered.
@@ -209,8 +246,15 @@ impl Core {
     }
 
     /// Whether a new command could be sent beside one that is being gathered, and `spare` more.
+    /// While somebody waits for a slot there is none for anybody else.
     pub(crate) fn slots_free(&self, gathering: Option<&Run>, spare: usize) -> bool {
-        self.ios.free() > usize::from(gathering.is_some()) + spare
+        let may = self.slot_waiters.is_empty() || (self.slot_granted && gathering.is_none());
+        may && self.ios.free() > usize::from(gathering.is_some()) + spare
+    }
+
+    /// How many commands there can be in flight.
+    pub(crate) fn slots(&self) -> usize {
+        self.ios.capacity()
     }
 
     pub(crate) fn wait_slot(&mut self, operation: Token) {
@@ -236,7 +280,7 @@ impl Core {
         let lba = page * self.cache.blocks_per_page() + u64::from(first);
         let mut sent = 0;
         if let Some(open) = run {
-            let joins = open.kind == kind
+            let joins = std::mem::discriminant(&open.kind) == std::mem::discriminant(&kind)
                 && open.fua == fua
                 && open.lba + u64::from(open.blocks) == lba
                 && first == 0
@@ -259,7 +303,7 @@ impl Core {
     pub(crate) fn send(&mut self, operation: Token, run: &mut Option<Run>) -> usize {
         let Some(Run { kind, lba, blocks, frames, offset, fua }) = run.take() else { return 0 };
         let op = match kind {
-            IoKind::Fill | IoKind::ReadPast => Op::Read,
+            IoKind::Fill | IoKind::Ahead { .. } | IoKind::ReadPast => Op::Read,
             IoKind::Store => Op::Write { fua },
             IoKind::Bypass | IoKind::Flush => unreachable!("no frames are gathered for {kind:?}"),
         };
@@ -271,6 +315,7 @@ impl Core {
     /// Sends one command. A free slot is there.
     pub(crate) fn submit(&mut self, io: Io, op: Op, data: SgList) {
         let Ok(token) = self.ios.insert(io) else { panic!("a command without a free slot") };
+        self.slot_granted = false;
         let request = Request { token, op, lba: Lba(io.lba), blocks: io.blocks, data };
         if let Err(refused) = self.queue.submit(request) {
             self.ios.remove(token);
@@ -371,9 +416,29 @@ impl Core {
         self.queue.poll(budget, &mut self.completions) + self.early.len()
     }
 
-    /// The operation that has waited longest for a slot, when there is one free.
-    pub(crate) fn next_slot_waiter(&mut self) -> Option<Token> {
-        if self.ios.free() == 0 { None } else { self.slot_waiters.pop_front() }
+    /// The operation that has waited longest for a slot, when there is one free: it is that
+    /// operation's for the step that it takes now.
+    fn grant_slot(&mut self) -> Option<Token> {
+        let next = if self.ios.free() == 0 { None } else { self.slot_waiters.pop_front() };
+        self.slot_granted = next.is_some();
+        next
+    }
+
+    /// Takes an operation off whatever queue it is on, so that it will not be woken; `false` when it
+    /// is on none. See [`crate::wait`], "Removal".
+    fn leave_queue(&mut self, operation: Token) -> bool {
+        if let Some(at) = self.slot_waiters.iter().position(|waiter| *waiter == operation) {
+            self.slot_waiters.remove(at);
+            return true;
+        }
+        self.cache.cancel_wait(self.enlisted.entries(), operation.slot)
+    }
+
+    /// Whether the device is changing data in the name of an operation.
+    fn changes_device(&self, operation: Token) -> bool {
+        self.ios.tenants().any(|io| {
+            io.operation == operation && matches!(io.kind, IoKind::Store | IoKind::Bypass)
+        })
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -385,7 +450,9 @@ impl Core {
     }
 
     pub(crate) fn pop_woken(&self) -> Option<(Token, Wakeup)> {
-        self.run.pop()
+        let (token, wakeup) = self.run.pop()?;
+        self.enlisted.entries().arrived(token.slot);
+        Some((token, wakeup))
     }
 
     /// Gives back what an operation was handed for `page` and does not need: it goes to the next.
@@ -419,8 +486,31 @@ impl Core {
 enum Work {
     Read(Read),
     Write(Write),
+    Readahead(Readahead),
     Bypass(Bypass),
     Flush(Flush),
+}
+
+impl Work {
+    /// From now on the operation begins nothing; once what it waits for has come, it is over.
+    fn stop(&mut self) {
+        match self {
+            Self::Read(read) => read.stop(CANCELLED),
+            Self::Write(write) => write.stop(CANCELLED),
+            Self::Readahead(ahead) => ahead.stop(CANCELLED),
+            Self::Bypass(bypass) => bypass.stop(CANCELLED),
+            Self::Flush(flush) => flush.stopped = true,
+        }
+    }
+
+    /// The operation's memory, which it does not touch from now on.
+    fn take_buffer(&mut self) -> Buffer {
+        match self {
+            Self::Read(read) => read.take_buffer(),
+            Self::Write(write) => write.take_buffer(),
+            Self::Readahead(_) | Self::Bypass(_) | Self::Flush(_) => Buffer::None,
+        }
+    }
 }
 
 /// A flush: an order to the flusher, and the wait for it.
@@ -428,11 +518,14 @@ enum Work {
 struct Flush {
     handle: Arc<Handle>,
     ordered: bool,
+    /// It was cancelled: whoever asked is not told, so no error counts as told.
+    stopped: bool,
 }
 
 impl Flush {
     fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
         match (self.ordered, wakeup) {
+            _ if self.stopped => Step::Done(Err(CANCELLED)),
             (false, _) => {
                 self.ordered = true;
                 core.cache.order_flush(core.waiter(me, false));
@@ -451,9 +544,14 @@ impl Flush {
     }
 }
 
+/// The error of an operation that was cancelled.
+const CANCELLED: IoError = IoError::new(IoErrorKind::Cancelled);
+
 struct Entry {
     user: Token,
     work: Option<Work>,
+    /// It was cancelled and answered; it is here until its wake-up or its requests have arrived.
+    abandoned: bool,
 }
 
 /// One owner's way through a cache; see the module page.
@@ -484,7 +582,8 @@ impl Lane {
         Ok(Self {
             core: Core::new(cache, operations, depth, wake)?,
             entries: Slots::new(operations),
-            finished: VecDeque::with_capacity(operations),
+            // Twice: what was cancelled is finished, and may be an entry still.
+            finished: VecDeque::with_capacity(operations * 2),
         })
     }
 
@@ -522,22 +621,34 @@ impl Lane {
             return Ok(());
         }
         let none = cache.mode() == crate::CacheMode::None;
+        let mut plan = Plan::default();
         let work = match kind {
             OpKind::Read { direct } => {
-                Work::Read(Read::new(cache, offset, len as usize, buffer, direct || none))
+                let past = direct || none;
+                if !past {
+                    plan = handle.plan(cache, offset, len);
+                }
+                let read = Read::new(cache, offset, len as usize, buffer, past);
+                Work::Read(if plan.once { read.once() } else { read })
             }
             OpKind::Write { stable, direct } => {
                 Work::Write(Write::new(cache, offset, len as usize, buffer, stable, direct || none))
             }
-            OpKind::Flush => Work::Flush(Flush { handle, ordered: false }),
+            OpKind::Readahead => Work::Readahead(Readahead::new(cache, offset, len)),
+            OpKind::Flush => {
+                let handle = Arc::clone(&handle);
+                Work::Flush(Flush { handle, ordered: false, stopped: false })
+            }
             OpKind::Discard => Work::Bypass(Bypass::new(cache, offset, len, Op::Discard)),
             OpKind::WriteZeroes { may_unmap } => {
                 Work::Bypass(Bypass::new(cache, offset, len, Op::WriteZeroes { may_unmap }))
             }
         };
-        let entry = Entry { user: token, work: Some(work) };
+        let entry = Entry { user: token, work: Some(work), abandoned: false };
         let Ok(me) = self.entries.insert(entry) else { unreachable!("a free entry was seen") };
         self.step(me, Wakeup::Retry);
+        // After the step: what the operation itself wants is asked for first.
+        self.core.follow(&handle, plan);
         self.core.wakes.run();
         Ok(())
     }
@@ -552,8 +663,9 @@ impl Lane {
             while let Some((io, result, data)) = self.core.next_completion() {
                 self.settle(io, result, data);
             }
-            while let Some(token) = self.core.next_slot_waiter() {
+            while let Some(token) = self.core.grant_slot() {
                 self.step(token, Wakeup::Retry);
+                self.core.slot_granted = false;
             }
         }
         self.core.wakes.run();
@@ -563,12 +675,46 @@ impl Lane {
         busy
     }
 
+    /// Takes an operation back, named by the token it was started with. Of several with the same
+    /// token it is any one.
+    ///
+    /// Does not block: the operation is taken off its wait queue, or what it was just woken with is
+    /// given back when it arrives and goes to the next. Looks at every operation of the lane.
+    pub fn cancel(&mut self, token: Token) -> Cancelled {
+        let named = |entry: &Entry| entry.user == token && !entry.abandoned;
+        let Some(me) = self.entries.find(named) else { return Cancelled::Unknown };
+        let left = self.core.leave_queue(me);
+        let runs_on = self.core.changes_device(me);
+        let Some(entry) = self.entries.get_mut(me) else { unreachable!("it was just found") };
+        let Some(work) = &mut entry.work else { unreachable!("nothing is stepped meanwhile") };
+        work.stop();
+        if runs_on {
+            return Cancelled::RunsOn;
+        }
+        if !left {
+            // Woken already, and what it was handed is on its way, or the device is reading into
+            // frames for it. It goes on for as long as that takes, without its buffer.
+            entry.abandoned = true;
+            let buffer = work.take_buffer();
+            self.finished.push_back(Finished { token, result: Err(CANCELLED), buffer });
+            return Cancelled::Finished;
+        }
+        self.step(me, Wakeup::Retry);
+        debug_assert!(self.entries.get(me).is_none(), "a cancelled operation went on");
+        self.core.wakes.run();
+        Cancelled::Finished
+    }
+
     /// The next finished operation.
     pub fn pop_finished(&mut self) -> Option<Finished> {
         self.finished.pop_front()
     }
 
-    /// Operations started and not yet taken out.
+    /// Operations started and not yet taken out, and those that were cancelled while something was
+    /// on its way to them, until it has come: for as long as there are some the lane is to be turned.
+    ///
+    /// What is being read ahead is no operation, and others may wait for its pages: turn the lane, or
+    /// sleep on what [`arm`](Self::arm) armed, when there are none, too.
     pub fn in_flight(&self) -> usize {
         self.entries.len() + self.finished.len()
     }
@@ -609,15 +755,20 @@ impl Lane {
         self.with(token, |work, core| match work {
             Work::Read(read) => read.step(token, core, wakeup),
             Work::Write(write) => write.step(token, core, wakeup),
+            Work::Readahead(ahead) => ahead.step(token, core, wakeup),
             Work::Bypass(bypass) => bypass.step(token, core, wakeup),
             Work::Flush(flush) => flush.step(token, core, wakeup),
         });
     }
 
     fn settle(&mut self, io: Io, result: IoResult, data: SgList) {
+        if matches!(io.kind, IoKind::Ahead { .. }) {
+            return self.core.settle_ahead(&io, result, data);
+        }
         self.with(io.operation, |work, core| match work {
             Work::Read(read) => read.settle(io.operation, core, io, result, data),
             Work::Write(write) => write.settle(io.operation, core, io, result, data),
+            Work::Readahead(ahead) => ahead.settle(io.operation, core, io, result, data),
             Work::Bypass(bypass) => bypass.settle(io.operation, core, io, result, data),
             Work::Flush(_) => panic!("a flush has no device request of its own"),
         });
@@ -636,11 +787,14 @@ impl Lane {
             }
             return;
         };
-        let Some(Entry { user, .. }) = self.entries.remove(token) else { return };
+        let Some(Entry { user, abandoned, .. }) = self.entries.remove(token) else { return };
+        if abandoned {
+            return;
+        }
         let buffer = match work {
             Work::Read(read) => read.into_buffer(),
             Work::Write(write) => write.into_buffer(),
-            Work::Bypass(_) | Work::Flush(_) => Buffer::None,
+            Work::Readahead(_) | Work::Bypass(_) | Work::Flush(_) => Buffer::None,
         };
         self.finished.push_back(Finished { token: user, result, buffer });
     }
@@ -650,7 +804,7 @@ impl Drop for Lane {
     /// Drains: every operation is stepped to its end. Bounded by the device's own deadlines, and for
     /// flushes and room by the flusher, which outlives the lanes.
     fn drop(&mut self) {
-        while !self.entries.is_empty() {
+        while !self.entries.is_empty() || self.core.in_flight() > 0 {
             if !self.turn() {
                 std::thread::yield_now();
             }

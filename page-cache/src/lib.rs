@@ -33,6 +33,14 @@
 //! [`Cache::writeback_errors`]. When the device is gone, or has failed for ten seconds, whoever waits
 //! for room gets the error; [`Cache::dirty_ranges`] says what would be lost.
 //!
+//! # Cancellation
+//!
+//! [`Lane::cancel`] takes an operation back without blocking. Its memory is detached at once, because
+//! no device ever reads or writes it: data goes through frames. The one exception is an operation in
+//! whose name the device is changing data just now, which runs on; see [`Cancelled`] for what each
+//! outcome means. An operation leaves its wait queue safely against a concurrent wake, and a frame,
+//! room or slot that was taken in its name goes to the next who waits.
+//!
 //! # Example
 //!
 //! ```
@@ -83,6 +91,7 @@
 //! | [`wait`] | wait queues whose entries carry a callback |
 //! | [`retry`] | where a woken operation goes |
 //! | [`evict`] | which page goes when a frame is needed |
+//! | [`readahead`] | pages are on their way before they are asked for |
 //! | [`writeback`] | dirty pages go to the device, and flushes end |
 //! | [`errors`] | writeback errors, kept until everybody was told |
 
@@ -97,10 +106,12 @@ mod lane;
 mod list;
 pub mod page;
 mod read;
+pub mod readahead;
 pub mod retry;
 mod room;
 mod shard;
 mod stats;
+mod sync;
 pub mod wait;
 mod write;
 pub mod writeback;
@@ -109,6 +120,7 @@ pub use buffer::Buffer;
 pub use cache::{Cache, CacheError, CacheMode, CacheOptions, Handle, PagePin};
 pub use cached_device::CachedDevice;
 pub use errors::WritebackError;
-pub use lane::{Finished, Lane, OpKind, Operation};
+pub use lane::{Cancelled, Finished, Lane, OpKind, Operation};
+pub use readahead::Advice;
 pub use stats::CacheStats;
 pub use writeback::{Flusher, Turn};

@@ -91,6 +91,33 @@ impl Blocks {
     }
 }
 
+/// What readahead noted on a page, as a bit mask; see [`crate::readahead`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Notes(u8);
+
+impl Notes {
+    pub(crate) const NONE: Self = Self(0);
+    /// Read ahead, and nobody has used it yet.
+    pub(crate) const AHEAD: Self = Self(1);
+    /// Its reader has no use for it after its last byte.
+    pub(crate) const ONCE: Self = Self(2);
+    /// Who reaches it sets off the next window.
+    pub(crate) const MARK: Self = Self(4);
+
+    pub(crate) fn insert(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    pub(crate) fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether a reader has to go through an operation, which does what the notes say.
+    pub(crate) fn need_operation(self) -> bool {
+        self.0 & (Self::ONCE.0 | Self::MARK.0) != 0
+    }
+}
+
 /// What a page that is there holds.
 #[derive(Debug)]
 pub(crate) struct Content {
@@ -99,13 +126,14 @@ pub(crate) struct Content {
     pub(crate) valid: Blocks,
     /// Blocks that are newer than the device's; always valid too.
     pub(crate) dirty: Blocks,
+    pub(crate) notes: Notes,
     /// Sequence number of the oldest write in `dirty`; without meaning when that is empty.
     pub(crate) seq: u64,
 }
 
 impl Content {
     pub(crate) fn empty(frame: DmaBuf) -> Self {
-        Self { frame, valid: Blocks::NONE, dirty: Blocks::NONE, seq: 0 }
+        Self { frame, valid: Blocks::NONE, dirty: Blocks::NONE, notes: Notes::NONE, seq: 0 }
     }
 
     fn dirtied(&mut self, blocks: Blocks, seq: u64) {
@@ -179,6 +207,16 @@ impl Page {
         match self {
             Self::Clean(content) | Self::Dirty(content) | Self::Writeback { content, .. } => {
                 Some(content)
+            }
+            Self::Absent | Self::Reading { .. } | Self::Writing(_) => None,
+        }
+    }
+
+    /// What readahead noted, when a reader may copy from the page now.
+    pub(crate) fn notes_mut(&mut self) -> Option<&mut Notes> {
+        match self {
+            Self::Clean(content) | Self::Dirty(content) | Self::Writeback { content, .. } => {
+                Some(&mut content.notes)
             }
             Self::Absent | Self::Reading { .. } | Self::Writing(_) => None,
         }
@@ -448,7 +486,7 @@ mod tests {
     }
 
     fn content(pool: &DmaPool, valid: Blocks, dirty: Blocks) -> Content {
-        Content { frame: pool.take().unwrap(), valid, dirty, seq: 7 }
+        Content { valid, dirty, seq: 7, ..Content::empty(pool.take().unwrap()) }
     }
 
     const STATES: [&str; 7] =

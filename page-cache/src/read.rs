@@ -9,7 +9,7 @@ use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
 use crate::buffer::Buffer;
 use crate::cache::Cache;
 use crate::lane::{Core, Io, IoKind, PageSet, Run};
-use crate::page::{Blocks, Page};
+use crate::page::{Blocks, Notes, Page};
 use crate::retry::Step;
 use crate::wait::Wakeup;
 
@@ -28,6 +28,10 @@ pub(crate) struct Read {
     outstanding: usize,
     /// Leave nothing in the cache.
     past: bool,
+    /// Nobody reads yet: it only brings the pages in.
+    ahead: bool,
+    /// Let go of pages that came in for this handle once their last byte is read.
+    once: bool,
     /// A command that covered more than we want failed: ask for exactly the blocks wanted, page by
     /// page, so that a bad block costs only who wants it.
     careful: bool,
@@ -61,6 +65,8 @@ impl Read {
             merging: PageSet::first(0),
             outstanding: 0,
             past,
+            ahead: false,
+            once: false,
             careful: false,
             error: None,
             waits_for: first_page,
@@ -68,8 +74,30 @@ impl Read {
         }
     }
 
+    /// Only brings the pages in; the buffer is none.
+    #[must_use]
+    pub(crate) fn ahead(self) -> Self {
+        Self { ahead: true, ..self }
+    }
+
+    /// Lets go of pages that came in for this handle once their last byte is read.
+    #[must_use]
+    pub(crate) fn once(self) -> Self {
+        Self { once: true, ..self }
+    }
+
     pub(crate) fn into_buffer(self) -> Buffer {
         self.buffer
+    }
+
+    /// The memory, which nothing is copied to any more.
+    pub(crate) fn take_buffer(&mut self) -> Buffer {
+        std::mem::replace(&mut self.buffer, Buffer::None)
+    }
+
+    /// Asks for nothing more, and ends with this error when what it has asked for has come.
+    pub(crate) fn stop(&mut self, error: IoError) {
+        self.error = Some(error);
     }
 
     /// The part of `page` that is wanted: `(offset in page, length, position in the buffer)`.
@@ -78,6 +106,12 @@ impl Read {
         let from = self.offset.max(start);
         let to = (self.offset + self.len as u64).min(start + FRAME_SIZE as u64);
         ((from - start) as usize, (to - from) as usize, (from - self.offset) as usize)
+    }
+
+    /// Whether the last byte of the page is read.
+    fn ends(&self, page: u64) -> bool {
+        let (offset, len, _) = self.part(page);
+        offset + len == FRAME_SIZE
     }
 
     fn want(&self, core: &Core, page: u64) -> Blocks {
@@ -170,12 +204,23 @@ impl Read {
         if let Some(slot) = slot {
             if let Some(content) = shard.page(slot).readable() {
                 if content.valid.contains(want) {
+                    if self.ahead {
+                        self.todo.remove((page - self.first_page) as usize);
+                        return Visit::Forward;
+                    }
                     let frame = content.frame.share();
-                    shard.touch(slot);
+                    let drops = self.once && content.notes.contains(Notes::ONCE);
+                    shard.used(slot);
                     shard.stats.hits += 1;
+                    if drops && let Some(notes) = shard.notes(slot) {
+                        notes.insert(Notes::ONCE);
+                    }
                     drop(shard);
                     self.copy(page, &frame);
                     cache.unpin(page, frame);
+                    if drops && self.ends(page) {
+                        cache.drop_page(page, false);
+                    }
                     return Visit::Forward;
                 }
                 missing = missing.without(content.valid);
@@ -220,7 +265,11 @@ impl Read {
             }
             return Visit::Blocked;
         };
-        shard.stats.misses += 1;
+        if self.ahead {
+            shard.stats.readahead += 1;
+        } else {
+            shard.stats.misses += 1;
+        }
         // What a page holds may be newer than the device: then even a read past the cache goes
         // through the page, which merges the two.
         let past = self.past && slot.is_none();
@@ -282,10 +331,22 @@ impl Read {
             {
                 self.copy(page, frame);
             }
+            let mut notes = Notes::NONE;
+            if self.ahead {
+                notes.insert(Notes::AHEAD);
+            }
+            if self.once {
+                notes.insert(Notes::ONCE);
+            }
             match (io.kind, frame) {
                 (IoKind::ReadPast, Some(frame)) => core.give_back(page, Wakeup::Frame(frame)),
                 (IoKind::ReadPast, None) => {}
-                (_, frame) => _ = end_fill(core, page, blocks, frame, result.is_ok(), false),
+                (_, frame) => {
+                    _ = end_fill(core, page, blocks, frame, result.is_ok(), false, notes);
+                    if self.once && !merges && self.ends(page) {
+                        cache.drop_page(page, false);
+                    }
+                }
             }
         }
         core.recycle(frames);
@@ -302,7 +363,7 @@ impl Read {
 }
 
 /// Installs a frame that the device has filled, or has failed to, or keeps. With `pin` the page is
-/// pinned before anybody can evict it.
+/// pinned before anybody can evict it. A page that was nowhere before gets `notes`.
 pub(crate) fn end_fill(
     core: &mut Core,
     page: u64,
@@ -310,12 +371,15 @@ pub(crate) fn end_fill(
     frame: Option<DmaBuf>,
     ok: bool,
     pin: bool,
+    notes: Notes,
 ) -> Option<DmaBuf> {
     let cache = core.cache.clone();
     let mut shard = cache.shard(page);
     let Some(slot) = shard.find(page) else { panic!("page {page} left while it was read") };
     let block_size = cache.block_size();
     let kept_by_device = frame.is_none();
+    let waited = shard.page_waiters_len();
+    let held = shard.page(slot).content().is_some();
     let end = |page: Page| page.end_read(frame, blocks, ok, block_size);
     let (left, released) = shard.transition(slot, &mut core.wakes, end);
     match left {
@@ -323,6 +387,16 @@ pub(crate) fn end_fill(
         // Lent for good: the pool must not give it to anybody else.
         None if kept_by_device => {}
         None => shard.installed(),
+    }
+    if notes != Notes::NONE
+        && !held
+        && let Some(own) = shard.notes(slot)
+    {
+        *own = notes;
+        if shard.page_waiters_len() < waited && notes.contains(Notes::AHEAD) {
+            // Whoever waited has it already.
+            shard.used(slot);
+        }
     }
     // A read that filled nothing has left the shard, and its slot is somebody else's to be.
     let pinned = match shard.page(slot).readable() {

@@ -3,10 +3,12 @@
 //! A page takes room before a writer touches it and gives it back when the device has its data. A
 //! writer that finds none queues, and is let go in the order it came.
 
-use parking_lot::Mutex;
+use std::sync::Arc;
+
 use uaio_driver::IoError;
 
-use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
+use crate::sync::Mutex;
+use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
 /// Room for the dirty pages of a shard. Its lock is taken inside a shard's, never the other way round.
 pub(crate) struct DirtyRoom {
@@ -35,22 +37,39 @@ pub(crate) enum NoRoom {
 }
 
 impl DirtyRoom {
-    /// Room for `limit` dirty pages.
-    pub(crate) fn new(limit: usize) -> Self {
+    /// The room of this number, for `limit` dirty pages.
+    pub(crate) fn new(number: u32, limit: usize) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 limit,
                 used: 0,
                 waiters: WaitQueue::EMPTY,
-                entries: WaitTable::default(),
+                entries: WaitTable::new(Place::Room(number)),
                 broken: None,
                 waits: 0,
             }),
         }
     }
 
-    pub(crate) fn reserve_waiters(&self, operations: usize) {
-        self.inner.lock().entries.reserve(operations);
+    /// The operations of a lane may wait here from now on.
+    pub(crate) fn join(&self, entries: &Arc<Entries>) {
+        self.inner.lock().entries.join(entries);
+    }
+
+    /// A lane has gone.
+    pub(crate) fn leave(&self, lane: u32) {
+        self.inner.lock().entries.leave(lane);
+    }
+
+    /// Takes the entry of an operation off the queue; `false` when it has been woken meanwhile.
+    pub(crate) fn cancel_wait(&self, entries: &Entries, slot: u32) -> bool {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let waits = inner.entries.waits_for(entries, slot).is_some();
+        if waits {
+            inner.entries.remove(&mut inner.waiters, entries, slot);
+        }
+        waits
     }
 
     /// Takes room for one page, or queues the waiter, if there is one, behind those who wait. Says
@@ -67,7 +86,7 @@ impl DirtyRoom {
         let Some(waiter) = waiter() else { return Err(NoRoom::NotNow) };
         let inner = &mut *inner;
         inner.waits += 1;
-        inner.entries.enqueue(&mut inner.waiters, waiter);
+        inner.entries.enqueue(&mut inner.waiters, &waiter, 0);
         Err(NoRoom::Queued)
     }
 
@@ -129,31 +148,35 @@ pub(crate) struct Usage {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use uaio_driver::{IoErrorKind, Token};
 
     use super::*;
     use crate::retry::RunQueue;
 
-    fn waiter(run: &Arc<RunQueue>, slot: u32) -> Option<Waiter> {
-        Some(Waiter { target: run.clone(), token: Token { slot, generation: 0 }, reads: false })
+    fn lane() -> (Arc<RunQueue>, Arc<Entries>) {
+        let run = RunQueue::new(8, Arc::new(uaio_driver::block::PollsAnyway));
+        (run.clone(), Entries::new(0, 8, run))
+    }
+
+    fn waiter(lane: &Arc<Entries>, slot: u32) -> Option<Waiter> {
+        Some(Waiter::new(lane, Token { slot, generation: 0 }, false))
     }
 
     #[test]
     fn newcomers_queue_behind_those_who_wait_and_are_let_go_in_order() {
-        let run = RunQueue::new(8, Arc::new(uaio_driver::block::PollsAnyway));
-        let room = DirtyRoom::new(2);
+        let (run, lane) = lane();
+        let room = DirtyRoom::new(0, 2);
+        room.join(&lane);
         let mut wakes = Wakes::default();
         assert!(room.take(|| unreachable!()).is_ok());
         assert!(room.take(|| unreachable!()).is_ok());
         for slot in 0..3 {
-            assert_eq!(room.take(|| waiter(&run, slot)), Err(NoRoom::Queued));
+            assert_eq!(room.take(|| waiter(&lane, slot)), Err(NoRoom::Queued));
         }
         assert_eq!(room.take(|| None), Err(NoRoom::NotNow));
         room.release(1, &mut wakes);
         // The room is the first waiter's before it even runs: a newcomer does not get it.
-        assert_eq!(room.take(|| waiter(&run, 3)), Err(NoRoom::Queued));
+        assert_eq!(room.take(|| waiter(&lane, 3)), Err(NoRoom::Queued));
         room.release(1, &mut wakes);
         wakes.run();
         let order: Vec<_> = std::iter::from_fn(|| run.pop()).map(|(token, _)| token.slot).collect();
@@ -167,12 +190,13 @@ mod tests {
 
     #[test]
     fn writers_get_an_error_when_room_will_not_come_back() {
-        let run = RunQueue::new(8, Arc::new(uaio_driver::block::PollsAnyway));
-        let room = DirtyRoom::new(1);
+        let (run, lane) = lane();
+        let room = DirtyRoom::new(0, 1);
+        room.join(&lane);
         let mut wakes = Wakes::default();
         let gone = IoError::new(IoErrorKind::Gone);
         assert!(room.take(|| unreachable!()).is_ok());
-        assert_eq!(room.take(|| waiter(&run, 7)), Err(NoRoom::Queued));
+        assert_eq!(room.take(|| waiter(&lane, 7)), Err(NoRoom::Queued));
         room.set_broken(Some(gone), &mut wakes);
         wakes.run();
         assert!(matches!(run.pop(), Some((_, Wakeup::Ended(Err(error)))) if error == gone));

@@ -13,9 +13,9 @@ use uaio_driver::{DmaBuf, IoError};
 
 use crate::evict::Policy;
 use crate::list::List;
-use crate::page::{Blocks, Busy, Page};
+use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stats::ShardStats;
-use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
+use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
 /// A page's place in the shard: one cache line, so that a hit takes one miss for the key and the
 /// page's frame together.
@@ -24,10 +24,12 @@ use crate::wait::{WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 struct Record {
     key: u64,
     page: Page,
-    waiters: WaitQueue,
 }
 
 const _: () = assert!(size_of::<Record>() == 64);
+
+/// What an entry of [`Shard::frame_waiters`] waits for; the others wait for the page in a slot.
+const FOR_A_FRAME: u64 = u64::MAX;
 
 /// What became of a page's writebacks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +51,10 @@ pub(crate) struct Shard {
     lent: usize,
     total: usize,
     frame_waiters: WaitQueue,
+    /// Those who wait for pages, by a hash of the slot; a power of two of them.
+    page_waiters: Box<[WaitQueue]>,
+    /// How many, so that what wakes nobody looks at no queue.
+    page_waiters_len: usize,
     /// Whether `frame_waiters` has any, for those who drop a pin without the lock.
     wanted: Arc<AtomicBool>,
     entries: WaitTable,
@@ -81,16 +87,17 @@ pub(crate) struct Released {
 }
 
 impl Shard {
-    /// A shard of these frames.
+    /// The shard of this number, of these frames.
     pub(crate) fn new(
+        number: u32,
         frames: Vec<DmaBuf>,
         policy: Box<dyn Policy>,
         wanted: Arc<AtomicBool>,
     ) -> Self {
         let total = frames.len();
-        let records = (0..total)
-            .map(|_| Record { key: 0, page: Page::Absent, waiters: WaitQueue::EMPTY })
-            .collect();
+        let records = (0..total).map(|_| Record { key: 0, page: Page::Absent }).collect();
+        // Few operations wait at a time; two that share a queue cost a look at each other's key.
+        let queues = (total / 16).next_power_of_two().clamp(8, 1024);
         Self {
             index: HashTable::with_capacity(total),
             records,
@@ -99,8 +106,10 @@ impl Shard {
             lent: 0,
             total,
             frame_waiters: WaitQueue::EMPTY,
+            page_waiters: vec![WaitQueue::EMPTY; queues].into(),
+            page_waiters_len: 0,
             wanted,
-            entries: WaitTable::default(),
+            entries: WaitTable::new(Place::Shard(number)),
             dirty: List::new(total),
             writeback: List::new(total),
             policy,
@@ -112,9 +121,27 @@ impl Shard {
         }
     }
 
-    /// Makes room for the entries of `operations` more operations.
-    pub(crate) fn reserve_waiters(&mut self, operations: usize) {
-        self.entries.reserve(operations);
+    /// Where lanes whose operations may wait here join and leave.
+    pub(crate) fn waiters(&mut self) -> &mut WaitTable {
+        &mut self.entries
+    }
+
+    /// Takes the entry of an operation off the queue it was left on here; `false` when it has been
+    /// woken meanwhile.
+    pub(crate) fn cancel_wait(&mut self, entries: &Entries, slot: u32) -> bool {
+        let Some(key) = self.entries.waits_for(entries, slot) else { return false };
+        let queue = if key == FOR_A_FRAME {
+            &mut self.frame_waiters
+        } else {
+            self.page_waiters_len -= 1;
+            let mask = self.page_waiters.len() - 1;
+            &mut self.page_waiters[key as usize & mask]
+        };
+        self.entries.remove(queue, entries, slot);
+        if self.frame_waiters.is_empty() {
+            self.wanted.store(false, Ordering::SeqCst);
+        }
+        true
     }
 
     /// The slot of a page that is there.
@@ -135,6 +162,34 @@ impl Shard {
     #[inline]
     pub(crate) fn touch(&mut self, slot: u32) {
         self.policy.hit(slot);
+    }
+
+    /// What readahead noted on a page that can be read now.
+    pub(crate) fn notes(&mut self, slot: u32) -> Option<&mut Notes> {
+        self.records[slot as usize].page.notes_mut()
+    }
+
+    /// A reader uses the page: the policy is told, unless this is only what it was read ahead for.
+    #[inline]
+    pub(crate) fn used(&mut self, slot: u32) {
+        let page = &mut self.records[slot as usize].page;
+        match page.notes_mut() {
+            Some(notes) if *notes != Notes::NONE => {
+                let was_ahead = notes.contains(Notes::AHEAD);
+                *notes = Notes::NONE;
+                if was_ahead {
+                    self.stats.readahead_used += 1;
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.touch(slot);
+    }
+
+    /// How many wait for pages.
+    pub(crate) fn page_waiters_len(&self) -> usize {
+        self.page_waiters_len
     }
 
     /// The slot of `key`, made absent if it was not there. There are as many slots as frames, and a
@@ -225,16 +280,22 @@ impl Shard {
     }
 
     fn wake_page(&mut self, slot: u32, wakes: &mut Wakes) {
-        let record = &mut self.records[slot as usize];
-        while let Some(waiter) = self.entries.pop(&mut record.waiters) {
-            let wakeup = match record.page.readable() {
+        if self.page_waiters_len == 0 {
+            return;
+        }
+        let page = &self.records[slot as usize].page;
+        let mask = self.page_waiters.len() - 1;
+        let queue = &mut self.page_waiters[slot as usize & mask];
+        let woken = self.entries.take(queue, u64::from(slot), |waiter| {
+            let wakeup = match page.readable() {
                 Some(content) if waiter.reads => {
                     Wakeup::Filled(content.frame.share(), content.valid)
                 }
                 _ => Wakeup::Retry,
             };
             wakes.push(waiter, wakeup);
-        }
+        });
+        self.page_waiters_len -= woken;
     }
 
     /// Almost always at the end: numbers are given out under this lock. Only a failed writeback
@@ -271,7 +332,10 @@ impl Shard {
 
     /// Leaves `waiter` on the page's queue.
     pub(crate) fn wait_page(&mut self, slot: u32, waiter: Waiter) {
-        self.entries.enqueue(&mut self.records[slot as usize].waiters, waiter);
+        let mask = self.page_waiters.len() - 1;
+        let queue = &mut self.page_waiters[slot as usize & mask];
+        self.entries.enqueue(queue, &waiter, u64::from(slot));
+        self.page_waiters_len += 1;
     }
 
     /// Takes a frame: a free one, or that of an evicted page other than `keep`, which the caller
@@ -281,6 +345,12 @@ impl Shard {
             return None;
         }
         self.any_frame(keep)
+    }
+
+    /// As [`take_frame`](Shard::take_frame), for readahead: only while more than an eighth of the
+    /// frames is free or can be had.
+    pub(crate) fn take_spare_frame(&mut self) -> Option<DmaBuf> {
+        if self.free.len() + self.clean <= self.total / 8 { None } else { self.take_frame(None) }
     }
 
     fn any_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
@@ -310,6 +380,7 @@ impl Shard {
         };
         self.clean -= 1;
         self.stats.evicted += 1;
+        self.stats.readahead_wasted += u64::from(content.notes.contains(Notes::AHEAD));
         self.leave(slot);
         let frame = content.frame.release();
         debug_assert!(frame.is_some(), "a victim was pinned");
@@ -329,7 +400,7 @@ impl Shard {
             return Some(frame);
         }
         self.stats.frame_waits += 1;
-        self.entries.enqueue(&mut self.frame_waiters, waiter);
+        self.entries.enqueue(&mut self.frame_waiters, &waiter, FOR_A_FRAME);
         None
     }
 
@@ -458,13 +529,19 @@ impl Shard {
     pub(crate) fn assert_sound(&self) {
         let count = self.count();
         assert_eq!(count.free + count.cached + count.lent, count.total, "{count:?}");
-        for record in &self.records {
-            let waits_allowed = matches!(
-                record.page,
-                Page::Reading { .. } | Page::Writing(_) | Page::Writeback { .. }
-            );
-            assert!(waits_allowed || record.waiters.is_empty(), "waiters on {:?}", record.page);
+        let mut waiting = 0;
+        for queue in &self.page_waiters {
+            for slot in self.entries.keys(queue) {
+                let page = &self.records[slot as usize].page;
+                let wakes = matches!(
+                    page,
+                    Page::Reading { .. } | Page::Writing(_) | Page::Writeback { .. }
+                );
+                assert!(wakes, "somebody waits for {page:?}");
+                waiting += 1;
+            }
         }
+        assert_eq!(waiting, self.page_waiters_len, "waiters were miscounted");
     }
 }
 

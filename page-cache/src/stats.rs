@@ -10,6 +10,9 @@ pub(crate) struct ShardStats {
     pub(crate) frame_waits: u64,
     pub(crate) written_back: u64,
     pub(crate) writeback_errors: u64,
+    pub(crate) readahead: u64,
+    pub(crate) readahead_used: u64,
+    pub(crate) readahead_wasted: u64,
 }
 
 /// What a cache has done and holds, at one moment. Counts are of pages unless they say otherwise.
@@ -22,6 +25,12 @@ pub struct CacheStats {
     pub misses: u64,
     /// Times somebody waited for a page that another was already reading or writing.
     pub merged: u64,
+    /// Pages read from the device before somebody wanted them.
+    pub readahead: u64,
+    /// Of those, pages that were wanted afterwards.
+    pub readahead_used: u64,
+    /// Of those, pages that were evicted before anybody wanted them.
+    pub readahead_wasted: u64,
     /// Pages that gave their frame to another.
     pub evicted: u64,
     /// Times somebody had to wait for a frame.

@@ -11,12 +11,28 @@
 //!
 //! *Page state wakes everybody. Scarce things are handed over, not advertised*: a frame or room goes
 //! to the first waiter inside its [`Wakeup`], so a newcomer cannot take it in between.
+//!
+//! # Where entries lie
+//!
+//! An operation waits on one queue at a time, so it has one entry for all of them, made with its
+//! lane ([`Entries`]) and linked into whatever queue it waits on. A queue is two links; enqueueing,
+//! waking and removing allocate nothing and walk nothing. Pages have no queue of their own: a shard
+//! has some, and a page's entries lie, marked with its slot, in the one that its slot hashes to.
+//!
+//! # Removal
+//!
+//! An operation that is cancelled leaves its queue. Its entry remembers where it was left
+//! ([`Place`]). Under that place's lock it is still linked, and then it is taken off and will not be
+//! woken; or a waker has taken it out, and then its one wake-up is on its way to the lane, with
+//! whatever was handed over in it, and is waited for. There is no third case, because taking out is
+//! what the lock protects.
 
 use std::sync::Arc;
 
 use uaio_driver::{DmaBuf, IoError, Token};
 
 use crate::page::Blocks;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// What a waiter is woken with.
 #[derive(Debug)]
@@ -43,15 +59,139 @@ pub trait WakeTarget: Send + Sync {
     fn wake(&self, token: Token, wakeup: Wakeup);
 }
 
-/// An entry of a wait queue.
+/// The lock under which an entry was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The shard of this number: a page's queue, or the queue for a frame.
+    Shard(u32),
+    /// The dirty room of this number.
+    Room(u32),
+    /// A range under bypass.
+    Barriers,
+    /// The flushes that wait.
+    Orders,
+}
+
+impl Place {
+    const NOWHERE: u32 = u32::MAX;
+
+    fn to_u32(self) -> u32 {
+        match self {
+            Self::Shard(number) => number << 2,
+            Self::Room(number) => number << 2 | 1,
+            Self::Barriers => 2,
+            Self::Orders => 3,
+        }
+    }
+
+    fn from_u32(word: u32) -> Option<Self> {
+        match (word, word & 3) {
+            (Self::NOWHERE, _) => None,
+            (_, 0) => Some(Self::Shard(word >> 2)),
+            (_, 1) => Some(Self::Room(word >> 2)),
+            (_, 2) => Some(Self::Barriers),
+            (_, _) => Some(Self::Orders),
+        }
+    }
+}
+
+/// Names an entry: the lane's number, and the operation's slot in the lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Link(u64);
+
+impl Link {
+    /// There is no neighbour on this side.
+    const END: Self = Self(u64::MAX);
+    /// The entry is on no queue.
+    const UNLINKED: Self = Self(u64::MAX - 1);
+
+    fn new(lane: u32, slot: u32) -> Self {
+        Self(u64::from(lane) << 32 | u64::from(slot))
+    }
+}
+
+/// The entry of one operation. But for `place` it is only touched under the lock of the queue that
+/// the operation waits on; it is made of atomics because that is not always the same lock.
+struct Entry {
+    next: AtomicU64,
+    prev: AtomicU64,
+    /// What it waits for, where several things share a queue; set before it is linked.
+    key: AtomicU64,
+    generation: AtomicU32,
+    reads: AtomicBool,
+    /// Where it was left, until its wake-up has arrived. The operation's owner's alone.
+    place: AtomicU32,
+}
+
+/// The entries of a lane's operations, one each, and whom to tell.
+pub(crate) struct Entries {
+    target: Arc<dyn WakeTarget>,
+    lane: u32,
+    entries: Box<[Entry]>,
+}
+
+impl Entries {
+    /// For the lane of this number, which has `operations` operations.
+    pub(crate) fn new(lane: u32, operations: usize, target: Arc<dyn WakeTarget>) -> Arc<Self> {
+        let entry = || Entry {
+            next: AtomicU64::new(Link::END.0),
+            prev: AtomicU64::new(Link::UNLINKED.0),
+            key: AtomicU64::new(0),
+            generation: AtomicU32::new(0),
+            reads: AtomicBool::new(false),
+            place: AtomicU32::new(Place::NOWHERE),
+        };
+        let entries = (0..operations).map(|_| entry()).collect();
+        Arc::new(Self { target, lane, entries })
+    }
+
+    /// The lane's number.
+    pub(crate) fn lane(&self) -> u32 {
+        self.lane
+    }
+
+    /// How many operations the lane has.
+    pub(crate) fn operations(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// Where the operation in `slot` left its entry, if its wake-up has not arrived since.
+    pub(crate) fn place(&self, slot: u32) -> Option<Place> {
+        Place::from_u32(self.entries[slot as usize].place.load(Ordering::Relaxed))
+    }
+
+    /// The wake-up of the operation in `slot` has arrived, or will not come.
+    pub(crate) fn arrived(&self, slot: u32) {
+        self.entries[slot as usize].place.store(Place::NOWHERE, Ordering::Relaxed);
+    }
+}
+
+/// An entry that is about to be left on a queue, or has been taken out to be woken.
 #[derive(Clone)]
-pub struct Waiter {
-    /// Whom to tell.
-    pub target: Arc<dyn WakeTarget>,
-    /// Which of its operations.
-    pub token: Token,
+pub(crate) struct Waiter {
+    entries: Arc<Entries>,
+    token: Token,
     /// It waits to read the page and takes a pin of it.
-    pub reads: bool,
+    pub(crate) reads: bool,
+}
+
+impl Waiter {
+    /// The entry of a lane's operation.
+    pub(crate) fn new(entries: &Arc<Entries>, token: Token, reads: bool) -> Self {
+        Self { entries: Arc::clone(entries), token, reads }
+    }
+
+    /// Notes where the entry is left, for what is no [`WaitTable`].
+    pub(crate) fn left_at(&self, place: Place) {
+        self.entries.entries[self.token.slot as usize]
+            .place
+            .store(place.to_u32(), Ordering::Relaxed);
+    }
+
+    /// Whether it is the entry of this operation.
+    pub(crate) fn is(&self, entries: &Arc<Entries>, slot: u32) -> bool {
+        Arc::ptr_eq(&self.entries, entries) && self.token.slot == slot
+    }
 }
 
 /// Waiters taken out of their queues, to be called when no lock is held.
@@ -74,7 +214,7 @@ impl Wakes {
     /// Calls every callback. No lock may be held.
     pub(crate) fn run(&mut self) {
         for (waiter, wakeup) in self.woken.drain(..) {
-            waiter.target.wake(waiter.token, wakeup);
+            waiter.entries.target.wake(waiter.token, wakeup);
         }
     }
 }
@@ -85,68 +225,157 @@ impl Drop for Wakes {
     }
 }
 
-const NONE: u32 = u32::MAX;
-
-/// First in, first out; the entries lie in a [`WaitTable`].
+/// First in, first out; its entries are reached through a [`WaitTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WaitQueue {
-    head: u32,
-    tail: u32,
+    head: Link,
+    tail: Link,
 }
 
 impl WaitQueue {
-    pub(crate) const EMPTY: Self = Self { head: NONE, tail: NONE };
+    pub(crate) const EMPTY: Self = Self { head: Link::END, tail: Link::END };
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.head == NONE
+        self.head == Link::END
     }
 }
 
-/// The entries of all wait queues under one lock. A queue itself is two words, so every page can
-/// have one of its own.
-///
-/// An operation waits on one queue at a time, so there are never more entries than operations:
-/// [`reserve`](WaitTable::reserve) makes room for them when they are made, and enqueueing does not
-/// allocate.
-#[derive(Default)]
+/// The way from the wait queues under one lock to the entries linked into them.
 pub(crate) struct WaitTable {
-    entries: Vec<(Option<Waiter>, u32)>,
-    free: Vec<u32>,
+    place: Place,
+    /// By number.
+    lanes: Vec<Option<Arc<Entries>>>,
 }
 
 impl WaitTable {
-    /// Makes room for `operations` more waiters.
-    pub(crate) fn reserve(&mut self, operations: usize) {
-        let first = self.entries.len() as u32;
-        self.entries.extend((0..operations).map(|_| (None, NONE)));
-        self.free.extend((first..first + operations as u32).rev());
+    /// For the queues under this lock.
+    pub(crate) fn new(place: Place) -> Self {
+        Self { place, lanes: Vec::new() }
     }
 
-    pub(crate) fn enqueue(&mut self, queue: &mut WaitQueue, waiter: Waiter) {
-        if self.free.is_empty() {
-            self.reserve(16);
+    /// The operations of a lane may wait here from now on.
+    pub(crate) fn join(&mut self, entries: &Arc<Entries>) {
+        let lane = entries.lane as usize;
+        self.lanes.resize_with(self.lanes.len().max(lane + 1), || None);
+        self.lanes[lane] = Some(Arc::clone(entries));
+    }
+
+    /// A lane has gone; none of its entries is linked any more.
+    pub(crate) fn leave(&mut self, lane: u32) {
+        self.lanes[lane as usize] = None;
+    }
+
+    fn lane(&self, link: Link) -> &Arc<Entries> {
+        match self.lanes.get((link.0 >> 32) as usize) {
+            Some(Some(entries)) => entries,
+            Some(None) | None => panic!("an entry of a lane that has gone is on a queue: {link:?}"),
         }
-        let Some(entry) = self.free.pop() else { unreachable!("room was just made") };
-        self.entries[entry as usize] = (Some(waiter), NONE);
+    }
+
+    fn entry(&self, link: Link) -> &Entry {
+        &self.lane(link).entries[link.0 as u32 as usize]
+    }
+
+    fn next(&self, link: Link) -> Link {
+        Link(self.entry(link).next.load(Ordering::Relaxed))
+    }
+
+    /// Leaves an entry at the end of a queue. `key` says what it waits for, where several things
+    /// share the queue.
+    ///
+    /// # Panics
+    ///
+    /// When the operation is on a queue already.
+    pub(crate) fn enqueue(&self, queue: &mut WaitQueue, waiter: &Waiter, key: u64) {
+        let Waiter { entries, token, reads } = waiter;
+        let link = Link::new(entries.lane, token.slot);
+        let entry = &entries.entries[token.slot as usize];
+        let prev = entry.prev.load(Ordering::Relaxed);
+        assert_eq!(Link(prev), Link::UNLINKED, "an operation waits on two queues");
+        waiter.left_at(self.place);
+        entry.key.store(key, Ordering::Relaxed);
+        entry.generation.store(token.generation, Ordering::Relaxed);
+        entry.reads.store(*reads, Ordering::Relaxed);
+        entry.next.store(Link::END.0, Ordering::Relaxed);
+        entry.prev.store(queue.tail.0, Ordering::Relaxed);
         match queue.tail {
-            NONE => queue.head = entry,
-            tail => self.entries[tail as usize].1 = entry,
+            Link::END => queue.head = link,
+            tail => self.entry(tail).next.store(link.0, Ordering::Relaxed),
         }
-        queue.tail = entry;
+        queue.tail = link;
     }
 
-    pub(crate) fn pop(&mut self, queue: &mut WaitQueue) -> Option<Waiter> {
+    fn unlink(&self, queue: &mut WaitQueue, link: Link) -> Waiter {
+        let entry = self.entry(link);
+        let next = Link(entry.next.load(Ordering::Relaxed));
+        let prev = Link(entry.prev.swap(Link::UNLINKED.0, Ordering::Relaxed));
+        match prev {
+            Link::END => queue.head = next,
+            prev => self.entry(prev).next.store(next.0, Ordering::Relaxed),
+        }
+        match next {
+            Link::END => queue.tail = prev,
+            next => self.entry(next).prev.store(prev.0, Ordering::Relaxed),
+        }
+        let generation = entry.generation.load(Ordering::Relaxed);
+        Waiter {
+            entries: Arc::clone(self.lane(link)),
+            token: Token { slot: link.0 as u32, generation },
+            reads: entry.reads.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Takes the first entry out, to be woken.
+    pub(crate) fn pop(&self, queue: &mut WaitQueue) -> Option<Waiter> {
         if queue.is_empty() {
             return None;
         }
-        let entry = queue.head;
-        let (waiter, next) = std::mem::replace(&mut self.entries[entry as usize], (None, NONE));
-        queue.head = next;
-        if next == NONE {
-            queue.tail = NONE;
+        Some(self.unlink(queue, queue.head))
+    }
+
+    /// Takes every entry that waits for `key` out, first come first; how many.
+    pub(crate) fn take(
+        &self,
+        queue: &mut WaitQueue,
+        key: u64,
+        mut each: impl FnMut(Waiter),
+    ) -> usize {
+        let mut count = 0;
+        let mut at = queue.head;
+        while at != Link::END {
+            let next = self.next(at);
+            if self.entry(at).key.load(Ordering::Relaxed) == key {
+                each(self.unlink(queue, at));
+                count += 1;
+            }
+            at = next;
         }
-        self.free.push(entry);
-        waiter
+        count
+    }
+
+    /// What the operation waits for, when its entry is still linked; then it can be
+    /// [removed](WaitTable::remove). `None` when a waker has taken it out.
+    pub(crate) fn waits_for(&self, entries: &Entries, slot: u32) -> Option<u64> {
+        let entry = &entries.entries[slot as usize];
+        let linked = Link(entry.prev.load(Ordering::Relaxed)) != Link::UNLINKED;
+        linked.then(|| entry.key.load(Ordering::Relaxed))
+    }
+
+    /// Takes an entry that is linked into this queue off it; it will not be woken.
+    pub(crate) fn remove(&self, queue: &mut WaitQueue, entries: &Entries, slot: u32) {
+        let _nobody_wakes_it = self.unlink(queue, Link::new(entries.lane, slot));
+        entries.arrived(slot);
+    }
+
+    /// The keys on a queue, in order. For tests.
+    pub(crate) fn keys(&self, queue: &WaitQueue) -> Vec<u64> {
+        let mut keys = Vec::new();
+        let mut at = queue.head;
+        while at != Link::END {
+            keys.push(self.entry(at).key.load(Ordering::Relaxed));
+            at = self.next(at);
+        }
+        keys
     }
 }
 
@@ -164,26 +393,36 @@ mod tests {
         }
     }
 
-    fn waiter(log: &Arc<Log>, slot: u32) -> Waiter {
-        Waiter { target: log.clone(), token: Token { slot, generation: 0 }, reads: false }
+    fn scene(operations: usize) -> (Arc<Log>, Arc<Entries>, WaitTable) {
+        let log = Arc::new(Log::default());
+        let lane = Entries::new(3, operations, log.clone());
+        let mut table = WaitTable::new(Place::Barriers);
+        table.join(&lane);
+        (log, lane, table)
+    }
+
+    fn waiter(lane: &Arc<Entries>, slot: u32) -> Waiter {
+        Waiter::new(lane, Token { slot, generation: 0 }, false)
+    }
+
+    fn wake_all(table: &WaitTable, queue: &mut WaitQueue, wakes: &mut Wakes) {
+        while let Some(waiter) = table.pop(queue) {
+            wakes.push(waiter, Wakeup::Retry);
+        }
+        assert!(queue.is_empty());
     }
 
     #[test]
     fn waiters_leave_in_the_order_they_came() {
-        let log = Arc::new(Log::default());
-        let mut table = WaitTable::default();
+        let (log, lane, table) = scene(40);
         let (mut left, mut right) = (WaitQueue::EMPTY, WaitQueue::EMPTY);
         for slot in 0..40 {
             let queue = if slot % 2 == 0 { &mut left } else { &mut right };
-            table.enqueue(queue, waiter(&log, slot));
+            table.enqueue(queue, &waiter(&lane, slot), 0);
         }
         let mut wakes = Wakes::default();
-        for queue in [&mut left, &mut right] {
-            while let Some(waiter) = table.pop(queue) {
-                wakes.push(waiter, Wakeup::Retry);
-            }
-            assert!(queue.is_empty());
-        }
+        wake_all(&table, &mut left, &mut wakes);
+        wake_all(&table, &mut right, &mut wakes);
         assert!(log.0.lock().unwrap().is_empty(), "a callback ran before the lock was dropped");
         wakes.run();
         let order: Vec<u32> = (0..40).step_by(2).chain((1..40).step_by(2)).collect();
@@ -192,10 +431,70 @@ mod tests {
 
     #[test]
     fn a_dropped_list_of_wakes_still_wakes() {
-        let log = Arc::new(Log::default());
+        let (log, lane, _) = scene(2);
         let mut wakes = Wakes::default();
-        wakes.push(waiter(&log, 1), Wakeup::Retry);
+        wakes.push(waiter(&lane, 1), Wakeup::Retry);
         drop(wakes);
         assert_eq!(*log.0.lock().unwrap(), [1]);
+    }
+
+    #[test]
+    fn only_those_who_wait_for_the_key_are_taken_out_of_a_shared_queue() {
+        let (log, lane, table) = scene(6);
+        let mut queue = WaitQueue::EMPTY;
+        (0..6)
+            .for_each(|slot| table.enqueue(&mut queue, &waiter(&lane, slot), u64::from(slot % 3)));
+        let mut wakes = Wakes::default();
+        let taken = table.take(&mut queue, 1, |waiter| wakes.push(waiter, Wakeup::Retry));
+        assert_eq!((taken, table.keys(&queue)), (2, vec![0, 2, 0, 2]));
+        wakes.run();
+        assert_eq!(*log.0.lock().unwrap(), [1, 4]);
+    }
+
+    #[test]
+    fn an_entry_is_removed_from_anywhere_once_and_waits_again() {
+        for gone in [0, 3, 5] {
+            let (log, lane, table) = scene(6);
+            let mut queue = WaitQueue::EMPTY;
+            (0..6).for_each(|slot| table.enqueue(&mut queue, &waiter(&lane, slot), 9));
+            assert_eq!(lane.place(gone), Some(Place::Barriers));
+            assert_eq!(table.waits_for(&lane, gone), Some(9));
+            table.remove(&mut queue, &lane, gone);
+            assert_eq!((table.waits_for(&lane, gone), lane.place(gone)), (None, None));
+            table.enqueue(&mut queue, &waiter(&lane, gone), 9);
+            wake_all(&table, &mut queue, &mut Wakes::default());
+            let order: Vec<u32> = (0..6).filter(|slot| *slot != gone).chain([gone]).collect();
+            assert_eq!(*log.0.lock().unwrap(), order);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_a_waker_took_out_is_not_there_to_be_removed() {
+        let (_, lane, table) = scene(1);
+        let mut queue = WaitQueue::EMPTY;
+        table.enqueue(&mut queue, &waiter(&lane, 0), 0);
+        let woken = table.pop(&mut queue);
+        assert_eq!(table.waits_for(&lane, 0), None);
+        assert_eq!(lane.place(0), Some(Place::Barriers), "its wake-up has not arrived yet");
+        lane.arrived(0);
+        assert_eq!((lane.place(0), woken.is_some()), (None, true));
+    }
+
+    #[test]
+    #[should_panic(expected = "an operation waits on two queues")]
+    fn an_operation_waits_on_one_queue_at_a_time() {
+        let (_, lane, table) = scene(1);
+        table.enqueue(&mut WaitQueue::EMPTY.clone(), &waiter(&lane, 0), 0);
+        table.enqueue(&mut WaitQueue::EMPTY.clone(), &waiter(&lane, 0), 0);
+    }
+
+    #[test]
+    fn places_are_told_apart() {
+        for place in
+            [Place::Shard(0), Place::Shard(63), Place::Room(5), Place::Barriers, Place::Orders]
+        {
+            assert_eq!(Place::from_u32(place.to_u32()), Some(place));
+        }
+        assert_eq!(Place::from_u32(Place::NOWHERE), None);
     }
 }

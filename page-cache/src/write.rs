@@ -12,7 +12,7 @@ use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
 use crate::buffer::Buffer;
 use crate::cache::{Cache, CacheMode};
 use crate::lane::{Core, Io, IoKind, Run};
-use crate::page::{Blocks, Page};
+use crate::page::{Blocks, Notes, Page};
 use crate::read::end_fill;
 use crate::retry::Step;
 use crate::room::NoRoom;
@@ -85,6 +85,19 @@ impl Write {
 
     pub(crate) fn into_buffer(self) -> Buffer {
         self.buffer
+    }
+
+    /// The memory, which nothing is copied from any more.
+    pub(crate) fn take_buffer(&mut self) -> Buffer {
+        std::mem::replace(&mut self.buffer, Buffer::None)
+    }
+
+    /// Writes no further page. What the device has been sent goes on; if that is all there was to
+    /// do, the write is what it would have been.
+    pub(crate) fn stop(&mut self, error: IoError) {
+        if self.page != self.end_page {
+            self.error = Some(error);
+        }
     }
 
     fn part(&self) -> (usize, usize, usize) {
@@ -331,7 +344,8 @@ impl Write {
             let mut frames = data.frames;
             for (page, frame) in core.pages_of(&io, &mut frames) {
                 let blocks = core.blocks_of(&io, page);
-                self.filled = end_fill(core, page, blocks, frame, result.is_ok(), true);
+                self.filled =
+                    end_fill(core, page, blocks, frame, result.is_ok(), true, Notes::NONE);
             }
             core.recycle(frames);
         } else {

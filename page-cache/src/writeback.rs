@@ -192,7 +192,7 @@ impl Flusher {
                     self.core.wakes.push(waiter, Wakeup::Ended(result));
                 }
             }
-            IoKind::Fill | IoKind::ReadPast | IoKind::Bypass => {
+            IoKind::Fill | IoKind::Ahead { .. } | IoKind::ReadPast | IoKind::Bypass => {
                 panic!("the flusher sends no {:?}", io.kind)
             }
         }

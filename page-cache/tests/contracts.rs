@@ -1,142 +1,15 @@
 //! Each contract of the cache, on the simulated device, step by step.
 
+mod common;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::rig::{MEDIA, PAGE, READ, Rig, STABLE, WRITE, page};
 use uaio_driver::block::PollsAnyway;
 use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
-use uaio_driver::{BlockDevice, DmaPool, IoError, IoErrorKind, IoResult, PoolOptions, Token};
-use uaio_page_cache::{
-    Buffer, Cache, CacheMode, CacheOptions, Finished, Flusher, Handle, Lane, OpKind, Operation,
-};
-
-const PAGE: u64 = 4096;
-const READ: OpKind = OpKind::Read { direct: false };
-const WRITE: OpKind = OpKind::Write { stable: false, direct: false };
-const STABLE: OpKind = OpKind::Write { stable: true, direct: false };
-const MEDIA: IoError = IoError::new(IoErrorKind::Media);
-
-/// A cache of 64 frames over 1 MiB of simulated drive, stepped by hand.
-struct Rig {
-    device: SimDevice,
-    cache: Arc<Cache>,
-    lanes: Vec<Lane>,
-    handle: Arc<Handle>,
-    flusher: Flusher,
-    now: Duration,
-    finished: Vec<(u64, IoResult, Vec<u8>)>,
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // Nobody turns the flusher any more, so the lanes might drain for ever.
-            std::mem::forget(std::mem::take(&mut self.lanes));
-        }
-    }
-}
-
-impl Rig {
-    fn new(mode: CacheMode) -> Self {
-        Self::with(CacheOptions { mode, ..CacheOptions::frames(64) })
-    }
-
-    fn with(options: CacheOptions) -> Self {
-        let pool = DmaPool::new(PoolOptions::frames(options.frames)).unwrap();
-        let sim = SimOptions { latency_steps: 1..=1, ..SimOptions::sized(1 << 20, 512) };
-        let device = SimDevice::new(sim, 1, pool).unwrap();
-        let below: Arc<dyn BlockDevice> = Arc::new(device.clone());
-        let cache = Cache::new(below, options).unwrap();
-        let flusher = Flusher::new(Arc::clone(&cache), 16, Arc::new(PollsAnyway)).unwrap();
-        let lane = || Lane::new(Arc::clone(&cache), 64, 16, Arc::new(PollsAnyway)).unwrap();
-        Self {
-            lanes: vec![lane(), lane()],
-            handle: cache.open(),
-            now: Duration::ZERO,
-            finished: Vec::new(),
-            device,
-            cache,
-            flusher,
-        }
-    }
-
-    /// Starts an operation on lane 0.
-    fn start(&mut self, id: u64, kind: OpKind, offset: u64, bytes: Vec<u8>) {
-        self.start_on(0, id, kind, offset, bytes);
-    }
-
-    fn start_on(&mut self, lane: usize, id: u64, kind: OpKind, offset: u64, bytes: Vec<u8>) {
-        let operation = Operation {
-            token: Token::from_u64(id),
-            kind,
-            offset,
-            len: bytes.len() as u64,
-            buffer: Buffer::Bytes(bytes),
-            handle: Arc::clone(&self.handle),
-        };
-        assert!(self.lanes[lane].start(operation).is_ok());
-        self.collect();
-    }
-
-    fn collect(&mut self) {
-        for lane in &mut self.lanes {
-            while let Some(Finished { token, result, buffer }) = lane.pop_finished() {
-                let bytes = if let Buffer::Bytes(bytes) = buffer { bytes } else { Vec::new() };
-                self.finished.push((token.to_u64(), result, bytes));
-            }
-        }
-    }
-
-    fn turn_lanes(&mut self) {
-        self.lanes.iter_mut().for_each(|lane| _ = lane.turn());
-        self.collect();
-        self.cache.assert_sound();
-    }
-
-    fn turn_flusher(&mut self) {
-        self.flusher.turn(self.now);
-        self.cache.assert_sound();
-    }
-
-    fn turn(&mut self) {
-        self.turn_lanes();
-        self.turn_flusher();
-    }
-
-    fn turns(&mut self, count: usize) {
-        (0..count).for_each(|_| self.turn());
-    }
-
-    fn result(&mut self, id: u64) -> Option<IoResult> {
-        let found = self.finished.iter().find(|(done, ..)| *done == id)?;
-        Some(found.1)
-    }
-
-    /// Turns until an operation is finished; its result and bytes.
-    fn wait(&mut self, id: u64) -> (IoResult, Vec<u8>) {
-        for _ in 0..10_000 {
-            if let Some(at) = self.finished.iter().position(|(done, ..)| *done == id) {
-                let (_, result, bytes) = self.finished.remove(at);
-                return (result, bytes);
-            }
-            self.turn();
-        }
-        panic!("operation {id} hung: {:?}", self.cache.stats());
-    }
-
-    fn run(&mut self, kind: OpKind, offset: u64, bytes: Vec<u8>) -> (IoResult, Vec<u8>) {
-        self.start(u64::MAX, kind, offset, bytes);
-        self.wait(u64::MAX)
-    }
-
-    fn flush(&mut self) -> IoResult {
-        self.run(OpKind::Flush, 0, Vec::new()).0
-    }
-}
-
-fn page(byte: u8) -> Vec<u8> {
-    vec![byte; PAGE as usize]
-}
+use uaio_driver::{BlockDevice, DmaPool, IoError, IoErrorKind, PoolOptions, Token};
+use uaio_page_cache::{Buffer, Cache, CacheMode, CacheOptions, Flusher, Lane, OpKind, Operation};
 
 #[test]
 fn any_number_of_readers_of_an_absent_page_cost_one_device_read() {

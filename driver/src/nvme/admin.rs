@@ -1,4 +1,5 @@
-//! The admin queue pair: one command at a time, polled, each with a deadline (Base 2.0c §5).
+//! The admin queue pair: commands posted and taken, or one at a time and waited for, each with a
+//! deadline (Base 2.0c §5).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,30 +11,69 @@ use crate::clock::Clock;
 use crate::dma::{DmaPool, DmaRegion};
 
 use super::commands::Command;
-use super::failure::{Failure, Fate, Violation};
+use super::failure::{Failure, Violation};
+use super::fate::{Fate, Standing};
 use super::registers::{Doorbell, Function};
-use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
+use super::ring::{self, BadFetch, CompletionRing, Cqe, SubmissionRing};
 use super::spec::command::{self, Opcode, SubmissionEntry, cns};
 use super::spec::identify::IDENTIFY_SIZE;
 use super::spec::layout::Layout;
 use super::spec::{Cap, Status};
 use super::transfer::Transfer;
 
-/// How many admin commands the rings hold; more than the one that is ever in flight.
+/// How many admin commands the rings hold: more than events, aborts and queues of a reset need at once.
 const DEPTH: u16 = 31;
 /// How often an admin command's completion is looked for.
-const POLL_INTERVAL: Duration = Duration::from_micros(50);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Why an admin command did not do what it was to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AdminError {
     /// The controller answered with an error; it goes on.
     Status(Status),
-    /// The controller is ended.
+    /// The controller is ended or was reset; the command may have been done or not.
     Failed(Failure),
 }
 
+/// Names an admin command in flight: its Command Identifier, whose upper bits tell successive tenants
+/// of a slot apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket(u16);
+
+/// Bits of an admin Command Identifier that name the slot. Slot 31 does not exist, so no identifier is
+/// FFFFh.
+const SLOT_BITS: u32 = 5;
+const SLOT_MASK: u16 = (1 << SLOT_BITS) - 1;
+
+/// What becomes of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Somebody holds the ticket and asks for it.
+    Answer,
+    /// An Abort: nobody asks.
+    Abort,
+    /// An Asynchronous Event Request: it may take for ever, and its answer is an event.
+    Event,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Free,
+    InFlight { purpose: Purpose, due: Duration },
+    Answered { status: Status, dw0: u32 },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    cid: u16,
+    state: State,
+}
+
 /// The admin queue pair and one page for what it transfers.
+///
+/// Commands are posted, and their answers taken when they are there ([`post`](AdminQueue::post),
+/// [`service`](AdminQueue::service), [`take`](AdminQueue::take)), so that aborts, events and the queues
+/// of a controller that was reset go on beside a command that somebody waits for.
 #[derive(Debug)]
 pub(super) struct AdminQueue {
     sq: SubmissionRing,
@@ -41,7 +81,11 @@ pub(super) struct AdminQueue {
     sq_doorbell: Doorbell,
     cq_doorbell: Doorbell,
     data: DmaRegion,
-    cid: u16,
+    /// What log pages that events name are read to.
+    event_data: DmaRegion,
+    slots: [Slot; DEPTH as usize],
+    /// Dword 0 of the events that came.
+    events: Vec<u32>,
     timeout: Duration,
     fate: Arc<Fate>,
     clock: Arc<dyn Clock>,
@@ -49,7 +93,7 @@ pub(super) struct AdminQueue {
 
 impl AdminQueue {
     /// Frames that an admin queue takes from the pool.
-    pub(super) const FRAMES: usize = 3;
+    pub(super) const FRAMES: usize = 4;
 
     /// The rings, in memory, for [`enable`](super::controller) to tell the controller of; `None` when
     /// the pool has no room.
@@ -63,11 +107,13 @@ impl AdminQueue {
     ) -> Option<Self> {
         Some(Self {
             sq: SubmissionRing::new(pool, 0, DEPTH)?,
-            cq: CompletionRing::new(pool, DEPTH)?,
+            cq: CompletionRing::new(pool, 0, DEPTH, ring::entries_for(DEPTH))?,
             sq_doorbell: Doorbell::submission(function, cap, 0),
             cq_doorbell: Doorbell::completion(function, cap, 0),
             data: pool.take_region(1)?,
-            cid: 0,
+            event_data: pool.take_region(1)?,
+            slots: std::array::from_fn(|slot| Slot { cid: slot as u16, state: State::Free }),
+            events: Vec::with_capacity(usize::from(DEPTH)),
             timeout,
             fate,
             clock,
@@ -88,27 +134,60 @@ impl AdminQueue {
         cns: u32,
         nsid: u32,
     ) -> Result<[u8; IDENTIFY_SIZE], AdminError> {
-        self.execute(
-            Opcode::IDENTIFY,
-            SubmissionEntry {
-                nsid: nsid.into(),
-                prp1: self.data.iova().0.into(),
-                cdw10: cns.into(),
-                ..Default::default()
-            },
-        )?;
-        let mut bytes = [0; IDENTIFY_SIZE];
-        for (out, word) in bytes.chunks_exact_mut(8).zip(self.data.words()) {
-            // Memory order on both sides: the bytes as the device left them.
-            out.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        self.execute(Opcode::IDENTIFY, self.identify_entry(cns, nsid))?;
+        Ok(page(&self.data))
+    }
+
+    fn identify_entry(&self, cns: u32, nsid: u32) -> SubmissionEntry {
+        SubmissionEntry {
+            nsid: nsid.into(),
+            prp1: self.data.iova().0.into(),
+            cdw10: cns.into(),
+            ..Default::default()
         }
-        Ok(bytes)
+    }
+
+    /// Sends Identify; when it is answered, [`identified_as`](AdminQueue::identified_as) has it.
+    pub(super) fn post_identify(
+        &mut self,
+        cns: u32,
+        nsid: u32,
+    ) -> Result<Option<Ticket>, AdminError> {
+        self.post(Opcode::IDENTIFY, self.identify_entry(cns, nsid), Purpose::Answer)
+    }
+
+    /// What the last Identify gave.
+    pub(super) fn identified_as<T: Layout>(&self) -> T {
+        T::decode(&page(&self.data))
+    }
+
+    /// Sends Get Log Page for the first `len_bytes` of a page, at most 4096, all namespaces, for
+    /// [`event_data`](AdminQueue::event_data). Reading it lets the events of the page come again.
+    pub(super) fn post_log(
+        &mut self,
+        log_page: u8,
+        len_bytes: u32,
+    ) -> Result<Option<Ticket>, AdminError> {
+        // NUMD is 0's based, in dwords; RAE is 0.
+        let cdw10 = (len_bytes / 4 - 1) << 16 | u32::from(log_page);
+        let entry = SubmissionEntry {
+            nsid: u32::MAX.into(),
+            prp1: self.event_data.iova().0.into(),
+            cdw10: cdw10.into(),
+            ..Default::default()
+        };
+        self.post(Opcode::GET_LOG_PAGE, entry, Purpose::Answer)
+    }
+
+    /// What the last Get Log Page of `post_log` gave.
+    pub(super) fn event_data(&self) -> [u8; IDENTIFY_SIZE] {
+        page(&self.event_data)
     }
 
     /// An Identify data structure with a type.
     pub(super) fn identify_as<T: Layout>(&mut self, cns: u32, nsid: u32) -> Result<T, AdminError> {
-        let bytes = self.identify(cns, nsid)?;
-        Ok(T::decode(&bytes))
+        self.identify(cns, nsid)?;
+        Ok(self.identified_as())
     }
 
     /// The active namespaces with identifiers above `after`, ascending, at most 1024 (CNS 02h).
@@ -121,79 +200,29 @@ impl AdminQueue {
     /// Asks for `count` I/O queues of each kind and returns how many were granted (Base 2.0c
     /// §5.27.1.5: the count is 0's based both ways, and may be more or fewer than asked).
     pub(super) fn set_number_of_queues(&mut self, count: u16) -> Result<u16, AdminError> {
-        let wanted = u32::from(count.max(1) - 1);
-        let granted = self.execute(
-            Opcode::SET_FEATURES,
-            SubmissionEntry {
-                cdw10: command::FEATURE_NUMBER_OF_QUEUES.into(),
-                cdw11: (wanted << 16 | wanted).into(),
-                ..Default::default()
-            },
-        )?;
+        let granted = self.execute(Opcode::SET_FEATURES, number_of_queues_entry(count))?;
         let (submission, completion) = (granted as u16, (granted >> 16) as u16);
         Ok(submission.min(completion).saturating_add(1).min(count))
     }
 
-    /// Creates completion queue `qid`, physically contiguous; it interrupts on `vector` if there is one.
-    pub(super) fn create_cq(
+    /// Sends Set Features.
+    pub(super) fn set(&mut self, entry: SubmissionEntry) -> Result<(), AdminError> {
+        self.execute(Opcode::SET_FEATURES, entry).map(drop)
+    }
+
+    /// Asks for `count` I/O queues without waiting.
+    pub(super) fn post_number_of_queues(
         &mut self,
-        qid: u16,
-        ring: &CompletionRing,
-        vector: Option<u16>,
-    ) -> Result<(), AdminError> {
-        let interrupts = vector.map_or(0, |vector| u32::from(vector) << 16 | 1 << 1);
-        self.execute(
-            Opcode::CREATE_IO_CQ,
-            SubmissionEntry {
-                prp1: ring.iova().into(),
-                cdw10: (u32::from(ring.size_zero_based()) << 16 | u32::from(qid)).into(),
-                cdw11: (interrupts | 1).into(),
-                ..Default::default()
-            },
-        )?;
-        Ok(())
+        count: u16,
+    ) -> Result<Option<Ticket>, AdminError> {
+        self.post(Opcode::SET_FEATURES, number_of_queues_entry(count), Purpose::Answer)
     }
 
-    /// Creates submission queue `qid`, physically contiguous, completing into completion queue `qid`.
-    pub(super) fn create_sq(&mut self, qid: u16, ring: &SubmissionRing) -> Result<(), AdminError> {
-        self.execute(
-            Opcode::CREATE_IO_SQ,
-            SubmissionEntry {
-                prp1: ring.iova().into(),
-                cdw10: (u32::from(ring.size_zero_based()) << 16 | u32::from(qid)).into(),
-                cdw11: (u32::from(qid) << 16 | 1).into(),
-                ..Default::default()
-            },
-        )?;
-        Ok(())
-    }
-
-    /// Deletes submission queue `qid`; what was in flight on it is aborted.
-    pub(super) fn delete_sq(&mut self, qid: u16) -> Result<(), AdminError> {
-        self.delete(Opcode::DELETE_IO_SQ, qid)
-    }
-
-    /// Deletes completion queue `qid`, whose submission queue is deleted already.
-    pub(super) fn delete_cq(&mut self, qid: u16) -> Result<(), AdminError> {
-        self.delete(Opcode::DELETE_IO_CQ, qid)
-    }
-
-    fn delete(&mut self, opcode: Opcode, qid: u16) -> Result<(), AdminError> {
-        let entry = SubmissionEntry { cdw10: u32::from(qid).into(), ..Default::default() };
-        self.execute(opcode, entry)?;
-        Ok(())
-    }
-
-    /// Sends a command of somebody else's with its data in `transfer`; dword 0 of its completion. After
-    /// [`AdminError::Failed`] the controller may still use the memory until it is quiet.
-    pub(super) fn command(
-        &mut self,
-        command: &Command,
-        transfer: Option<&Transfer>,
-    ) -> Result<u32, AdminError> {
+    /// The entry of somebody else's command with its data in `transfer`.
+    pub(super) fn entry_of(command: &Command, transfer: Option<&Transfer>) -> SubmissionEntry {
         let (prp1, prp2) = transfer.map_or((0, 0), Transfer::prps);
         let [cdw10, cdw11, cdw12, cdw13, cdw14, cdw15] = command.cdw10.map(Into::into);
-        let entry = SubmissionEntry {
+        SubmissionEntry {
             nsid: command.nsid.into(),
             cdw2: command.cdw2.into(),
             cdw3: command.cdw3.into(),
@@ -206,26 +235,64 @@ impl AdminQueue {
             cdw14,
             cdw15,
             ..Default::default()
-        };
-        self.execute_within(command.opcode, entry, command.timeout.unwrap_or(self.timeout))
+        }
     }
 
-    /// Sends one command and waits for its completion: dword 0 of it.
+    /// Sends one command and waits for its completion: dword 0 of it. Nothing else is done with the
+    /// queue meanwhile, so only for what is quick; [`NvmeController::command`] waits without it.
+    ///
+    /// [`NvmeController::command`]: super::NvmeController::command
     fn execute(&mut self, opcode: Opcode, entry: SubmissionEntry) -> Result<u32, AdminError> {
-        self.execute_within(opcode, entry, self.timeout)
+        let ticket = loop {
+            if let Some(ticket) = self.post(opcode, entry, Purpose::Answer)? {
+                break ticket;
+            }
+            self.service();
+            self.clock.sleep(POLL_INTERVAL);
+        };
+        loop {
+            self.service();
+            if let Some(answer) = self.take(ticket) {
+                return answer;
+            }
+            if let Some(failure) = self.fate.examine() {
+                return Err(self.fail(failure));
+            }
+            self.clock.sleep(POLL_INTERVAL);
+        }
     }
 
-    fn execute_within(
+    /// Sends a command that takes at most the admin timeout; `None` when as many are in flight as the
+    /// rings hold. Does not wait.
+    pub(super) fn post(
+        &mut self,
+        opcode: Opcode,
+        entry: SubmissionEntry,
+        purpose: Purpose,
+    ) -> Result<Option<Ticket>, AdminError> {
+        self.post_for(opcode, entry, purpose, self.timeout)
+    }
+
+    /// [`post`](AdminQueue::post) for a command that may take `timeout`.
+    pub(super) fn post_for(
         &mut self,
         opcode: Opcode,
         mut entry: SubmissionEntry,
+        purpose: Purpose,
         timeout: Duration,
-    ) -> Result<u32, AdminError> {
-        if let Some(failure) = self.fate.failure() {
-            return Err(AdminError::Failed(failure));
+    ) -> Result<Option<Ticket>, AdminError> {
+        match self.fate.standing() {
+            // While it is revived, only who revives it has this queue.
+            Standing::Running(_) | Standing::Reviving => {}
+            Standing::Stopping | Standing::Ending | Standing::Quiet | Standing::Never => {
+                return Err(AdminError::Failed(self.fate.trouble().unwrap_or(Failure::Closed)));
+            }
         }
-        self.cid = self.cid.wrapping_add(1);
-        entry.cdw0 = (u32::from(self.cid) << 16 | u32::from(opcode.0)).into();
+        let free = |slot: &&mut Slot| matches!(slot.state, State::Free);
+        let Some(slot) = self.slots.iter_mut().find(free) else { return Ok(None) };
+        slot.state = State::InFlight { purpose, due: self.clock.now().saturating_add(timeout) };
+        let cid = slot.cid;
+        entry.cdw0 = (u32::from(cid) << 16 | u32::from(opcode.0)).into();
         let words: [u64; 8] = zerocopy::transmute!(entry);
         for (place, word) in self.sq.entry().iter().zip(words) {
             // The bytes of the entry as they are; ordered before the device's fetch by the doorbell.
@@ -235,53 +302,105 @@ impl AdminQueue {
         if let Some(tail) = self.sq.commit() {
             self.sq_doorbell.ring(tail);
         }
-        let cqe = self.wait(timeout)?;
-        let dw0 = self.cq.dw0();
-        self.cq.advance();
-        self.cq_doorbell.ring(self.cq.head());
-        self.check(cqe)?;
-        match cqe.status().code() {
-            Status::SUCCESS => Ok(dw0),
-            _ => Err(AdminError::Status(cqe.status())),
-        }
+        Ok(Some(Ticket(cid)))
     }
 
-    fn wait(&self, timeout: Duration) -> Result<Cqe, AdminError> {
-        let start = self.clock.now();
-        loop {
-            if let Some(cqe) = self.cq.peek() {
-                return Ok(cqe);
+    /// Takes in what has completed, and ends the controller when a command is late. Does not wait.
+    pub(super) fn service(&mut self) {
+        while let Some(cqe) = self.cq.peek() {
+            let dw0 = self.cq.dw0();
+            self.cq.advance();
+            if let Err(violation) = self.complete(cqe, dw0) {
+                self.fail(Failure::Protocol(violation));
+                return;
             }
-            let waited = self.clock.now().saturating_sub(start);
-            if waited >= timeout {
-                let waited_ms = waited.as_millis() as u64;
-                return Err(self.fail(Failure::TimedOut { qid: 0, waited_ms }));
-            }
-            // Another queue may have ended the controller meanwhile.
-            if let Some(failure) = self.fate.failure() {
-                return Err(AdminError::Failed(failure));
-            }
-            if let Some(failure) = self.fate.examine() {
-                return Err(self.fail(failure));
-            }
-            self.clock.sleep(POLL_INTERVAL);
         }
-    }
-
-    fn check(&mut self, cqe: Cqe) -> Result<(), AdminError> {
-        let (sqid, sqhd, cid) = (cqe.sqid(), cqe.sqhd(), cqe.cid());
-        let violation = match self.sq.fetched(cqe) {
-            Err(BadFetch::Queue) => Violation::WrongQueue { qid: 0, sqid },
-            Err(BadFetch::Head) => Violation::BadHead { qid: 0, sqhd },
-            Ok(()) if cid != self.cid => Violation::UnknownCommand { qid: 0, cid },
-            Ok(()) => return Ok(()),
+        if let Some(head) = self.cq.tell() {
+            self.cq_doorbell.ring(head);
+        }
+        let now = self.clock.now();
+        let late = |slot: &Slot| match slot.state {
+            State::InFlight { purpose, due } => purpose != Purpose::Event && now >= due,
+            State::Free | State::Answered { .. } => false,
         };
-        Err(self.fail(Failure::Protocol(violation)))
+        if self.slots.iter().any(late) {
+            self.fail(Failure::TimedOut { qid: 0, waited_ms: self.timeout.as_millis() as u64 });
+        }
+    }
+
+    fn complete(&mut self, cqe: Cqe, dw0: u32) -> Result<(), Violation> {
+        let (sqid, sqhd, cid) = (cqe.sqid(), cqe.sqhd(), cqe.cid());
+        match self.sq.fetched(cqe) {
+            Err(BadFetch::Queue) => return Err(Violation::WrongQueue { qid: 0, sqid }),
+            Err(BadFetch::Head) => return Err(Violation::BadHead { qid: 0, sqhd }),
+            Ok(()) => {}
+        }
+        let unknown = Violation::UnknownCommand { qid: 0, cid };
+        let slot = self.slots.get_mut(usize::from(cid & SLOT_MASK)).ok_or(unknown)?;
+        let State::InFlight { purpose, .. } = slot.state else { return Err(unknown) };
+        if slot.cid != cid {
+            return Err(unknown);
+        }
+        slot.state = State::Answered { status: cqe.status(), dw0 };
+        match purpose {
+            Purpose::Answer => return Ok(()),
+            // Whether it took shows in the command's own completion.
+            Purpose::Abort => {}
+            Purpose::Event if cqe.status().code() == Status::SUCCESS => self.events.push(dw0),
+            // More were asked for than it takes, or it is being shut down.
+            Purpose::Event => {}
+        }
+        slot.vacate();
+        Ok(())
+    }
+
+    /// Takes the answer of a command out: dword 0 of its completion. `None` when it is not there yet.
+    pub(super) fn take(&mut self, ticket: Ticket) -> Option<Result<u32, AdminError>> {
+        let slot = &mut self.slots[usize::from(ticket.0 & SLOT_MASK)];
+        let failed = || AdminError::Failed(self.fate.trouble().unwrap_or(self.fate.reason()));
+        if slot.cid != ticket.0 {
+            // The controller was reset meanwhile.
+            return Some(Err(failed()));
+        }
+        match slot.state {
+            State::Answered { status, dw0 } => {
+                slot.vacate();
+                Some(match status.code() {
+                    Status::SUCCESS => Ok(dw0),
+                    _ => Err(AdminError::Status(status)),
+                })
+            }
+            State::InFlight { .. } | State::Free => match self.fate.standing() {
+                Standing::Running(_) | Standing::Reviving => None,
+                _ => Some(Err(failed())),
+            },
+        }
+    }
+
+    /// How many commands of a purpose are in flight.
+    pub(super) fn in_flight(&self, wanted: Purpose) -> usize {
+        let is = |slot: &&Slot| matches!(slot.state, State::InFlight { purpose, .. } if purpose == wanted);
+        self.slots.iter().filter(is).count()
+    }
+
+    /// Dword 0 of the oldest event that came.
+    pub(super) fn next_event(&mut self) -> Option<u32> {
+        (!self.events.is_empty()).then(|| self.events.remove(0))
+    }
+
+    /// Empties rings and slots. Only while the controller is disabled and quiet: then nothing of it is
+    /// in flight, and the next bring-up starts at the first entries.
+    pub(super) fn reset(&mut self) {
+        self.sq.reset();
+        self.cq.reset();
+        self.events.clear();
+        let in_use = |slot: &&mut Slot| !matches!(slot.state, State::Free);
+        self.slots.iter_mut().filter(in_use).for_each(Slot::vacate);
     }
 
     fn fail(&self, failure: Failure) -> AdminError {
         self.fate.fail(failure);
-        AdminError::Failed(self.fate.failure().unwrap_or(failure))
+        AdminError::Failed(self.fate.trouble().unwrap_or(failure))
     }
 
     /// Gives the memory up for ever: the device may still use it.
@@ -289,6 +408,69 @@ impl AdminQueue {
         self.sq.leak();
         self.cq.leak();
         self.data.leak();
+        self.event_data.leak();
+    }
+}
+
+fn number_of_queues_entry(count: u16) -> SubmissionEntry {
+    let wanted = u32::from(count.max(1) - 1);
+    SubmissionEntry {
+        cdw10: command::FEATURE_NUMBER_OF_QUEUES.into(),
+        cdw11: (wanted << 16 | wanted).into(),
+        ..Default::default()
+    }
+}
+
+/// The bytes of a page as the device left them.
+fn page(region: &DmaRegion) -> [u8; IDENTIFY_SIZE] {
+    let mut bytes = [0; IDENTIFY_SIZE];
+    for (out, word) in bytes.chunks_exact_mut(8).zip(region.words()) {
+        // Memory order on both sides.
+        out.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+    }
+    bytes
+}
+
+/// Creates completion queue `qid`, physically contiguous; it interrupts on `vector` if there is one.
+pub(super) fn create_cq_entry(
+    qid: u16,
+    ring: &CompletionRing,
+    vector: Option<u16>,
+) -> SubmissionEntry {
+    let interrupts = vector.map_or(0, |vector| u32::from(vector) << 16 | 1 << 1);
+    SubmissionEntry {
+        prp1: ring.iova().into(),
+        cdw10: (u32::from(ring.size_zero_based()) << 16 | u32::from(qid)).into(),
+        cdw11: (interrupts | 1).into(),
+        ..Default::default()
+    }
+}
+
+/// Creates submission queue `qid`, physically contiguous, completing into completion queue `qid`.
+pub(super) fn create_sq_entry(qid: u16, ring: &SubmissionRing) -> SubmissionEntry {
+    SubmissionEntry {
+        prp1: ring.iova().into(),
+        cdw10: (u32::from(ring.size_zero_based()) << 16 | u32::from(qid)).into(),
+        cdw11: (u32::from(qid) << 16 | 1).into(),
+        ..Default::default()
+    }
+}
+
+/// Deletes submission or completion queue `qid`, by the opcode. The submission queue goes first; what
+/// was in flight on it is aborted.
+pub(super) fn delete_entry(qid: u16) -> SubmissionEntry {
+    SubmissionEntry { cdw10: u32::from(qid).into(), ..Default::default() }
+}
+
+/// Aborts command `cid` of submission queue `qid`, if it can be.
+pub(super) fn abort_entry(qid: u16, cid: u16) -> SubmissionEntry {
+    SubmissionEntry { cdw10: (u32::from(cid) << 16 | u32::from(qid)).into(), ..Default::default() }
+}
+
+impl Slot {
+    fn vacate(&mut self) {
+        self.cid = self.cid.wrapping_add(1 << SLOT_BITS);
+        self.state = State::Free;
     }
 }
 

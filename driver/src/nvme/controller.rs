@@ -1,13 +1,15 @@
 //! A controller: from reset to queue pairs, and back (Base 2.0c §3.5, §3.6).
 
 mod bring_up;
+mod events;
+mod recovery;
 mod rescan;
 
 pub use rescan::NamespaceChanges;
 
 use std::collections::BTreeSet;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::block::Health;
@@ -16,40 +18,63 @@ use crate::dma::DmaPool;
 use crate::error::DeviceError;
 use crate::vfio::{PciAddress, VfioFunction};
 
-use super::admin::{AdminError, AdminQueue};
+use super::admin::{self, AdminError, AdminQueue, Purpose, Ticket};
 use super::commands::{Command, CommandError, Data};
 use super::discard::DsmLimits;
-use super::failure::{Failure, Fate};
+use super::failure::Failure;
+use super::fate::{Fate, Standing};
 use super::info::{ControllerInfo, NamespaceInfo};
 use super::namespace::NvmeNamespace;
 use super::queue::QueueMemory;
 use super::registers::{Function, Properties};
 use super::ring::{self, CompletionRing, SubmissionRing};
-use super::spec::command::{FEATURE_HOST_MEMORY_BUFFER, FEATURE_NUMBER_OF_QUEUES};
+use super::spec::command::{FEATURE_HOST_MEMORY_BUFFER, FEATURE_NUMBER_OF_QUEUES, SubmissionEntry};
 use super::spec::register::{SHN_NORMAL, SHST_COMPLETE};
-use super::spec::{Cap, Csts, Opcode};
+use super::spec::{Cap, Cc, Csts, Opcode};
+use super::statistics::ErrorStatistics;
 use super::transfer::Transfer;
 
 use bring_up::Start;
+pub use events::Event;
+use events::Listening;
+use recovery::Recovery;
 
 /// How a controller is to be driven.
 #[derive(Clone, Copy, Debug)]
 pub struct ControllerOptions {
     /// How many I/O queues to ask for. Each costs memory of the pool only when it is opened.
     pub queues_max: u16,
-    /// How long an I/O command may take before the controller is given up.
+    /// How long an I/O command may take: past this it is aborted.
     pub command_timeout: Duration,
-    /// How long an admin command may take before the controller is given up.
+    /// How long an Abort may take to show: past this the controller is reset.
+    pub abort_timeout: Duration,
+    /// How long an admin command may take: past this the controller is reset.
     pub admin_timeout: Duration,
+    /// How many resets in a row are tried before the controller is given up; 0 is none.
+    pub resets_max: u32,
+    /// Resets further apart than this are not in a row.
+    pub resets_window: Duration,
+    /// How often a request is sent again that an abort or a reset ended, if it may be.
+    pub retries_max: u8,
+    /// Whether a controller that does not stop may be reset with its whole NVM subsystem, other
+    /// controllers of it included (NSSR).
+    pub subsystem_reset: bool,
 }
 
 impl Default for ControllerOptions {
-    /// Up to 64 queues; 30 s a command of either kind, as the Linux driver's `io_timeout`.
+    /// Up to 64 queues; 30 s a command of either kind, as the Linux driver's `io_timeout`; 5 s for an
+    /// Abort; five resets in ten minutes; a request is sent three times more at most; the subsystem is
+    /// left alone.
     fn default() -> Self {
         Self {
             queues_max: 64,
             command_timeout: Duration::from_secs(30),
+            abort_timeout: Duration::from_secs(5),
             admin_timeout: Duration::from_secs(30),
+            resets_max: 0,
+            resets_window: Duration::from_secs(600),
+            retries_max: 3,
+            subsystem_reset: false,
         }
     }
 }
@@ -66,6 +91,10 @@ impl Default for ControllerOptions {
 pub struct NvmeController {
     info: ControllerInfo,
     cap: Cap,
+    /// What it was enabled with.
+    cc: Cc,
+    /// How many Abort commands it takes at once.
+    aborts_max: usize,
     dsm: DsmLimits,
     write_zeroes_max_bytes_log2: u8,
     options: ControllerOptions,
@@ -88,6 +117,10 @@ struct Shared {
     /// Namespaces that are open.
     namespaces: BTreeSet<u32>,
     closed: bool,
+    recovery: Recovery,
+    listening: Listening,
+    /// Admin commands that are part of every bring-up after a reset.
+    settings: Vec<(Opcode, SubmissionEntry)>,
 }
 
 /// What queues need of their controller.
@@ -98,7 +131,7 @@ pub(super) struct Parts<'a> {
     pub(super) function: &'a Arc<dyn Function>,
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) cap: Cap,
-    pub(super) command_timeout: Duration,
+    pub(super) options: &'a ControllerOptions,
 }
 
 impl NvmeController {
@@ -193,6 +226,11 @@ impl NvmeController {
         self.fate.failure()
     }
 
+    /// What had to be done about failures since it was opened.
+    pub fn error_statistics(&self) -> ErrorStatistics {
+        self.fate.counters.read()
+    }
+
     /// Shuts the controller down in order (CC.SHN), which makes its volatile cache stable, and disables
     /// it. Takes effect once. Blocks, bounded by RTD3E (at least 1 s) and CAP.TO.
     ///
@@ -254,7 +292,7 @@ impl NvmeController {
             function: &self.function,
             clock: &self.clock,
             cap: self.cap,
-            command_timeout: self.options.command_timeout,
+            options: &self.options,
         }
     }
 
@@ -275,7 +313,9 @@ impl NvmeController {
             transfer.fill(bytes);
         }
         self.check_running()?;
-        let answer = self.lock().admin.command(command, transfer.as_ref());
+        let entry = AdminQueue::entry_of(command, transfer.as_ref());
+        let timeout = command.timeout.unwrap_or(self.options.admin_timeout);
+        let answer = self.command_within(command.opcode, entry, timeout);
         match answer {
             Ok(dw0) => {
                 if let (Data::In(bytes), Some(transfer)) = (data, &transfer) {
@@ -290,7 +330,7 @@ impl NvmeController {
             }),
             Err(AdminError::Failed(failure)) => {
                 if let Some(mut transfer) = transfer
-                    && !self.fate.wait_quiet()
+                    && !self.wait_forgotten()
                 {
                     transfer.leak();
                 }
@@ -356,7 +396,7 @@ impl NvmeController {
     }
 
     pub(super) fn check_running(&self) -> Result<(), DeviceError> {
-        self.fate.failure().map_or(Ok(()), |failure| Err(self.failed(failure)))
+        self.fate.trouble().map_or(Ok(()), |failure| Err(self.failed(failure)))
     }
 
     fn failed(&self, failure: Failure) -> DeviceError {
@@ -369,43 +409,144 @@ impl NvmeController {
         depth: u16,
     ) -> Result<(u16, Option<u16>, QueueMemory), DeviceError> {
         self.check_running()?;
-        let shared = &mut *self.lock();
         let max = self.info.queues_max;
-        let Some(qid) = (1..=max).find(|qid| !shared.queues.contains(qid)) else {
-            return Err(DeviceError::NoMoreQueues { max });
+        let qid = {
+            let shared = &mut *self.lock();
+            let free = (1..=max).find(|qid| !shared.queues.contains(qid));
+            let qid = free.ok_or(DeviceError::NoMoreQueues { max })?;
+            shared.queues.insert(qid);
+            qid
         };
-        let memory = self.queue_memory(qid, depth).ok_or_else(|| self.no_memory(depth))?;
-        let vector = (qid < self.function.vectors()).then_some(qid);
-        let named = |error| self.admin_error("create a queue", error);
-        let admin = &mut shared.admin;
-        let created = admin.create_cq(qid, &memory.cq, vector).map_err(named).and_then(|()| {
-            admin.create_sq(qid, &memory.sq).map_err(|error| {
-                // Nothing can be in flight on it; when this fails too, the controller has.
-                let _ = admin.delete_cq(qid);
-                named(error)
-            })
-        });
+        let memory = self.queue_memory(qid, depth).ok_or_else(|| self.no_memory(depth));
+        let created = memory.and_then(|memory| self.create_pair(qid, memory));
+        if created.is_err() {
+            self.lock().queues.remove(&qid);
+        }
+        created.map(|(vector, memory)| (qid, vector, memory))
+    }
+
+    fn create_pair(
+        &self,
+        qid: u16,
+        memory: QueueMemory,
+    ) -> Result<(Option<u16>, QueueMemory), DeviceError> {
+        let vector = self.vector(qid);
+        let created = self
+            .command(Opcode::CREATE_IO_CQ, admin::create_cq_entry(qid, &memory.cq, vector))
+            .and_then(|_| {
+                let entry = admin::create_sq_entry(qid, &memory.sq);
+                self.command(Opcode::CREATE_IO_SQ, entry).inspect_err(|_| {
+                    // Nothing can be in flight on it; when this fails too, the controller has.
+                    let _ = self.command(Opcode::DELETE_IO_CQ, admin::delete_entry(qid));
+                })
+            });
         match created {
-            Ok(()) => {
-                shared.queues.insert(qid);
-                Ok((qid, vector, memory))
-            }
+            Ok(_) => Ok((vector, memory)),
             Err(error) => {
-                if self.fate.failure().is_some() && !self.fate.wait_quiet() {
+                if !self.wait_forgotten() {
                     let QueueMemory { mut sq, mut cq, mut lists } = memory;
                     sq.leak();
                     cq.leak();
                     lists.leak();
                 }
-                Err(error)
+                Err(self.admin_error("create a queue", error))
             }
+        }
+    }
+
+    /// The interrupt vector of a queue, if there is one for it.
+    pub(super) fn vector(&self, qid: u16) -> Option<u16> {
+        (qid < self.function.vectors()).then_some(qid)
+    }
+
+    /// Sends an admin command without data and waits for its answer: dword 0 of it. Others use the
+    /// admin queue meanwhile. Blocks, bounded by the admin timeout.
+    pub(super) fn command(
+        &self,
+        opcode: Opcode,
+        entry: SubmissionEntry,
+    ) -> Result<u32, AdminError> {
+        self.command_within(opcode, entry, self.options.admin_timeout)
+    }
+
+    /// [`command`](NvmeController::command) for one that may take `timeout`.
+    fn command_within(
+        &self,
+        opcode: Opcode,
+        entry: SubmissionEntry,
+        timeout: Duration,
+    ) -> Result<u32, AdminError> {
+        let ticket = loop {
+            let posted = self.lock().admin.post_for(opcode, entry, Purpose::Answer, timeout)?;
+            match posted {
+                Some(ticket) => break ticket,
+                None => self.turn(),
+            }
+            self.clock.sleep(admin::POLL_INTERVAL);
+        };
+        loop {
+            {
+                let mut shared = self.lock();
+                self.turn_with(&mut shared);
+                if let Some(answer) = shared.admin.take(ticket) {
+                    return answer;
+                }
+            }
+            if let Some(failure) = self.fate.examine() {
+                self.fate.fail(failure);
+            }
+            self.clock.sleep(admin::POLL_INTERVAL);
+        }
+    }
+
+    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
+    /// [`command`](NvmeController::command) in two halves, for whoever polls; `None` when the queue or
+    /// its lock is taken just now.
+    pub(super) fn post(
+        &self,
+        opcode: Opcode,
+        entry: SubmissionEntry,
+    ) -> Result<Option<Ticket>, AdminError> {
+        self.try_lock()
+            .map_or(Ok(None), |mut shared| shared.admin.post(opcode, entry, Purpose::Answer))
+    }
+
+    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
+    /// The answer to what `post` sent; `None` while there is none.
+    pub(super) fn take(&self, ticket: Ticket) -> Option<Result<u32, AdminError>> {
+        self.try_lock()?.admin.take(ticket)
+    }
+
+    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
+    /// Asks for the end of a command, if the controller takes another Abort now. Whether it was asked.
+    pub(super) fn abort(&self, qid: u16, cid: u16) -> bool {
+        let Some(mut shared) = self.try_lock() else { return false };
+        if shared.admin.in_flight(Purpose::Abort) >= self.aborts_max {
+            return false;
+        }
+        let entry = admin::abort_entry(qid, cid);
+        let asked = matches!(shared.admin.post(Opcode::ABORT, entry, Purpose::Abort), Ok(Some(_)));
+        self.fate.counters.aborts.add(asked.into());
+        asked
+    }
+
+    /// Waits until a controller that failed has forgotten what it knew of memory: a reset has gone far
+    /// enough, or it is quiet for good. `false` is never. One that did not fail has forgotten already.
+    pub(super) fn wait_forgotten(&self) -> bool {
+        loop {
+            match self.fate.standing() {
+                Standing::Running(_) | Standing::Reviving | Standing::Quiet => return true,
+                Standing::Never => return false,
+                Standing::Stopping | Standing::Ending => self.turn(),
+            }
+            self.clock.sleep(Duration::from_millis(1));
         }
     }
 
     fn queue_memory(&self, qid: u16, depth: u16) -> Option<QueueMemory> {
         Some(QueueMemory {
             sq: SubmissionRing::new(&self.pool, qid, depth)?,
-            cq: CompletionRing::new(&self.pool, depth)?,
+            cq: CompletionRing::new(&self.pool, qid, depth, u32::from(self.cap.mqes()) + 1)?,
             lists: self.pool.take_region(usize::from(depth))?,
         })
     }
@@ -421,19 +562,26 @@ impl NvmeController {
     }
 
     /// Deletes a queue pair, submission queue first, so that nothing completes into a queue that is
-    /// gone. Whether the controller is done with its memory. Blocks, bounded by the admin timeout.
-    pub(super) fn delete_queue(&self, qid: u16) -> bool {
-        let mut shared = self.lock();
-        if qid < self.function.vectors() {
+    /// gone; `there` says that the controller knows of it. Whether the controller is done with its
+    /// memory. Blocks, bounded by the admin timeout and what a reset takes.
+    pub(super) fn delete_queue(&self, qid: u16, there: bool) -> bool {
+        if self.vector(qid).is_some() {
             self.function.set_interrupt(qid, false);
         }
-        let deleted = shared.admin.delete_sq(qid).and_then(|()| shared.admin.delete_cq(qid));
+        let mut deleted = Ok(0);
+        if there {
+            let entry = admin::delete_entry(qid);
+            deleted = self
+                .command(Opcode::DELETE_IO_SQ, entry)
+                .and_then(|_| self.command(Opcode::DELETE_IO_CQ, entry));
+        }
         if let Err(AdminError::Status(_)) = deleted {
             // It holds on to the queue's memory: only disabling it lets go.
             self.fate.fail(Failure::KeepsQueue { qid });
         }
-        let quiet = deleted.is_ok() || self.fate.wait_quiet();
-        shared.queues.remove(&qid);
+        // Also when the command was lost in a reset: with that the queue is gone.
+        let quiet = deleted.is_ok() || self.wait_forgotten();
+        self.lock().queues.remove(&qid);
         quiet
     }
 
@@ -455,6 +603,15 @@ impl NvmeController {
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock if nobody has it.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Shared>> {
+        match self.shared.try_lock() {
+            Ok(shared) => Some(shared),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 

@@ -2,24 +2,49 @@
 
 use std::time::Duration;
 
-/// Deadlines without a clock on the data path: a request is late when it was seen in flight by more
-/// than `scans` scans, which are at least `interval` apart. So it had at least the timeout, and at
-/// most a quarter more and a look.
+/// Deadlines without a clock on the data path: the queue looks at the clock every so many polls, and a
+/// tick passes when at least `interval` has since the last one. A command is late when it has seen more
+/// than `ticks` of them ([`commands`](super::in_flight::InFlight::commands)): so it had at least the
+/// timeout, and at most a quarter more and a look.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadlines {
-    pub(super) interval: Duration,
-    pub(super) scans: u16,
-    /// When the last scan was.
-    pub(super) scanned: Duration,
-    pub(super) timeout: Duration,
+    interval: Duration,
+    ticks: u32,
+    /// When the last tick was.
+    ticked: Duration,
+    timeout: Duration,
 }
 
 impl Deadlines {
     pub(super) fn new(timeout: Duration, now: Duration) -> Self {
         let interval = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
-        let scans = timeout.as_millis().div_ceil(interval.as_millis());
-        Self { interval, scans: u16::try_from(scans).unwrap_or(u16::MAX), scanned: now, timeout }
+        Self { interval, ticks: ticks(timeout, interval), ticked: now, timeout }
     }
+
+    /// Whether a tick passes now. A queue that nobody polled for an hour is one tick older.
+    pub(super) fn tick(&mut self, now: Duration) -> bool {
+        let passed = now.saturating_sub(self.ticked) >= self.interval;
+        if passed {
+            self.ticked = now;
+        }
+        passed
+    }
+
+    /// Whether a command of this age is late.
+    pub(super) fn is_late(&self, age: u32) -> bool {
+        age > self.ticks
+    }
+
+    /// How long a command may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+}
+
+/// How many ticks cover `timeout`.
+fn ticks(timeout: Duration, interval: Duration) -> u32 {
+    let ticks = timeout.as_millis().div_ceil(interval.as_millis());
+    u32::try_from(ticks).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -27,14 +52,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scans_cover_the_timeout_and_not_much_more() {
+    fn ticks_cover_the_timeout_and_not_much_more() {
         for timeout_ms in [1, 7, 8, 100, 1000, 7999, 8000, 8001, 30_000, 3_600_000] {
             let timeout = Duration::from_millis(timeout_ms);
             let deadlines = Deadlines::new(timeout, Duration::ZERO);
-            let covered = deadlines.interval * u32::from(deadlines.scans);
+            let covered = deadlines.interval * deadlines.ticks;
             assert!(covered >= timeout, "{timeout:?}: {deadlines:?}");
             // At most one interval more, and never less than a millisecond each.
             assert!(covered <= timeout + deadlines.interval, "{timeout:?}: {deadlines:?}");
         }
+    }
+
+    #[test]
+    fn ticks_are_at_least_an_interval_apart() {
+        let mut deadlines = Deadlines::new(Duration::from_secs(8), Duration::ZERO);
+        let ms = Duration::from_millis;
+        let at = [(999, false), (1000, true), (1999, false), (9000, true), (9001, false)];
+        for (now, passed) in at {
+            assert_eq!(deadlines.tick(ms(now)), passed, "{now}");
+        }
+        assert!(!deadlines.is_late(8) && deadlines.is_late(9));
     }
 }

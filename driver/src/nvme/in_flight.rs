@@ -5,8 +5,17 @@
 //! (up to 64 tenants of the slot later) or for nothing finds nothing. [`Slots`](crate::Slots) is the
 //! same idea with 32 bits of generation; here only 16 bits travel, and a request may be part of a
 //! command that another slot leads (discards).
+//!
+//! What a slot holds is the completion as it will be given out if the command is good, so a good
+//! command's is moved out as it is. A slot is one cache line.
+//!
+//! # Age
+//!
+//! Deadlines cost the data path no clock: each request is stamped with the table's tick, which the
+//! queue moves on when it looks at the clock ([`deadlines`](super::deadlines)). How many ticks ago it
+//! came is its age, and [`commands`](InFlight::commands) tells it of each.
 
-use crate::request::SgList;
+use crate::request::{Completion, SgList};
 use crate::slots::Token;
 
 /// Bits of a Command Identifier that name the slot.
@@ -20,18 +29,30 @@ pub(super) const DEPTH_MAX: u16 = SLOT_MASK;
 /// No slot.
 const NONE: u16 = u16::MAX;
 
+/// Beside the identifier in a slot's key: the command answers more than this request.
+const LEADS: u32 = 1 << 16;
+/// Beside the identifier in a slot's key: the request has no command of its own.
+const FOLLOWS: u32 = 1 << 17;
+
 #[derive(Debug)]
 struct Entry {
-    token: Token,
-    /// The tenant's memory; `None` is a free slot.
-    data: Option<SgList>,
-    /// The identifier of the slot's present tenant, or of its next. That of a follower names another
-    /// slot, so that no completion reaches it.
-    cid: u16,
+    /// The answer that the tenant gets if its command is good, with its memory; `None` is a free slot.
+    tenant: Option<Completion>,
+    /// The identifier of the slot's present tenant, or of its next, and what is special about it: so
+    /// one comparison finds an ordinary command, and nothing else.
+    key: u32,
+    /// The tick at which the tenant came.
+    tick: u32,
     /// In flight: the next request that the same command answers. Free: the next free slot.
     next: u16,
-    /// How many deadline scans it has lived through.
-    scans: u16,
+}
+
+const _: () = assert!(size_of::<Entry>() == 64, "a slot is one cache line");
+
+impl Entry {
+    fn cid(&self) -> u16 {
+        self.key as u16
+    }
 }
 
 /// The table. Allocates once, when made; the free slots are a list through it, last in, first out.
@@ -41,28 +62,74 @@ pub(super) struct InFlight {
     /// The first free slot; [`NONE`] when all are taken.
     free: u16,
     len: u16,
+    tick: u32,
 }
 
-/// A request that has its answer.
+/// A slot that is free, to be filled.
+#[derive(Debug)]
+pub(super) struct Vacant<'a> {
+    entry: &'a mut Entry,
+    slot: u16,
+    free: &'a mut u16,
+    len: &'a mut u16,
+    tick: u32,
+}
+
+impl Vacant<'_> {
+    /// The identifier of the command that will be in it.
+    #[inline]
+    pub(super) fn cid(&self) -> u16 {
+        self.entry.cid()
+    }
+
+    #[inline]
+    pub(super) fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// Puts a request with a command of its own into it.
+    #[inline]
+    pub(super) fn fill(self, token: Token, data: SgList) {
+        let Self { entry, free, len, tick, .. } = self;
+        *free = entry.next;
+        *len += 1;
+        // There was nothing, so there is nothing to drop, which the compiler cannot know.
+        std::mem::forget(entry.tenant.replace(Completion { token, result: Ok(()), data }));
+        entry.next = NONE;
+        entry.tick = tick;
+    }
+}
+
+/// A request that has its answer, or will get one.
 #[derive(Debug)]
 pub(super) struct Answered {
-    pub(super) token: Token,
-    pub(super) data: SgList,
+    /// As it is when the command was good.
+    pub(super) completion: Completion,
     /// The next request that the same command answers.
     pub(super) next: Option<u16>,
+}
+
+/// A command in flight, as deadlines and cancellation see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Command {
+    /// Its identifier, for Abort. No other command in flight on the queue has it.
+    pub(super) cid: u16,
+    /// The request that leads it; others may share it.
+    pub(super) token: Token,
+    /// How many ticks ago it was submitted.
+    pub(super) age: u32,
 }
 
 impl InFlight {
     /// An empty table of `depth` slots, 1 to [`DEPTH_MAX`].
     pub(super) fn new(depth: u16) -> Self {
         let entry = |slot| Entry {
-            token: Token::from_u64(0),
-            data: None,
-            cid: slot,
+            tenant: None,
+            key: u32::from(slot),
+            tick: 0,
             next: if slot + 1 == depth { NONE } else { slot + 1 },
-            scans: 0,
         };
-        Self { entries: (0..depth).map(entry).collect(), free: 0, len: 0 }
+        Self { entries: (0..depth).map(entry).collect(), free: 0, len: 0, tick: 0 }
     }
 
     pub(super) fn depth(&self) -> usize {
@@ -74,78 +141,91 @@ impl InFlight {
         usize::from(self.len)
     }
 
-    /// A free slot and the identifier of its next command; `None` when all are taken. The slot must be
-    /// [`put`](InFlight::put) to before the next one is asked for.
+    /// A free slot; `None` when all are taken.
     #[inline]
-    pub(super) fn free_slot(&self) -> Option<(u16, u16)> {
+    pub(super) fn vacant(&mut self) -> Option<Vacant<'_>> {
+        let Self { entries, free, len, tick } = self;
+        let slot = *free;
         // NONE is no slot of any table.
-        self.entries.get(usize::from(self.free)).map(|entry| (self.free, entry.cid))
+        let entry = entries.get_mut(usize::from(slot))?;
+        Some(Vacant { entry, slot, free, len, tick: *tick })
     }
 
-    /// Puts a request with a command of its own into the slot that `free_slot` gave.
-    #[inline]
-    pub(super) fn put(&mut self, slot: u16, token: Token, data: SgList) {
-        let entry = &mut self.entries[usize::from(slot)];
-        self.free = entry.next;
-        self.len += 1;
-        entry.token = token;
-        // There was nothing, so there is nothing to drop, which the compiler cannot know.
-        std::mem::forget(entry.data.replace(data));
-        entry.next = NONE;
-        entry.scans = 0;
-    }
-
-    /// Puts a request into the slot that the command of `last`'s chain answers.
-    pub(super) fn put_behind(&mut self, last: u16, slot: u16, token: Token) {
-        self.put(slot, token, SgList::empty());
-        self.entries[usize::from(slot)].cid |= SLOT_MASK;
-        self.entries[usize::from(last)].next = slot;
+    /// Puts a request into a free slot, to be answered by the command of `last`'s chain: the slot.
+    pub(super) fn follow(&mut self, last: u16, token: Token) -> Option<u16> {
+        let vacant = self.vacant()?;
+        let slot = vacant.slot();
+        vacant.fill(token, SgList::empty());
+        self.entries[usize::from(slot)].key |= FOLLOWS;
+        let last = &mut self.entries[usize::from(last)];
+        last.next = slot;
+        last.key |= LEADS;
+        Some(slot)
     }
 
     /// The identifier of the command that leads from `slot`.
     pub(super) fn cid(&self, slot: u16) -> u16 {
-        self.entries[usize::from(slot)].cid
+        self.entries[usize::from(slot)].cid()
     }
 
-    /// Takes the request out that the command `cid` answers; `None` when no such command is in flight.
+    /// Takes the one request out that the command `cid` answers; `None` when no such command is in
+    /// flight, or it answers more than one.
     #[inline]
-    pub(super) fn complete(&mut self, cid: u16) -> Option<Answered> {
+    pub(super) fn complete(&mut self, cid: u16) -> Option<Completion> {
         let slot = cid & SLOT_MASK;
-        let entry = self.entries.get(usize::from(slot))?;
-        if entry.cid != cid {
+        let entry = self.entries.get_mut(usize::from(slot))?;
+        if entry.key != u32::from(cid) {
             return None;
         }
-        self.vacate(slot, cid)
+        let completion = entry.tenant.take()?;
+        entry.key = next_key(cid);
+        entry.next = self.free;
+        self.free = slot;
+        self.len -= 1;
+        Some(completion)
+    }
+
+    /// [`complete`](InFlight::complete), of any command: the first request that it answers, and which
+    /// is next.
+    pub(super) fn complete_any(&mut self, cid: u16) -> Option<Answered> {
+        let slot = cid & SLOT_MASK;
+        let entry = self.entries.get(usize::from(slot))?;
+        if entry.key & !LEADS != u32::from(cid) {
+            return None;
+        }
+        self.take(slot)
     }
 
     /// Takes whatever request is in `slot` out.
     pub(super) fn take(&mut self, slot: u16) -> Option<Answered> {
-        let cid = self.entries.get(usize::from(slot))?.cid;
-        self.vacate(slot, cid & !SLOT_MASK | slot)
-    }
-
-    /// Frees `slot`, whose command was `cid`, if there is somebody in it.
-    #[inline]
-    fn vacate(&mut self, slot: u16, cid: u16) -> Option<Answered> {
         let entry = self.entries.get_mut(usize::from(slot))?;
-        let data = entry.data.take()?;
+        let completion = entry.tenant.take()?;
         let next = (entry.next != NONE).then_some(entry.next);
-        entry.cid = cid.wrapping_add(1 << SLOT_BITS);
+        entry.key = next_key(entry.cid());
         entry.next = self.free;
         self.free = slot;
         self.len -= 1;
-        Some(Answered { token: entry.token, data, next })
+        Some(Answered { completion, next })
     }
 
-    /// Lets every request grow older by one scan; whether one has lived through more than `limit`.
-    pub(super) fn scan(&mut self, limit: u16) -> bool {
-        let mut late = false;
-        for entry in self.entries.iter_mut().filter(|entry| entry.data.is_some()) {
-            entry.scans = entry.scans.saturating_add(1);
-            late |= entry.scans > limit;
-        }
-        late
+    /// Every command in flight, in slot order. For deadlines and cancellation, not for the data path.
+    pub(super) fn commands(&self) -> impl Iterator<Item = Command> + '_ {
+        self.entries.iter().filter(|entry| entry.key & FOLLOWS == 0).filter_map(|entry| {
+            let token = entry.tenant.as_ref()?.token;
+            Some(Command { cid: entry.cid(), token, age: self.tick.wrapping_sub(entry.tick) })
+        })
     }
+
+    /// Moves the tick on: every request in flight is one older.
+    pub(super) fn grow_older(&mut self) {
+        self.tick = self.tick.wrapping_add(1);
+    }
+}
+
+/// The key of a slot's next tenant, after one with the identifier `cid`.
+#[inline]
+fn next_key(cid: u16) -> u32 {
+    u32::from(cid.wrapping_add(1 << SLOT_BITS))
 }
 
 #[cfg(test)]
@@ -156,35 +236,48 @@ mod tests {
         Token::from_u64(word)
     }
 
+    /// Fills a free slot: the slot and the identifier.
+    fn put(table: &mut InFlight, word: u64) -> Option<(u16, u16)> {
+        let vacant = table.vacant()?;
+        let names = (vacant.slot(), vacant.cid());
+        vacant.fill(token(word), SgList::empty());
+        Some(names)
+    }
+
     #[test]
     fn an_identifier_is_good_once() {
         let mut table = InFlight::new(2);
-        let (slot, cid) = table.free_slot().unwrap();
+        let cid = table.vacant().unwrap().cid();
         assert!(table.complete(cid).is_none(), "not yet in flight");
-        table.put(slot, token(7), SgList::empty());
+        let (slot, _) = put(&mut table, 7).unwrap();
         assert_eq!(table.len(), 1);
-        assert!(table.complete(cid ^ 1).is_none(), "another slot");
-        assert!(table.complete(cid ^ 1 << SLOT_BITS).is_none(), "another generation");
-        assert!(table.complete(0x3ff).is_none(), "no such slot");
+        for complete in [
+            |table: &mut InFlight, cid| table.complete(cid),
+            |table: &mut InFlight, cid| table.complete_any(cid).map(|answered| answered.completion),
+        ] {
+            assert!(complete(&mut table, cid ^ 1).is_none(), "another slot");
+            assert!(complete(&mut table, cid ^ 1 << SLOT_BITS).is_none(), "another generation");
+            assert!(complete(&mut table, 0x3ff).is_none(), "no such slot");
+        }
         assert_eq!(table.complete(cid).unwrap().token, token(7));
         assert!(table.complete(cid).is_none(), "a second time");
-        let (again, next) = table.free_slot().unwrap();
+        assert!(table.complete_any(cid).is_none(), "a second time");
+        let (again, next) = put(&mut table, 8).unwrap();
         assert_eq!(again, slot);
         assert_ne!(next, cid);
-        table.put(again, token(8), SgList::empty());
         assert!(table.complete(cid).is_none(), "the last tenant's identifier");
-        assert_eq!(table.complete(next).unwrap().token, token(8));
+        assert_eq!(table.complete_any(next).unwrap().completion.token, token(8));
+        assert!(table.complete(next.wrapping_add(1 << SLOT_BITS)).is_none(), "the next one's");
         assert_eq!(table.len(), 0);
     }
 
     #[test]
     fn no_identifier_is_ffff() {
         let mut table = InFlight::new(DEPTH_MAX);
-        for _ in 0..64 {
+        for _ in 0..65 {
             let mut cids = Vec::new();
-            while let Some((slot, cid)) = table.free_slot() {
+            while let Some((_, cid)) = put(&mut table, 0) {
                 assert_ne!(cid, u16::MAX);
-                table.put(slot, token(0), SgList::empty());
                 cids.push(cid);
             }
             assert_eq!(cids.len(), usize::from(DEPTH_MAX));
@@ -195,24 +288,40 @@ mod tests {
     #[test]
     fn followers_are_answered_by_their_leader_only() {
         let mut table = InFlight::new(3);
-        let (leader, cid) = table.free_slot().unwrap();
-        table.put(leader, token(1), SgList::empty());
-        let (follower, follower_cid) = table.free_slot().unwrap();
-        table.put_behind(leader, follower, token(2));
+        let (leader, cid) = put(&mut table, 1).unwrap();
+        let follower = table.follow(leader, token(2)).unwrap();
+        let follower_cid = table.cid(follower);
         assert!(table.complete(follower_cid).is_none(), "it has no command");
-        let first = table.complete(cid).unwrap();
-        assert_eq!((first.token, first.next), (token(1), Some(follower)));
+        assert!(table.complete_any(follower_cid).is_none(), "it has no command");
+        assert!(table.complete(cid).is_none(), "it answers more than one");
+        let first = table.complete_any(cid).unwrap();
+        assert_eq!((first.completion.token, first.next), (token(1), Some(follower)));
         let second = table.take(follower).unwrap();
-        assert_eq!((second.token, second.next), (token(2), None));
+        assert_eq!((second.completion.token, second.next), (token(2), None));
         assert!(table.take(follower).is_none());
         assert_eq!(table.len(), 0);
+        let (slot, cid) = put(&mut table, 3).unwrap();
+        assert_eq!(slot, follower);
+        assert!(table.complete(cid).is_some(), "an ordinary command again");
     }
 
     #[test]
-    fn a_request_is_late_after_more_scans_than_the_limit() {
-        let mut table = InFlight::new(2);
-        let (slot, _) = table.free_slot().unwrap();
-        table.put(slot, token(1), SgList::empty());
-        assert_eq!([(); 4].map(|()| table.scan(3)), [false, false, false, true]);
+    fn the_age_of_a_command_is_the_ticks_since_it_came() {
+        let mut table = InFlight::new(4);
+        table.tick = u32::MAX - 1;
+        let (leader, first) = put(&mut table, 1).unwrap();
+        table.grow_older();
+        table.follow(leader, token(2)).unwrap();
+        table.grow_older();
+        let (_, third) = put(&mut table, 3).unwrap();
+        table.grow_older();
+        let found: Vec<_> = table.commands().collect();
+        let want = [
+            Command { cid: first, token: token(1), age: 3 },
+            Command { cid: third, token: token(3), age: 1 },
+        ];
+        assert_eq!(found, want);
+        table.complete(third);
+        assert_eq!(table.commands().count(), 1);
     }
 }

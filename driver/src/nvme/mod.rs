@@ -85,6 +85,7 @@ mod controller;
 mod deadlines;
 mod discard;
 mod failure;
+mod fate;
 mod in_flight;
 mod info;
 mod limits;
@@ -96,13 +97,15 @@ mod queue;
 mod registers;
 mod ring;
 pub mod spec;
+mod statistics;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
 pub use commands::{Command, CommandError, Data};
-pub use controller::{ControllerOptions, NamespaceChanges, NvmeController};
+pub use controller::{ControllerOptions, Event, NamespaceChanges, NvmeController};
 pub use failure::{Failure, Violation};
 pub use info::{ControllerInfo, NamespaceInfo};
 pub use namespace::NvmeNamespace;
 pub use registers::{Function, Registers};
+pub use statistics::ErrorStatistics;

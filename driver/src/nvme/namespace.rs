@@ -1,7 +1,7 @@
 //! A namespace: the block device.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::block::{BlockDevice, Capabilities, Geometry, Health, IoQueue, QueueOptions};
@@ -119,7 +119,10 @@ impl NvmeNamespace {
         }
         let id = self.controller.identify_namespace(self.nsid)?;
         let Some(info) = NamespaceInfo::new(self.nsid, &id) else {
-            return Err(CommandError::invalid(&self.name, "the namespace is not attached any more"));
+            return Err(CommandError::invalid(
+                &self.name,
+                "the namespace is not attached any more",
+            ));
         };
         if let Some(why) = info.unsupported() {
             return Err(CommandError::invalid(&self.name, why));

@@ -221,10 +221,16 @@ mod tests {
         for interleaved in [false, true] {
             for first in [false, true] {
                 for (metadata_bytes, protection) in [(8, 1), (16, 1), (64, 3), (8, 2)] {
-                    let format =
-                        BlockFormat { data_bytes: 512, metadata_bytes, interleaved, protection, first };
+                    let format = BlockFormat {
+                        data_bytes: 512,
+                        metadata_bytes,
+                        interleaved,
+                        protection,
+                        first,
+                    };
                     let mut random = fastrand::Rng::with_seed(metadata_bytes as u64);
-                    let mut data: Vec<u8> = (0..4 * format.stride()).map(|_| random.u8(..)).collect();
+                    let mut data: Vec<u8> =
+                        (0..4 * format.stride()).map(|_| random.u8(..)).collect();
                     let separate = if interleaved { 0 } else { 4 * metadata_bytes };
                     let mut metadata: Vec<u8> = (0..separate).map(|_| random.u8(..)).collect();
                     protect(&format, &mut data, &mut metadata, 0x1234, 100);
@@ -246,7 +252,10 @@ mod tests {
                         };
                         *byte ^= 1;
                         let error = check(&data, &metadata).unwrap_err();
-                        assert!(matches!(error, ProtectionError::Guard { lba: 100, .. }), "{error}");
+                        assert!(
+                            matches!(error, ProtectionError::Guard { lba: 100, .. }),
+                            "{error}"
+                        );
                     }
                 }
             }

@@ -13,21 +13,23 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::block::{Armed, Capabilities, Geometry, IoQueue};
-use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE};
+use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE, PoolMark};
 use crate::error::IoResult;
 use crate::request::{Completion, Lba, Op, Refusal, Refused, Request, SgList};
+use crate::sink::Sink;
 use crate::slots::Token;
 
 use super::controller::NvmeController;
 use super::deadlines::Deadlines;
 use super::discard::{DsmLimits, Gathering};
-use super::failure::{Failure, Fate, Quiet, Violation};
-use super::in_flight::{Answered, InFlight};
-use super::limits::TransferLimits;
+use super::failure::{Failure, Violation};
+use super::fate::{Fate, Quiet};
+use super::in_flight::{Answered, Command, InFlight};
+use super::limits::{FrameLimits, TransferLimits};
 use super::namespace::NamespaceUse;
 use super::prp;
 use super::registers::Doorbell;
-use super::ring::{BadFetch, CompletionRing, Drain, SubmissionRing};
+use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
 use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, Opcode};
 
 /// Every how many polls with something in flight a look at the clock is due. The clock is read by a
@@ -70,11 +72,13 @@ pub(super) struct QueueTarget {
 pub(super) struct NvmeQueue {
     memory: QueueMemory,
     in_flight: InFlight,
+    frame_limits: FrameLimits,
     limits: TransferLimits,
     target: QueueTarget,
+    #[expect(dead_code, reason = "the mark means something while the pool lives")]
     pool: DmaPool,
-    /// The namespace in the upper half, where the first word of a command has it.
-    nsid_high: u64,
+    /// The pool's mark, and where the device finds it.
+    mark: PoolMark,
     pool_iova: u64,
     lists_iova: u64,
     fate: Arc<Fate>,
@@ -84,8 +88,8 @@ pub(super) struct NvmeQueue {
     gathering: Option<Gathering>,
     /// The rest of the requests that a completed command answers, and how.
     answering: Option<(u16, IoResult)>,
-    /// How many requests were taken since the last commit.
-    uncommitted: usize,
+    /// How many of those in flight were there at the last commit.
+    committed: usize,
     polls: u32,
     /// Polls until the interrupt is not allowed any more; 0 when it is not.
     armed_polls: u32,
@@ -109,7 +113,8 @@ impl NvmeQueue {
         Self {
             in_flight: InFlight::new(depth),
             limits: TransferLimits::new(target.geometry, target.capabilities),
-            nsid_high: u64::from(target.nsid) << 32,
+            frame_limits: FrameLimits::new(target.geometry, target.capabilities, target.nsid),
+            mark: parts.pool.mark(),
             pool_iova: parts.pool.iova().0,
             lists_iova: memory.lists.iova().0,
             pool: parts.pool.clone(),
@@ -118,10 +123,10 @@ impl NvmeQueue {
             cq_doorbell: Doorbell::completion(parts.function, parts.cap, qid),
             gathering: None,
             answering: None,
-            uncommitted: 0,
+            committed: 0,
             polls: 0,
             armed_polls: 0,
-            deadlines: Deadlines::new(parts.command_timeout, parts.clock.now()),
+            deadlines: Deadlines::new(parts.options.command_timeout, parts.clock.now()),
             vector,
             qid,
             memory,
@@ -130,49 +135,34 @@ impl NvmeQueue {
         }
     }
 
-    /// PRP1 and PRP2 of a read or a write; `None` when a frame is not of the pool.
-    #[inline]
-    fn describe(&self, slot: u16, data: &SgList) -> Option<(u64, u64)> {
-        // One frame is what most requests have, and needs no loop.
-        if let [only] = &*data.frames {
-            let prp1 = prp::describe_one(only, data.offset, self.pool_iova);
-            return self.pool.owns(only).then_some((prp1, 0));
-        }
-        self.describe_many(slot, data)
-    }
-
-    #[inline(never)]
-    fn describe_many(&self, slot: u16, data: &SgList) -> Option<(u64, u64)> {
-        if !data.frames.iter().all(|frame| self.pool.owns(frame)) {
-            return None;
-        }
-        Some(prp::describe(&data.frames, data.offset, self.pool_iova, || {
-            let start = usize::from(slot) * LIST_WORDS;
-            let list = &self.memory.lists.words()[start..start + LIST_WORDS];
-            (list, self.list_iova(slot))
-        }))
-    }
-
-    /// Submits what is not a read or a write, or is not right: the rules are those of the geometry.
+    /// Submits what is not a read or a write inside of one frame, or is not right.
     #[inline(never)]
     fn submit_other(&mut self, request: Request) -> Result<(), Refused> {
-        let checked = match self.fate.is_running() {
-            true => self.target.geometry.check(&self.target.capabilities, &request),
-            false => Err(Refusal::Failed),
-        };
-        if let Err(reason) = checked {
-            return Err(Refused { request, reason });
+        let refused = |request, reason| Err(Refused { request, reason });
+        if !self.fate.is_running() {
+            return refused(request, Refusal::Failed);
         }
-        let Some((slot, cid)) = self.in_flight.free_slot() else {
-            return Err(Refused { request, reason: Refusal::Full });
-        };
-        self.uncommitted += 1;
+        if let Some((opcode, flags)) = self.limits.admit(&request) {
+            return self.submit_transfer(request, opcode, flags);
+        }
+        // The rules are those of the geometry.
+        let checked = self.target.geometry.check(&self.target.capabilities, &request);
+        if let Err(reason) = checked {
+            return refused(request, reason);
+        }
         let Request { token, op, lba, blocks, data } = request;
+        if op == Op::Discard {
+            return self.gather(token, lba, blocks).ok_or(Refused {
+                request: Request { token, op, lba, blocks, data },
+                reason: Refusal::Full,
+            });
+        }
+        let Some(vacant) = self.in_flight.vacant() else {
+            return refused(Request { token, op, lba, blocks, data }, Refusal::Full);
+        };
+        let cid = vacant.cid();
+        vacant.fill(token, data);
         match op {
-            Op::Discard => {
-                self.gather(slot, token, lba, blocks);
-                return Ok(());
-            }
             // Its dwords 10 to 12 are reserved and stay zero.
             Op::Flush => self.write_entry(Opcode::FLUSH, cid, 0, 0, 0, 0),
             Op::WriteZeroes { may_unmap } => {
@@ -181,16 +171,41 @@ impl NvmeQueue {
                 // 0's based, and checked to be at most 65536.
                 self.write_entry(Opcode::WRITE_ZEROES, cid, 0, 0, lba.0, flags | (blocks - 1));
             }
-            Op::Read | Op::Write { .. } => {
+            Op::Discard | Op::Read | Op::Write { .. } => {
                 unreachable!("{op:?} at {lba:?} is right by one rule and wrong by the other")
             }
         }
-        self.in_flight.put(slot, token, data);
         Ok(())
     }
 
-    /// Writes a command into the next entry of the ring: the five words that commands of this queue
-    /// differ in. Dwords 2 to 5 and 13 to 15 are zero from the start.
+    /// Submits a read or a write that is right, of any length.
+    fn submit_transfer(
+        &mut self,
+        request: Request,
+        opcode: Opcode,
+        flags: u32,
+    ) -> Result<(), Refused> {
+        if !request.data.frames.iter().all(|frame| self.mark.owns(frame)) {
+            return Err(Refused { request, reason: Refusal::BadFrames });
+        }
+        let Some(vacant) = self.in_flight.vacant() else {
+            return Err(Refused { request, reason: Refusal::Full });
+        };
+        let (slot, cid) = (vacant.slot(), vacant.cid());
+        let SgList { frames, offset } = &request.data;
+        let list_iova = self.lists_iova + u64::from(slot) * FRAME_SIZE as u64;
+        let (prp1, prp2) = prp::describe(frames, *offset, self.pool_iova, || {
+            let start = usize::from(slot) * LIST_WORDS;
+            (&self.memory.lists.words()[start..start + LIST_WORDS], list_iova)
+        });
+        // The number of blocks is 0's based.
+        let cdw12 = flags | (request.blocks - 1);
+        vacant.fill(request.token, request.data);
+        self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
+        Ok(())
+    }
+
+    /// Writes a command into the next entry of the ring.
     #[inline]
     fn write_entry(
         &mut self,
@@ -201,16 +216,8 @@ impl NvmeQueue {
         cdw10_11: u64,
         cdw12: u32,
     ) {
-        let head = self.nsid_high | u64::from(cid) << 16 | u64::from(opcode.0);
-        // Relaxed: pairs with nothing by itself; the doorbell's write in `commit` is what the device
-        // sees first, and `Registers` orders every store before it.
-        let entry = self.memory.sq.entry();
-        entry[0].store(head.to_le(), Ordering::Relaxed);
-        entry[3].store(prp1.to_le(), Ordering::Relaxed);
-        entry[4].store(prp2.to_le(), Ordering::Relaxed);
-        entry[5].store(cdw10_11.to_le(), Ordering::Relaxed);
-        entry[6].store(u64::from(cdw12).to_le(), Ordering::Relaxed);
-        self.memory.sq.advance();
+        let head = u64::from(self.target.nsid) << 32 | u64::from(cid) << 16 | u64::from(opcode.0);
+        build(&mut self.memory.sq, [head, prp1, prp2, cdw10_11, cdw12.into()]);
     }
 
     #[inline]
@@ -218,20 +225,22 @@ impl NvmeQueue {
         self.lists_iova + u64::from(slot) * FRAME_SIZE as u64
     }
 
-    /// Adds a discard to the command that is being gathered, or to a new one.
-    fn gather(&mut self, slot: u16, token: Token, lba: Lba, blocks: u32) {
+    /// Adds a discard to the command that is being gathered, or to a new one; `None` when the queue is
+    /// full.
+    fn gather(&mut self, token: Token, lba: Lba, blocks: u32) -> Option<()> {
         let limits = self.target.dsm;
         if self.gathering.is_some_and(|gathering| !gathering.has_room(limits, blocks)) {
             self.finish_gathering();
         }
         let mut gathering = match self.gathering {
             Some(mut gathering) => {
-                self.in_flight.put_behind(gathering.last, slot, token);
-                gathering.last = slot;
+                gathering.last = self.in_flight.follow(gathering.last, token)?;
                 gathering
             }
             None => {
-                self.in_flight.put(slot, token, SgList::empty());
+                let vacant = self.in_flight.vacant()?;
+                let slot = vacant.slot();
+                vacant.fill(token, SgList::empty());
                 Gathering::new(slot)
             }
         };
@@ -239,6 +248,7 @@ impl NvmeQueue {
         let page = &self.memory.lists.words()[start..start + LIST_WORDS];
         gathering.add(page, lba, blocks);
         self.gathering = Some(gathering);
+        Some(())
     }
 
     /// Builds the command of the gathered discards in the ring.
@@ -251,35 +261,79 @@ impl NvmeQueue {
         self.write_entry(Opcode::DATASET_MANAGEMENT, cid, list, 0, cdw10_11, 0);
     }
 
-    /// Checks what has completed and answers it, up to `budget` requests.
+    /// Answers what the controller has completed, up to `budget` requests: how many were answered, and
+    /// whether the controller keeps to the protocol.
     #[inline]
     fn reap(&mut self, budget: usize, out: &mut Vec<Completion>) -> (usize, Result<(), Violation>) {
-        let Self { memory: QueueMemory { sq, cq, .. }, in_flight, answering, .. } = self;
-        let qid = self.qid;
+        let most = budget.min(self.in_flight.len());
+        let mut moved = 0;
+        let mut last = None;
         let mut checked = Ok(());
-        let count = cq.drain(budget, |cqe| {
-            if let Err(bad) = sq.fetched(cqe) {
-                checked = Err(match bad {
-                    BadFetch::Queue => Violation::WrongQueue { qid, sqid: cqe.sqid() },
-                    BadFetch::Head => Violation::BadHead { qid, sqhd: cqe.sqhd() },
-                });
-                return Drain::Refuse;
+        while moved < most {
+            if self.answering.is_some() {
+                moved += self.poll_answering(most - moved, out);
+                continue;
             }
-            let Some(Answered { token, data, next }) = in_flight.complete(cqe.cid()) else {
-                checked = Err(Violation::UnknownCommand { qid, cid: cqe.cid() });
-                return Drain::Refuse;
-            };
-            // Success is SCT and SC 0; the other bits of the field do not make an error.
-            if cqe.status().0 & 0x7ff == 0 && next.is_none() {
-                out.push(Completion { token, result: Ok(()), data });
-                return Drain::Next;
+            let Self { memory: QueueMemory { cq, .. }, in_flight, .. } = self;
+            let mut sink = Sink::new(out, most - moved);
+            moved += cq.drain(most - moved, |cqe| {
+                let Some(completion) = in_flight.complete(cqe.cid()) else { return false };
+                sink.push(completion);
+                last = Some(cqe);
+                true
+            });
+            drop(sink);
+            if moved == most {
+                break;
             }
-            let status = cqe.status();
-            let completion = Completion { token, result: status.to_result(), data };
-            *answering = push_seldom(out, completion, next);
-            if next.is_some() { Drain::Stop } else { Drain::Next }
-        });
-        (count, checked)
+            let Some(cqe) = self.memory.cq.peek() else { break };
+            match self.reap_seldom(cqe, out) {
+                Ok(()) => (moved, last) = (moved + 1, Some(cqe)),
+                Err(violation) => {
+                    checked = Err(violation);
+                    break;
+                }
+            }
+        }
+        if let Some(cqe) = last
+            && checked.is_ok()
+        {
+            checked = self.check_fetched(cqe);
+        }
+        (moved, checked)
+    }
+
+    /// Takes a completion that is new but not ordinary: of a command that failed, of one that answers
+    /// several requests, or wrong. Answers its first request.
+    #[cold]
+    fn reap_seldom(&mut self, cqe: Cqe, out: &mut Vec<Completion>) -> Result<(), Violation> {
+        let qid = self.qid;
+        if cqe.sqid() != qid {
+            return Err(Violation::WrongQueue { qid, sqid: cqe.sqid() });
+        }
+        let Some(Answered { mut completion, next }) = self.in_flight.complete_any(cqe.cid()) else {
+            return Err(Violation::UnknownCommand { qid, cid: cqe.cid() });
+        };
+        self.memory.cq.advance();
+        completion.result = cqe.status().to_result();
+        self.answering = next.map(|next| (next, completion.result));
+        out.push(completion);
+        Ok(())
+    }
+
+    /// Checks what the last completion of a batch says was fetched.
+    #[inline]
+    fn check_fetched(&mut self, cqe: Cqe) -> Result<(), Violation> {
+        let qid = self.qid;
+        self.memory.sq.fetched(cqe).map_err(|bad| match bad {
+            BadFetch::Queue => Violation::WrongQueue { qid, sqid: cqe.sqid() },
+            BadFetch::Head => Violation::BadHead { qid, sqhd: cqe.sqhd() },
+        })?;
+        // What it has not fetched has an entry of the ring, and so has been submitted and not answered.
+        if usize::from(self.memory.sq.unfetched()) > self.in_flight.len() {
+            return Err(Violation::Unfetched { qid });
+        }
+        Ok(())
     }
 
     /// Answers the rest of the requests of a command that answers several.
@@ -288,8 +342,9 @@ impl NvmeQueue {
         while let Some((slot, result)) = self.answering
             && moved < budget
         {
-            let Some(Answered { token, data, next }) = self.in_flight.take(slot) else { break };
-            out.push(Completion { token, result, data });
+            let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { break };
+            completion.result = result;
+            out.push(completion);
             moved += 1;
             self.answering = next.map(|next| (next, result));
         }
@@ -299,6 +354,7 @@ impl NvmeQueue {
     /// Answers everything in flight with the controller's failure, once it touches memory no more.
     #[cold]
     fn poll_failed(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
+        self.frame_limits.close();
         let mut moved = self.poll_answering(budget, out);
         let Some(failure) = self.fate.failure() else { return moved };
         let lost = match self.fate.quiet() {
@@ -312,35 +368,48 @@ impl NvmeQueue {
             if moved == budget {
                 break;
             }
-            let Some(Answered { token, mut data, .. }) = self.in_flight.take(slot) else {
+            let Some(Answered { mut completion, .. }) = self.in_flight.take(slot) else {
                 continue;
             };
             if lost {
                 // The device may still write them, whoever has them: nobody gets them.
-                std::mem::take(&mut data).frames.into_iter().for_each(std::mem::forget);
+                forget(std::mem::take(&mut completion.data));
             }
-            out.push(Completion { token, result, data });
+            completion.result = result;
+            out.push(completion);
             moved += 1;
         }
         moved
     }
 
-    /// Looks at the clock, and once an interval at the controller's status and at the deadlines.
+    /// Looks at the clock, and once a tick at the controller's status and at the deadlines.
     #[cold]
     fn look(&mut self) {
-        let now = self.controller.parts().clock.now();
-        if now.saturating_sub(self.deadlines.scanned) < self.deadlines.interval {
+        if !self.deadlines.tick(self.controller.parts().clock.now()) {
             return;
         }
-        self.deadlines.scanned = now;
+        self.in_flight.grow_older();
         if let Some(failure) = self.fate.examine() {
-            return self.fate.fail(failure);
+            return self.fail(failure);
         }
         // What its owner has not committed is not the device's to answer.
-        if self.uncommitted == 0 && self.in_flight.scan(self.deadlines.scans) {
-            let waited_ms = self.deadlines.timeout.as_millis() as u64;
-            self.fate.fail(Failure::TimedOut { qid: self.qid, waited_ms });
+        let late = |command: Command| self.deadlines.is_late(command.age);
+        if self.uncommitted() == 0 && self.in_flight.commands().any(late) {
+            let waited_ms = self.deadlines.timeout().as_millis() as u64;
+            self.fail(Failure::TimedOut { qid: self.qid, waited_ms });
         }
+    }
+
+    /// Ends the controller.
+    #[cold]
+    fn fail(&mut self, failure: Failure) {
+        self.frame_limits.close();
+        self.fate.fail(failure);
+    }
+
+    /// How many requests were taken since the last commit.
+    fn uncommitted(&self) -> usize {
+        self.in_flight.len() - self.committed
     }
 
     /// The parts of a poll that are not for every one.
@@ -358,39 +427,43 @@ impl NvmeQueue {
     }
 }
 
-/// A failure, or the first of several that one command answers: apart from the common path, which then
-/// has nothing to decide. What is left to answer, and how.
-#[cold]
-#[inline(never)]
-fn push_seldom(
-    out: &mut Vec<Completion>,
-    completion: Completion,
-    next: Option<u16>,
-) -> Option<(u16, IoResult)> {
-    let answering = next.map(|next| (next, completion.result));
-    out.push(completion);
-    answering
+/// Writes the words that commands of a queue differ in into the next entry of the ring: dwords 0 and
+/// 1, PRP1, PRP2, dwords 10 and 11, dwords 12 and 13. The others are zero from the start.
+#[inline]
+fn build(sq: &mut SubmissionRing, [head, prp1, prp2, cdw10_11, cdw12_13]: [u64; 5]) {
+    // Relaxed: pairs with nothing by itself; the doorbell's write in `commit` is what the device
+    // sees first, and `Registers` orders every store before it.
+    let entry = sq.entry();
+    entry[0].store(head.to_le(), Ordering::Relaxed);
+    entry[3].store(prp1.to_le(), Ordering::Relaxed);
+    entry[4].store(prp2.to_le(), Ordering::Relaxed);
+    entry[5].store(cdw10_11.to_le(), Ordering::Relaxed);
+    entry[6].store(cdw12_13.to_le(), Ordering::Relaxed);
+    sq.advance();
+}
+
+/// Leaks frames that a device may use for ever.
+fn forget(data: SgList) {
+    data.frames.into_iter().for_each(std::mem::forget);
 }
 
 impl IoQueue for NvmeQueue {
     #[inline]
     fn submit(&mut self, request: Request) -> Result<(), Refused> {
-        let command = match self.limits.admit(&request) {
-            Some(command) if self.fate.is_running() => command,
-            _ => return self.submit_other(request),
+        // A read or a write inside of a frame, which is what most requests are. Everything else,
+        // also what is to be refused, goes the longer way.
+        let Some((head, cdw12)) = self.frame_limits.admit(&request) else {
+            return self.submit_other(request);
         };
-        let Some((slot, cid)) = self.in_flight.free_slot() else {
-            return Err(Refused { request, reason: Refusal::Full });
-        };
-        let Some((prp1, prp2)) = self.describe(slot, &request.data) else {
-            return Err(Refused { request, reason: Refusal::BadFrames });
-        };
-        self.uncommitted += 1;
-        let (opcode, flags) = command;
-        // The number of blocks is 0's based.
-        let cdw12 = flags | (request.blocks - 1);
-        self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
-        self.in_flight.put(slot, request.token, request.data);
+        let [frame] = &*request.data.frames else { return self.submit_other(request) };
+        if !self.mark.owns(frame) {
+            return self.submit_other(request);
+        }
+        let prp1 = prp::describe_one(frame, 0, self.pool_iova);
+        let Some(vacant) = self.in_flight.vacant() else { return self.submit_other(request) };
+        let head = head | u64::from(vacant.cid()) << 16;
+        build(&mut self.memory.sq, [head, prp1, 0, request.lba.0, cdw12.into()]);
+        vacant.fill(request.token, request.data);
         Ok(())
     }
 
@@ -399,39 +472,35 @@ impl IoQueue for NvmeQueue {
         if self.gathering.is_some() {
             self.finish_gathering();
         }
-        if let Some(tail) = self.memory.sq.commit() {
-            self.uncommitted = 0;
+        let Some(tail) = self.memory.sq.commit() else { return };
+        self.committed = self.in_flight.len();
+        if self.fate.is_running() {
             self.sq_doorbell.ring(tail);
+        } else {
+            // They are answered with the failure.
+            self.frame_limits.close();
         }
     }
 
     #[inline]
     fn poll(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
         if !self.fate.is_running() {
-            return self.poll_failed(budget, out);
+            self.controller.turn();
+            let moved = self.poll_failed(budget, out);
+            self.committed = self.committed.min(self.in_flight.len());
+            return moved;
         }
-        let mut moved = 0;
-        let mut consumed = 0;
-        loop {
-            if self.answering.is_some() {
-                moved += self.poll_answering(budget - moved, out);
-            }
-            let (count, checked) = self.reap(budget - moved, out);
-            moved += count;
-            consumed += count;
-            if let Err(violation) = checked {
-                self.fate.fail(Failure::Protocol(violation));
-                return moved;
-            }
-            if self.answering.is_none() || moved == budget {
-                break;
-            }
+        let (moved, checked) = self.reap(budget, out);
+        // What was not committed was not there to be completed.
+        let left = self.committed.checked_sub(moved);
+        self.committed = left.unwrap_or(0);
+        let checked = checked.and(left.map(drop).ok_or(Violation::Unfetched { qid: self.qid }));
+        if let Err(violation) = checked {
+            self.fail(Failure::Protocol(violation));
+            return moved;
         }
-        if consumed > 0 {
-            self.cq_doorbell.ring(self.memory.cq.head());
-            if usize::from(self.memory.sq.unfetched()) > self.in_flight.len() {
-                self.fate.fail(Failure::Protocol(Violation::Unfetched { qid: self.qid }));
-            }
+        if let Some(head) = self.memory.cq.due() {
+            self.cq_doorbell.ring(head);
         }
         self.polls = self.polls.wrapping_add(1);
         if self.polls.is_multiple_of(POLLS_PER_LOOK) {
@@ -468,6 +537,10 @@ impl IoQueue for NvmeQueue {
             return Armed::MustPoll;
         }
         self.armed_polls = POLLS_UNTIL_DISARMED;
+        // A controller need not interrupt again for a ring in which it thinks that others wait.
+        if let Some(head) = self.memory.cq.tell() {
+            self.cq_doorbell.ring(head);
+        }
         // What fired before this is forgotten; then the ring is looked at once more; what fires after
         // that is kept in the descriptor. So no completion can slip in between.
         let mut count = [0; 8];
@@ -484,7 +557,9 @@ impl Drop for NvmeQueue {
     fn drop(&mut self) {
         // What was not committed never reached the device: not in the ring behind the doorbell, and
         // the queue is deleted before the ring's memory is used again.
-        let uncommitted = std::mem::take(&mut self.uncommitted);
+        let uncommitted = self.uncommitted();
+        // Which does not keep what did reach it from being late.
+        self.committed = self.in_flight.len();
         let mut out = Vec::with_capacity(self.in_flight.depth());
         // Bounded by the deadlines, and after them by CAP.TO.
         while self.in_flight.len() > uncommitted {
@@ -494,7 +569,7 @@ impl Drop for NvmeQueue {
                 self.controller.parts().clock.sleep(Duration::from_micros(20));
             }
         }
-        if self.controller.delete_queue(self.qid) {
+        if self.controller.delete_queue(self.qid, true) {
             return;
         }
         // The controller would not delete it and would not stop: it may use all of this for ever.
@@ -503,7 +578,7 @@ impl Drop for NvmeQueue {
         self.memory.lists.leak();
         for slot in 0..self.in_flight.depth() as u16 {
             if let Some(answered) = self.in_flight.take(slot) {
-                answered.data.frames.into_iter().for_each(std::mem::forget);
+                forget(answered.completion.data);
             }
         }
     }

@@ -49,6 +49,12 @@ pub trait Function: Registers + fmt::Debug {
     /// Puts all memory out of the device's reach, whatever it does from now on, for good. Says
     /// whether that is certain. For a device that does not stop when it is told to.
     fn cut_off(&self) -> bool;
+
+    /// Whether the kernel, or whoever gave the function, wants it back. Cheap enough for once a second;
+    /// does not block.
+    fn is_asked_back(&self) -> bool {
+        false
+    }
 }
 
 /// The registers with their types. A register that reads as all ones is `None`: the function is gone
@@ -80,6 +86,10 @@ impl Properties {
 
     pub(super) fn set_cc(&self, cc: Cc) {
         self.function.write32(register::CC, cc.into());
+    }
+
+    pub(super) fn write_nssr(&self, value: u32) {
+        self.function.write32(register::NSSR, value);
     }
 
     pub(super) fn csts(&self) -> Option<Csts> {

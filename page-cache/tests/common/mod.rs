@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 pub mod history;
+pub mod rig;
 pub mod world;
 
 use std::sync::Arc;

@@ -7,7 +7,8 @@ use uaio_driver::block::PollsAnyway;
 use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
 use uaio_driver::{DmaPool, Geometry, IoError, IoErrorKind, IoResult, PoolOptions, Slots};
 use uaio_page_cache::{
-    Buffer, Cache, CacheMode, CacheOptions, Finished, Flusher, Handle, Lane, OpKind, Operation,
+    Buffer, Cache, CacheMode, CacheOptions, Cancelled, Finished, Flusher, Handle, Lane, OpKind,
+    Operation,
 };
 
 use super::history::{History, UNIT, WriteId};
@@ -35,6 +36,7 @@ struct Pending {
     start: u64,
     offset: usize,
     lane: usize,
+    cancelled: Option<Cancelled>,
 }
 
 pub struct World {
@@ -119,13 +121,14 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.u8(..12) {
+        match self.random.u8(..13) {
             0..4 => self.start(),
             4..9 => {
                 let lane = self.random.usize(..self.lanes.len());
                 self.turn(lane);
             }
             9..11 => self.turn_flusher(),
+            11 => self.cancel(),
             _ if self.plan.faults => self.fault(),
             _ => {}
         }
@@ -149,7 +152,7 @@ impl World {
 
     fn start(&mut self) {
         let lane = self.random.usize(..self.lanes.len());
-        if self.lanes[lane].in_flight() == self.lanes[lane].depth() || self.pending.free() == 0 {
+        if self.lanes[lane].in_flight() >= self.lanes[lane].depth() || self.pending.free() == 0 {
             return;
         }
         let units = SIZE / UNIT;
@@ -168,6 +171,7 @@ impl World {
             },
             6 if aligned => OpKind::WriteZeroes { may_unmap: self.random.bool() },
             7 => OpKind::Flush,
+            8 if self.random.bool() => OpKind::Readahead,
             _ => OpKind::Read { direct: self.random.u8(..6) == 0 },
         };
         let (offset, len) =
@@ -181,7 +185,9 @@ impl World {
             _ => (0, Buffer::Bytes(vec![0xee; len])),
         };
         let start = self.history.tick();
-        let Ok(token) = self.pending.insert(Pending { kind, write, start, offset, lane }) else {
+        let Ok(token) =
+            self.pending.insert(Pending { kind, write, start, offset, lane, cancelled: None })
+        else {
             unreachable!("room was seen")
         };
         let handle = Arc::clone(&self.handles[lane]);
@@ -189,6 +195,21 @@ impl World {
             Operation { token, kind, offset: offset as u64, len: len as u64, buffer, handle };
         assert!(self.lanes[lane].start(operation).is_ok());
         self.collect(lane);
+    }
+
+    /// Takes back one of the operations in progress.
+    fn cancel(&mut self) {
+        let tokens = self.pending.tokens();
+        let Some(token) = self.random.choice(tokens) else { return };
+        let Some(pending) = self.pending.get_mut(token) else { unreachable!("it is pending") };
+        let outcome = self.lanes[pending.lane].cancel(token);
+        // All that has finished was collected, so the lane knows it.
+        assert_ne!(outcome, Cancelled::Unknown, "{:?} was lost", pending.kind);
+        pending.cancelled = Some(outcome);
+        let lane = pending.lane;
+        self.collect(lane);
+        let over = self.pending.get(token).is_none();
+        assert_eq!(over, outcome == Cancelled::Finished, "cancelled, and not answered at once");
     }
 
     fn turn(&mut self, lane: usize) -> bool {
@@ -219,8 +240,15 @@ impl World {
     }
 
     fn check(&mut self, pending: Pending, result: IoResult, buffer: Buffer) {
-        let Pending { kind, write, start, offset, .. } = pending;
+        let Pending { kind, write, start, offset, cancelled, .. } = pending;
+        if cancelled == Some(Cancelled::Finished) {
+            assert_eq!(result, Err(IoError::new(IoErrorKind::Cancelled)), "{kind:?} at {offset}");
+        }
         if let Err(error) = result {
+            if cancelled.is_some() && error.kind == IoErrorKind::Cancelled {
+                // A write that was taken back may show or not, like one that failed.
+                return;
+            }
             assert!(self.plan.faults, "{kind:?} at {offset}: {error}");
             self.failed_flushes += usize::from(kind == OpKind::Flush);
             return;
@@ -234,6 +262,7 @@ impl World {
             (OpKind::Write { stable, .. }, _) => self.history.end(write, stable),
             (OpKind::WriteZeroes { .. }, _) => self.history.end(write, false),
             (OpKind::Flush, _) => self.history.flushed(start),
+            (OpKind::Readahead, _) => {}
             (kind, buffer) => panic!("{kind:?} gave {buffer:?} back"),
         }
     }
@@ -294,7 +323,9 @@ impl World {
     }
 
     fn begin(&mut self, lane: usize, kind: OpKind, offset: usize, len: usize, start: u64) {
-        let Ok(token) = self.pending.insert(Pending { kind, write: 0, start, offset, lane }) else {
+        let Ok(token) =
+            self.pending.insert(Pending { kind, write: 0, start, offset, lane, cancelled: None })
+        else {
             panic!("nothing else is in flight")
         };
         let buffer = Buffer::Bytes(vec![0; len]);
@@ -307,7 +338,8 @@ impl World {
 
     fn drain(&mut self) {
         for turn in 0.. {
-            if self.pending.is_empty() {
+            // What was cancelled is answered, and may still have something to give back.
+            if self.pending.is_empty() && self.lanes.iter().all(|lane| lane.in_flight() == 0) {
                 return;
             }
             for lane in 0..self.lanes.len() {

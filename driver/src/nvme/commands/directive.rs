@@ -4,10 +4,10 @@
 use serde::Serialize;
 
 use crate::nvme::NvmeController;
+use crate::nvme::spec::Opcode;
 use crate::nvme::spec::feature::{self, Select};
 use crate::nvme::spec::identify::oacs;
 use crate::nvme::spec::layout::layout;
-use crate::nvme::spec::Opcode;
 
 use super::{Command, CommandError, Data};
 
@@ -67,7 +67,8 @@ impl NvmeController {
     pub fn directives(&self, nsid: u32) -> Result<Vec<Directive>, CommandError> {
         let mut bytes = vec![0; 4096];
         self.directive_receive(nsid, IDENTIFY, 1, 0, 0, &mut bytes)?;
-        let bit = |base: usize, kind: u8| bytes[base + usize::from(kind / 8)] >> (kind % 8) & 1 != 0;
+        let bit =
+            |base: usize, kind: u8| bytes[base + usize::from(kind / 8)] >> (kind % 8) & 1 != 0;
         let types = (0..=u8::MAX).filter(|&kind| bit(0, kind));
         Ok(types
             .map(|directive_type| Directive { directive_type, enabled: bit(32, directive_type) })

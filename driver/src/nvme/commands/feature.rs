@@ -130,9 +130,8 @@ impl NvmeController {
         }
         let old = self.get_feature(feature.id, Select::Current, nsid, selector, &mut [])?;
         // A value does not repeat what selects it.
-        let dword = checked.iter().fold(old | selector, |dword, (field, value)| {
-            field.set(dword, *value)
-        });
+        let dword =
+            checked.iter().fold(old | selector, |dword, (field, value)| field.set(dword, *value));
         self.set_feature(feature.id, save, nsid, dword, &[])?;
         Ok(dword)
     }

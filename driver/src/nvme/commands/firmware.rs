@@ -49,7 +49,8 @@ impl NvmeController {
         self.requires(oacs::FIRMWARE, "take firmware")?;
         if image.is_empty() || !image.len().is_multiple_of(4) || image.len() > 1 << 30 {
             let len = image.len();
-            let what = format!("an image of {len} bytes is none; it is a multiple of 4 up to 1 GiB");
+            let what =
+                format!("an image of {len} bytes is none; it is a multiple of 4 up to 1 GiB");
             return Err(CommandError::invalid(&self.identify().name, what));
         }
         // FWUG: pieces and offsets are multiples of it; 0 not known, FFh no restriction.
@@ -100,7 +101,9 @@ impl NvmeController {
             Ok(_) => Ok(Activation::Done),
             // Statuses that are no failures: it is committed, and this is what it waits for.
             Err(error) => match error.status().map(Status::code) {
-                Some(Status::FIRMWARE_NEEDS_CONTROLLER_RESET) => Ok(Activation::NeedsControllerReset),
+                Some(Status::FIRMWARE_NEEDS_CONTROLLER_RESET) => {
+                    Ok(Activation::NeedsControllerReset)
+                }
                 Some(Status::FIRMWARE_NEEDS_SUBSYSTEM_RESET) => Ok(Activation::NeedsSubsystemReset),
                 Some(Status::FIRMWARE_NEEDS_CONVENTIONAL_RESET) => {
                     Ok(Activation::NeedsConventionalReset)

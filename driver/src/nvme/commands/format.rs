@@ -94,7 +94,8 @@ impl NvmeController {
     pub fn format(&self, nsid: u32, format: Format) -> Result<(), CommandError> {
         self.requires(oacs::FORMAT, "format")?;
         if format.format > 63 || format.protection > 3 {
-            let what = format!("no LBA format {} with protection {}", format.format, format.protection);
+            let what =
+                format!("no LBA format {} with protection {}", format.format, format.protection);
             return Err(CommandError::invalid(&self.identify().name, what));
         }
         let fna = self.identify_controller()?.fna;

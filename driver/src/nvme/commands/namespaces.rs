@@ -75,7 +75,8 @@ impl NvmeController {
         let mut bytes = vec![0; IDENTIFY_SIZE];
         bytes[0..8].copy_from_slice(&new.blocks.to_le_bytes());
         bytes[8..16].copy_from_slice(&new.capacity_blocks.to_le_bytes());
-        bytes[26] = new.format & 0xf | (new.format >> 4) << 5 | u8::from(new.metadata_with_data) << 4;
+        bytes[26] =
+            new.format & 0xf | (new.format >> 4) << 5 | u8::from(new.metadata_with_data) << 4;
         bytes[29] = new.protection | u8::from(new.protection_first) << 3;
         bytes[30] = new.shared.into();
         bytes[102..104].copy_from_slice(&new.endurance_group.to_le_bytes());
@@ -93,8 +94,7 @@ impl NvmeController {
     pub fn delete_namespace(&self, nsid: u32) -> Result<(), CommandError> {
         self.requires(oacs::NAMESPACES, "manage namespaces")?;
         self.check_not_open(nsid)?;
-        let command =
-            Command::new(Opcode::NAMESPACE_MANAGEMENT, nsid).dword(10, 1).within(TIMEOUT);
+        let command = Command::new(Opcode::NAMESPACE_MANAGEMENT, nsid).dword(10, 1).within(TIMEOUT);
         self.admin(&command, Data::None)?;
         Ok(())
     }

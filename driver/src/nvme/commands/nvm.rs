@@ -236,9 +236,8 @@ impl CommandQueue {
             // 0's based, 16 bits; at most MSSRL, which has 16 bits too.
             entry[16..18].copy_from_slice(&((source.blocks - 1) as u16).to_le_bytes());
         }
-        let command = Command::new(Opcode::COPY, 0)
-            .qword(10, to)
-            .dword(12, sources.len() as u32 - 1);
+        let command =
+            Command::new(Opcode::COPY, 0).qword(10, to).dword(12, sources.len() as u32 - 1);
         self.execute(IoCommand { data: Buffer::Out(list), ..IoCommand::new(command) })?;
         Ok(())
     }
@@ -389,7 +388,9 @@ fn equal(result: Result<(), CommandError>) -> Result<bool, CommandError> {
     use crate::nvme::spec::Status;
     match result {
         Ok(()) => Ok(true),
-        Err(error) if error.status().map(Status::code) == Some(Status::COMPARE_FAILURE) => Ok(false),
+        Err(error) if error.status().map(Status::code) == Some(Status::COMPARE_FAILURE) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

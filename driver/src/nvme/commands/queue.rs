@@ -125,13 +125,24 @@ impl NvmeController {
         }
         let id = self.identify_namespace(nsid)?;
         let Some(info) = NamespaceInfo::new(nsid, &id) else {
-            return Err(CommandError::invalid(name, format_args!("namespace {nsid} has no blocks")));
+            return Err(CommandError::invalid(
+                name,
+                format_args!("namespace {nsid} has no blocks"),
+            ));
         };
         let (qid, vector, memory) = self.create_queue(depth)?;
         let target = QueueTarget::raw(self, &info);
         let queue = NvmeQueue::new(Arc::clone(self), qid, vector, depth, memory, target);
         let controller = Arc::clone(self);
-        Ok(CommandQueue { queue, held: BTreeMap::new(), next: 0, id, controller_id, nsid, controller })
+        Ok(CommandQueue {
+            queue,
+            held: BTreeMap::new(),
+            next: 0,
+            id,
+            controller_id,
+            nsid,
+            controller,
+        })
     }
 }
 
@@ -270,7 +281,8 @@ impl CommandQueue {
             },
         };
         let (mut data, mut metadata) = (vec![0; held.data_in], vec![0; held.metadata_in]);
-        for (transfer, bytes) in [(&mut held.data, &mut data), (&mut held.metadata, &mut metadata)] {
+        for (transfer, bytes) in [(&mut held.data, &mut data), (&mut held.metadata, &mut metadata)]
+        {
             let Some(transfer) = transfer else { continue };
             if completion.lost {
                 transfer.leak();

@@ -150,8 +150,8 @@ impl CommandQueue {
             let before = found.len();
             for zone in descriptors.take(listed).map(ZoneDescriptor::decode) {
                 // Ascending, so that this ends whatever the controller says.
-                if zone.start < at || found.last().is_some_and(|last| zone.start <= last.start_lba) {
-                    return Err(self.invalid(format!("the zone report goes back to {}", zone.start)));
+                if found.last().is_some_and(|last| zone.start <= last.start_lba) {
+                    return Err(self.invalid(format_args!("zone {} comes twice", zone.start)));
                 }
                 found.push(Zone::new(&zone));
             }

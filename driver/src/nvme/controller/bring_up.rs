@@ -10,19 +10,33 @@ use crate::dma::DmaPool;
 use crate::error::DeviceError;
 use crate::nvme::admin::{AdminError, AdminQueue};
 use crate::nvme::discard::DsmLimits;
-use crate::nvme::failure::{Failure, Fate};
+use crate::nvme::failure::Failure;
+use crate::nvme::fate::{Fate, Patience};
 use crate::nvme::in_flight;
 use crate::nvme::info::{ControllerInfo, NamespaceInfo};
 use crate::nvme::registers::{Function, Properties, queues_in_bar};
-use crate::nvme::spec::command::{IOCQES, IOSQES, cns};
+use crate::nvme::spec::command::{IOCQES, IOSQES, Opcode, SubmissionEntry, cns};
+use crate::nvme::spec::event;
 use crate::nvme::spec::{
     Aqa, Cap, Cc, Csts, IdentifyController, IdentifyControllerNvm, IdentifyNamespace,
 };
 
+use super::events::Listening;
+use super::recovery::{Recovery, ready_timeout};
 use super::{ControllerOptions, NvmeController, Shared, Waited, admin_error, failed, wait};
 
 /// Namespaces that this driver lists; a controller may claim 2^32.
 const NAMESPACES_MAX: usize = 1024;
+
+/// What a controller says of itself, as far as it is needed later.
+struct Learnt {
+    info: ControllerInfo,
+    dsm: DsmLimits,
+    write_zeroes_max_bytes_log2: u8,
+    acl: u8,
+    aerl: u8,
+    settings: Vec<(Opcode, SubmissionEntry)>,
+}
 
 /// What a controller is started with.
 pub(super) struct Start {
@@ -38,11 +52,15 @@ impl Start {
     pub(super) fn run(self) -> Result<NvmeController, DeviceError> {
         let cap = self.properties.cap().ok_or_else(|| self.failed(Failure::Removed))?;
         self.check(cap)?;
-        // CAP.TO is in units of 500 ms; 0 is a controller that promises nothing.
-        let ready_timeout = Duration::from_millis(500) * u32::from(cap.to().max(1));
+        let ready_timeout = ready_timeout(&cap);
         self.disable(ready_timeout)?;
+        let patience = Patience {
+            ready_timeout,
+            resets_max: self.options.resets_max,
+            resets_window: self.options.resets_window,
+        };
         let fate =
-            Arc::new(Fate::new(Arc::clone(&self.function), Arc::clone(&self.clock), ready_timeout));
+            Arc::new(Fate::new(Arc::clone(&self.function), Arc::clone(&self.clock), patience));
         let admin = AdminQueue::new(
             &self.pool,
             &self.function,
@@ -60,12 +78,14 @@ impl Start {
             .enable(&admin, ready_timeout)
             .and_then(|()| self.learn(&mut admin, cap, ready_timeout))
         {
-            Ok((info, dsm, write_zeroes_max_bytes_log2)) => Ok(NvmeController {
-                namespaces: Mutex::new(info.namespaces.as_slice().into()),
-                info,
+            Ok(learnt) => Ok(NvmeController {
+                namespaces: Mutex::new(learnt.info.namespaces.as_slice().into()),
+                info: learnt.info,
                 cap,
-                dsm,
-                write_zeroes_max_bytes_log2,
+                cc: Self::configuration(),
+                aborts_max: usize::from(learnt.acl) + 1,
+                dsm: learnt.dsm,
+                write_zeroes_max_bytes_log2: learnt.write_zeroes_max_bytes_log2,
                 options: self.options,
                 fate,
                 properties: self.properties,
@@ -74,6 +94,9 @@ impl Start {
                     queues: BTreeSet::new(),
                     namespaces: BTreeSet::new(),
                     closed: false,
+                    recovery: Recovery::default(),
+                    listening: Listening::new(learnt.aerl),
+                    settings: learnt.settings,
                 }),
                 pool: self.pool,
                 clock: self.clock,
@@ -139,14 +162,18 @@ impl Start {
         Ok(())
     }
 
+    /// What the controller is enabled with, without EN.
+    fn configuration() -> Cc {
+        Cc::new().with_iosqes(IOSQES).with_iocqes(IOCQES)
+    }
+
     /// Base 2.0c §3.5.1 steps 2 to 5.
     fn enable(&self, admin: &AdminQueue, timeout: Duration) -> Result<(), DeviceError> {
         let aqa = Aqa::new()
             .with_asqs(admin.sq().size_zero_based())
             .with_acqs(admin.cq().size_zero_based());
         self.properties.set_admin_queue(aqa, admin.sq().iova(), admin.cq().iova());
-        let cc = Cc::new().with_iosqes(IOSQES).with_iocqes(IOCQES);
-        self.properties.set_cc(cc.with_en(true));
+        self.properties.set_cc(Self::configuration().with_en(true));
         let csts =
             self.wait(timeout, "CSTS.RDY = 1 after CC.EN = 1", |csts| csts.rdy() || csts.cfs())?;
         if csts.cfs() { Err(self.failed(Failure::Fatal)) } else { Ok(()) }
@@ -158,7 +185,7 @@ impl Start {
         admin: &mut AdminQueue,
         cap: Cap,
         ready_timeout: Duration,
-    ) -> Result<(ControllerInfo, DsmLimits, u8), DeviceError> {
+    ) -> Result<Learnt, DeviceError> {
         let name = self.function.name();
         let named = |what: &'static str| move |error| admin_error(name, what, error);
         let id: IdentifyController =
@@ -189,7 +216,34 @@ impl Start {
             None => info.transfer_max_bytes.ilog2() as u8,
         };
         info.namespaces = self.learn_namespaces(admin)?;
-        Ok((info, DsmLimits::new(nvm.as_ref()), write_zeroes_log2))
+        let settings = self.ask_for_events(admin, id.oaes)?;
+        Ok(Learnt {
+            info,
+            dsm: DsmLimits::new(nvm.as_ref()),
+            write_zeroes_max_bytes_log2: write_zeroes_log2,
+            acl: id.acl,
+            aerl: id.aerl,
+            settings,
+        })
+    }
+
+    /// Says which events are wanted (Base 2.0c §5.27.1.8): of what the controller has, all that this
+    /// driver knows. A controller that does not take it tells of what it pleases.
+    fn ask_for_events(
+        &self,
+        admin: &mut AdminQueue,
+        oaes: u32,
+    ) -> Result<Vec<(Opcode, SubmissionEntry)>, DeviceError> {
+        let entry = SubmissionEntry {
+            cdw10: event::FEATURE_EVENTS.into(),
+            cdw11: (event::EVENTS_HEALTH | event::EVENTS_NOTICES & oaes).into(),
+            ..Default::default()
+        };
+        match admin.set(entry) {
+            Ok(()) => Ok(vec![(Opcode::SET_FEATURES, entry)]),
+            Err(AdminError::Status(_)) => Ok(Vec::new()),
+            Err(error) => Err(admin_error(self.function.name(), "ask for events", error)),
+        }
     }
 
     fn learn_namespaces(&self, admin: &mut AdminQueue) -> Result<Vec<NamespaceInfo>, DeviceError> {

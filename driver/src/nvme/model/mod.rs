@@ -10,9 +10,16 @@
 //! ([`Model::step`]) after [`Model::set_deferred`].
 
 mod admin;
+mod identify;
 mod io;
+mod log;
+mod maintenance;
 mod medium;
 pub mod prp;
+mod reservation;
+mod settings;
+mod transfer;
+mod zone;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -33,8 +40,11 @@ use super::spec::identify::oncs;
 use super::spec::register::{self, Aqa, Cap, Cc, Csts, SHST_COMPLETE};
 use super::spec::{CompletionEntry, Status, SubmissionEntry};
 
+use maintenance::AdminState;
+pub use maintenance::FIRMWARE_MAGIC;
 use medium::Medium;
 pub use medium::ModelNamespace;
+use reservation::Reservations;
 
 /// What the model is.
 #[derive(Clone, Debug)]
@@ -53,6 +63,8 @@ pub struct ModelOptions {
     pub dstrd: u8,
     /// CAP.TO, in units of 500 ms.
     pub to: u8,
+    /// TNVMCAP: what all namespaces together can have, in bytes.
+    pub capacity_bytes: u64,
     /// ONCS.
     pub oncs: u16,
     /// Whether it has a volatile write cache.
@@ -84,6 +96,7 @@ impl Default for ModelOptions {
             vectors: 9,
             dstrd: 0,
             to: 4,
+            capacity_bytes: 64 << 20,
             oncs: oncs::DSM | oncs::WRITE_ZEROES,
             volatile_cache: true,
             reports_limits: true,
@@ -106,6 +119,8 @@ pub enum Lie {
     UnknownCommand,
     /// Completes it twice.
     RepeatedCommand,
+    /// Completes it, and the command of the next identifier too.
+    NextToo,
     /// Names another submission queue.
     WrongQueue,
     /// Says that it fetched one more command than was committed.
@@ -175,6 +190,10 @@ struct State {
     sqs: BTreeMap<u16, Sq>,
     cqs: BTreeMap<u16, Cq>,
     media: BTreeMap<u32, Medium>,
+    /// What the first half of a fused operation came to, until the second comes.
+    fused_failed: Option<bool>,
+    reservations: BTreeMap<u32, Reservations>,
+    admin: AdminState,
     fetched: Vec<Fetched>,
     lies: VecDeque<Lie>,
     held: bool,
@@ -231,6 +250,9 @@ impl Model {
             state: Mutex::new(State {
                 media: (1..).zip(options.namespaces.iter().map(|&it| Medium::new(it))).collect(),
                 random: fastrand::Rng::with_seed(options.shuffle.unwrap_or(0)),
+                fused_failed: None,
+                reservations: BTreeMap::new(),
+                admin: AdminState::new(),
                 cc: Cc::new(),
                 csts: Csts::new(),
                 aqa: Aqa::new(),
@@ -280,6 +302,18 @@ impl Model {
         if let Some(medium) = self.lock().media.get_mut(&nsid) {
             medium.bad.insert(lba);
         }
+    }
+
+    /// Gives a namespace another number of blocks, as something else than this host would.
+    pub fn resize(&self, nsid: u32, blocks: u64) {
+        if let Some(medium) = self.lock().media.get_mut(&nsid) {
+            medium.resize(blocks);
+        }
+    }
+
+    /// Another host registers `key` with a namespace and acquires a reservation of type `kind`.
+    pub fn other_host(&self, nsid: u32, key: u64, kind: u8) {
+        self.lock().reservations.entry(nsid).or_default().other_host(key, kind);
     }
 
     /// Cuts the power: the controller is disabled and its volatile cache is lost.
@@ -421,11 +455,15 @@ impl State {
     /// Does a command and writes its completion; the vector to fire, if any.
     fn complete(&mut self, fetched: Fetched) -> Option<u16> {
         let Fetched { qid, entry, lie } = fetched;
-        let (status, dw0) = match (qid, lie) {
-            (0, _) => self.execute_admin(&entry),
-            (_, Lie::Status(status)) => (status, 0),
-            _ => (self.execute_io(&entry).err().unwrap_or(Status::SUCCESS), 0),
+        let done = match (qid, lie) {
+            (0, _) => self.execute_admin(&entry).map(u64::from),
+            (_, Lie::Status(status)) => Err(status),
+            _ => self.execute_io(&entry),
         };
+        if let Err(status) = done {
+            self.log_error(qid, &entry, status);
+        }
+        let (status, value) = (done.err().unwrap_or(Status::SUCCESS), done.unwrap_or(0));
         // The queue may have been deleted meanwhile.
         let sq = self.sqs.get_mut(&qid)?;
         if lie != Lie::Unfetched {
@@ -439,14 +477,18 @@ impl State {
         };
         let cqid = sq.cqid;
         let completion = CompletionEntry {
-            dw0: dw0.into(),
-            dw1: 0.into(),
+            dw0: (value as u32).into(),
+            dw1: ((value >> 32) as u32).into(),
             sqhd: (sqhd as u16).into(),
             sqid: if lie == Lie::WrongQueue { qid + 1 } else { qid }.into(),
             cid: if lie == Lie::UnknownCommand { cid ^ 0x8000 } else { cid }.into(),
             status: (status.0 << 1).into(),
         };
         let vector = self.post(cqid, completion, lie == Lie::BadPhase);
+        if lie == Lie::NextToo {
+            let cid = cid.wrapping_add(1).into();
+            self.post(cqid, CompletionEntry { cid, ..completion }, false);
+        }
         if lie == Lie::RepeatedCommand {
             self.post(cqid, completion, false);
         }
@@ -480,6 +522,8 @@ impl State {
         let was = std::mem::replace(&mut self.cc, cc);
         if cc.en() && !was.en() {
             self.reset();
+            self.admin.settings.reset();
+            self.admin.firmware.reset();
             self.doorbells.iter().for_each(|doorbell| doorbell.store(0, Ordering::Relaxed));
             let admin_sq = u32::from(self.aqa.asqs()) + 1;
             let admin_cq = u32::from(self.aqa.acqs()) + 1;
@@ -505,7 +549,8 @@ impl State {
 
     /// The medium of a namespace that is attached to this controller.
     fn medium(&mut self, nsid: u32) -> Result<&mut Medium, Status> {
-        self.media.get_mut(&nsid).ok_or(Status::INVALID_NAMESPACE)
+        let attached = self.media.get_mut(&nsid).filter(|medium| medium.attached);
+        attached.ok_or(Status::INVALID_NAMESPACE)
     }
 
     fn cap(&self) -> Cap {

@@ -10,7 +10,7 @@ use crate::block::{Capabilities, Geometry, IoQueue};
 use crate::error::IoError;
 use crate::nvme::NvmeController;
 use crate::nvme::commands::Command;
-use crate::nvme::failure::Quiet;
+use crate::nvme::fate::Quiet;
 use crate::nvme::info::NamespaceInfo;
 use crate::nvme::namespace::NamespaceUse;
 use crate::nvme::spec::Status;
@@ -59,8 +59,9 @@ impl NvmeQueue {
         if !self.fate.is_running() {
             return Err(Refusal::Failed);
         }
-        let Some((slot, cid)) = self.in_flight.free_slot() else { return Err(Refusal::Full) };
-        self.uncommitted += 1;
+        let Some(vacant) = self.in_flight.vacant() else { return Err(Refusal::Full) };
+        let cid = vacant.cid();
+        vacant.fill(token, SgList::empty());
         let fuse = match fuse {
             Fuse::None => 0,
             Fuse::First => 1 << 8,
@@ -83,7 +84,6 @@ impl NvmeQueue {
             place.store(word.to_le(), Ordering::Relaxed);
         }
         self.memory.sq.advance();
-        self.in_flight.put(slot, token, SgList::empty());
         Ok(())
     }
 

@@ -147,10 +147,7 @@ pub const FEATURES: &[Feature] = &[
         of_namespace: true,
         ..feature(0x83, "reservation-persistence", &[field("through_power_loss", 0, 1)])
     },
-    Feature {
-        of_namespace: true,
-        ..feature(0x84, "write-protection", &[field("state", 0, 3)])
-    },
+    Feature { of_namespace: true, ..feature(0x84, "write-protection", &[field("state", 0, 3)]) },
 ];
 
 /// Autonomous Power State Transition: the feature's identifier.

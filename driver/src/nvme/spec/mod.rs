@@ -6,6 +6,7 @@
 //! and for what is copied out and decoded in [`layout`].
 
 pub mod command;
+pub mod event;
 pub mod feature;
 pub mod identify;
 pub mod layout;

@@ -10,6 +10,8 @@ pub const VS: u32 = 0x08;
 pub const CC: u32 = 0x14;
 /// Controller Status, 32 bits, read-only for our purposes.
 pub const CSTS: u32 = 0x1c;
+/// NVM Subsystem Reset, 32 bits.
+pub const NSSR: u32 = 0x20;
 /// Admin Queue Attributes, 32 bits.
 pub const AQA: u32 = 0x24;
 /// Admin Submission Queue Base Address, 64 bits.

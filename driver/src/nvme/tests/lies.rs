@@ -14,6 +14,11 @@ const BROKEN: IoError = IoError { kind: IoErrorKind::Device, status: 0, do_not_r
 /// Two reads, the first answered with a lie, on one queue and one read held on another. What the
 /// driver makes of it: the failure, and what each of the reads in flight is answered with.
 fn after(lie: Lie) -> (Option<Failure>, Vec<(u64, IoResult)>) {
+    after_these([lie, Lie::Honest])
+}
+
+/// The same with a lie for each of the two reads.
+fn after_these(lies: [Lie; 2]) -> (Option<Failure>, Vec<(u64, IoResult)>) {
     let rig = Rig::new(ModelOptions::default());
     let free = rig.pool.free_frames();
     let namespace = rig.namespace();
@@ -21,7 +26,7 @@ fn after(lie: Lie) -> (Option<Failure>, Vec<(u64, IoResult)>) {
     let mut other = open(&namespace, 4);
     rig.model.lie([Lie::Stuck]);
     send(&mut *other, [rig.read(9)]);
-    rig.model.lie([lie]);
+    rig.model.lie(lies);
     send(&mut *queue, [rig.read(1), rig.read(2)]);
     let mut answers: Vec<_> =
         drain(&mut *queue).into_iter().map(|done| (done.token.to_u64(), done.result)).collect();
@@ -77,11 +82,33 @@ fn a_completion_of_another_queue_ends_the_controller() {
     assert_eq!(answers, [(1, Err(BROKEN)), (2, Err(BROKEN))]);
 }
 
+/// The head counts once a batch, in its last completion: it says which entries of the ring may be used
+/// again. The requests were completed by their own identifiers, and are answered.
 #[test]
 fn a_head_past_the_tail_ends_the_controller() {
-    let (failure, answers) = after(Lie::BadHead);
+    let (failure, answers) = after_these([Lie::Honest, Lie::BadHead]);
     assert_eq!(failure, protocol(Violation::BadHead { qid: 1, sqhd: 3 }));
-    assert_eq!(answers, [(1, Err(BROKEN)), (2, Err(BROKEN))]);
+    assert_eq!(answers, [(1, Ok(())), (2, Ok(()))]);
+}
+
+#[test]
+fn a_head_that_a_later_completion_of_the_batch_corrects_is_used_for_nothing() {
+    assert_eq!(after(Lie::BadHead), (None, vec![(1, Ok(())), (2, Ok(()))]));
+}
+
+/// A command that was built and not committed is not the controller's to complete.
+#[test]
+fn completing_what_was_not_committed_ends_the_controller() {
+    let rig = Rig::new(ModelOptions::default());
+    let namespace = rig.namespace();
+    let mut queue = open(&namespace, 4);
+    rig.model.hold(true);
+    rig.model.lie([Lie::NextToo]);
+    send(&mut *queue, [rig.read(1)]);
+    queue.submit(rig.read(2)).unwrap();
+    rig.model.hold(false);
+    drain(&mut *queue);
+    assert_eq!(rig.controller.failure(), protocol(Violation::Unfetched { qid: 1 }));
 }
 
 #[test]

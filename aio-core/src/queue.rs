@@ -1,0 +1,290 @@
+//! The events of one context, and who waits for them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
+use std::thread::Thread;
+
+use uaio_driver::{Doorbell, Wake};
+
+use crate::event::Event;
+use crate::listio::List;
+use crate::notify::Notify;
+use crate::ring::Ring;
+use crate::ticket::{Ticket, Tickets};
+use crate::waiters::Waiters;
+
+/// The events of one context, and who waits for them.
+///
+/// A slot is taken at submit and given back when its event is taken out, so there is always room for
+/// an event. Events lie in a ring without a lock; who waits has an entry under one. What keeps an
+/// event from being missed is in [`crate::waiters`].
+pub(crate) struct EventQueue {
+    slots: usize,
+    free: AtomicUsize,
+    ring: Ring<Event>,
+    waiters: Waiters<Entry>,
+    tickets: Tickets,
+    next_id: AtomicU64,
+    /// Counts one up for each event.
+    eventfd: Option<OwnedFd>,
+    /// Notices that did not arrive.
+    lost: AtomicU64,
+}
+
+/// An entry of a thread that waits; woken once.
+struct Entry {
+    id: u64,
+    wants: Wants,
+    thread: Thread,
+    /// Where it sleeps when it turns a reactor meanwhile; otherwise it is parked.
+    bell: Option<Arc<Doorbell>>,
+}
+
+/// What an entry waits for.
+pub(crate) enum Wants {
+    /// That so many events are there.
+    Events(usize),
+    /// That submissions are over.
+    Submissions(Watch),
+}
+
+/// Submissions of one context that somebody waits for, perhaps with those of others.
+pub(crate) struct Watch {
+    /// Their tickets' slots, one bit each. One that was seen to be over is taken out by who saw it.
+    slots: Vec<u64>,
+    /// How many of all contexts have to be over yet; less than 0 when more are.
+    left: Arc<AtomicIsize>,
+}
+
+impl Watch {
+    pub(crate) fn new(tickets: &[Ticket], left: Arc<AtomicIsize>) -> Self {
+        Self { slots: Self::bits(tickets), left }
+    }
+
+    /// The tickets' slots, one bit each.
+    pub(crate) fn bits(tickets: &[Ticket]) -> Vec<u64> {
+        let most = tickets.iter().map(|ticket| ticket.slot as usize).max().unwrap_or(0);
+        let mut slots = vec![0; most / 64 + 1];
+        tickets
+            .iter()
+            .for_each(|ticket| slots[ticket.slot as usize / 64] |= 1 << (ticket.slot % 64));
+        slots
+    }
+
+    /// A submission is over: counts it, if it is one of these and has not been.
+    pub(crate) fn over(&mut self, slot: u32) {
+        let (word, bit) = (slot as usize / 64, 1 << (slot % 64));
+        if let Some(bits) = self.slots.get_mut(word)
+            && *bits & bit != 0
+        {
+            *bits &= !bit;
+            self.left.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An event, and whom it concerns beside those who wait for events.
+pub(crate) struct Answer {
+    pub(crate) event: Event,
+    /// The submission that is over with it.
+    pub(crate) last_of: Option<Ticket>,
+    pub(crate) notify: Notify,
+    pub(crate) list: Option<Arc<List>>,
+}
+
+impl EventQueue {
+    pub(crate) fn new(context: u32, slots: usize, eventfd: Option<OwnedFd>) -> Arc<Self> {
+        Arc::new(Self {
+            slots,
+            free: AtomicUsize::new(slots),
+            ring: Ring::new(slots),
+            waiters: Waiters::new(16),
+            tickets: Tickets::new(context, slots),
+            next_id: AtomicU64::new(0),
+            eventfd,
+            lost: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    pub(crate) fn tickets(&self) -> &Tickets {
+        &self.tickets
+    }
+
+    pub(crate) fn eventfd(&self) -> Option<BorrowedFd<'_>> {
+        self.eventfd.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Takes slots for so many events, all or none.
+    pub(crate) fn take_slots(&self, count: usize) -> bool {
+        // Relaxed: a count, nothing is read by its value. The events come through the ring.
+        let take = |free: usize| free.checked_sub(count);
+        self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    /// Gives back slots whose iocbs were refused after all.
+    pub(crate) fn give_slots(&self, count: usize) {
+        self.free.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Iocbs taken whose event is not there yet. Exact when nobody submits or gets events.
+    pub(crate) fn outstanding(&self) -> usize {
+        let there = self.ring.len();
+        (self.slots - self.free.load(Ordering::Relaxed)).saturating_sub(there)
+    }
+
+    /// Puts the event of an iocb without a ticket in, and wakes those who wait for it.
+    #[inline]
+    pub(crate) fn complete(&self, event: Event) {
+        self.ring.push(event);
+        self.wake(None);
+        self.count_up();
+    }
+
+    /// Puts an event in and gives its notices. Never blocks; called under no lock.
+    pub(crate) fn answer(&self, Answer { event, last_of, notify, list }: Answer) {
+        self.ring.push(event);
+        if let Some(ticket) = last_of {
+            self.tickets.finish(ticket);
+        }
+        self.wake(last_of);
+        self.count_up();
+        let mut arrived = notify.send();
+        if let Some(list) = list {
+            arrived &= list.one_done();
+        }
+        if !arrived {
+            self.lose_notice();
+        }
+    }
+
+    /// Counts a notice that did not arrive.
+    pub(crate) fn lose_notice(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_up(&self) {
+        if let Some(eventfd) = &self.eventfd {
+            // Non-blocking, and the counter holds 2^64 - 2 events: it cannot fail.
+            let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Tells everybody who now has what it waits for, as `aio_complete` in fs/aio.c has it: two may
+    /// be told of the same events, and who comes second waits again.
+    #[inline]
+    fn wake(&self, over: Option<Ticket>) {
+        let mut next = self.waiters.find(|entries| {
+            if let Some(ticket) = over {
+                for entry in entries.iter_mut() {
+                    if let Wants::Submissions(watch) = &mut entry.wants {
+                        watch.over(ticket.slot);
+                    }
+                }
+            }
+            self.take_satisfied(entries)
+        });
+        while let Some(Entry { thread, bell, .. }) = next {
+            match bell {
+                Some(bell) => bell.wake(),
+                None => thread.unpark(),
+            }
+            next = self.waiters.find(|entries| self.take_satisfied(entries));
+        }
+    }
+
+    fn take_satisfied(&self, entries: &mut Vec<Entry>) -> Option<Entry> {
+        let there = self.ring.len();
+        let at = entries.iter().position(|entry| match &entry.wants {
+            Wants::Events(need) => *need <= there,
+            Wants::Submissions(watch) => watch.left.load(Ordering::Relaxed) <= 0,
+        })?;
+        Some(entries.remove(at))
+    }
+
+    /// Moves at most `max` events to `out`.
+    #[inline]
+    pub(crate) fn take(&self, max: usize, out: impl FnMut(Event)) -> usize {
+        let count = self.ring.pop(max, out);
+        if count > 0 {
+            self.give_slots(count);
+        }
+        count
+    }
+
+    /// A name for an entry.
+    pub(crate) fn name(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Leaves the entry `id` of this thread, or brings it up to date: to be woken at `bell`, if it
+    /// will sleep there. Look again afterwards, before sleeping.
+    pub(crate) fn wait_events(&self, id: u64, need: usize, bell: Option<&Arc<Doorbell>>) {
+        self.leave_or_update(
+            id,
+            bell,
+            |wants| *wants = Wants::Events(need),
+            || Wants::Events(need),
+        );
+    }
+
+    /// The same for submissions. An entry that is there keeps its watch.
+    pub(crate) fn wait_submissions(
+        &self,
+        id: u64,
+        watch: impl FnOnce() -> Watch,
+        bell: Option<&Arc<Doorbell>>,
+    ) {
+        self.leave_or_update(id, bell, |_| {}, || Wants::Submissions(watch()));
+    }
+
+    fn leave_or_update(
+        &self,
+        id: u64,
+        bell: Option<&Arc<Doorbell>>,
+        update: impl FnOnce(&mut Wants),
+        make: impl FnOnce() -> Wants,
+    ) {
+        self.waiters.change(|entries| match entries.iter_mut().find(|entry| entry.id == id) {
+            Some(entry) => {
+                update(&mut entry.wants);
+                if entry.bell.is_some() != bell.is_some() {
+                    entry.bell = bell.cloned();
+                }
+            }
+            None => {
+                let thread = std::thread::current();
+                entries.push(Entry { id, wants: make(), thread, bell: bell.cloned() });
+            }
+        });
+    }
+
+    /// Counts in the entry `id` the submissions that are over by now.
+    pub(crate) fn look_at_submissions(&self, id: u64, tickets: &[Ticket]) {
+        self.waiters.change(|entries| {
+            let entry = entries.iter_mut().find(|entry| entry.id == id);
+            let Some(Entry { wants: Wants::Submissions(watch), .. }) = entry else { return };
+            for ticket in tickets.iter().filter(|ticket| self.tickets.is_over(**ticket)) {
+                watch.over(ticket.slot);
+            }
+        });
+    }
+
+    /// Whether the entry `id` has been woken, or was never left.
+    pub(crate) fn is_woken(&self, id: u64) -> bool {
+        self.waiters.look(|entries| entries.iter().all(|entry| entry.id != id))
+    }
+
+    /// Takes the entry `id` away, if it has not been woken.
+    pub(crate) fn leave(&self, id: u64) {
+        self.waiters.change(|entries| entries.retain(|entry| entry.id != id));
+    }
+}

@@ -1,0 +1,465 @@
+//! A station: where the requests of one target are taken in, stepped and finished.
+//!
+//! Two things lie under locks of their own: the *inbox*, and the *core* with what is in progress.
+//! Whoever submits tries the core's lock and takes the first step itself; otherwise the request goes
+//! to the inbox and whoever turns the reactor takes it out. Whatever is finished under the core's
+//! lock is answered after it is dropped, so nobody who is told runs under a lock of ours.
+//!
+//! Lock order: core, inbox; then whatever the backend locks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::time::Duration;
+
+use crossbeam_queue::ArrayQueue;
+use parking_lot::Mutex;
+use uaio_driver::{Armed, IoError, IoErrorKind, IoResult, Slots, Token, Wake};
+
+use crate::cancel::Cancel;
+use crate::deadline::Deadlines;
+use crate::inbox::Inbox;
+use crate::reactor::Shared;
+use crate::request::Request;
+use crate::ticket::{Ending, Ticket};
+
+/// What does the work of a station. Stepped under its core's lock; nothing in it blocks.
+pub(crate) trait Backend: Send {
+    /// Whether it takes another request.
+    fn has_room(&self) -> bool;
+    /// Starts a request. There is room.
+    fn start(&mut self, token: Token, request: &mut Request);
+    /// Steps what can go on.
+    fn turn(&mut self) -> bool;
+    /// A request of which a piece is finished, and how, when that was the last; the next piece is
+    /// started.
+    fn next_finished(&mut self, requests: &mut Slots<Request>) -> Option<(Token, Outcome)>;
+    /// Ends a request early, if that is possible; it will be finished in any case.
+    fn cancel(&mut self, token: Token);
+    /// Makes visible what was started.
+    fn commit(&mut self);
+    /// What goes on beside the requests.
+    fn turn_background(&mut self, now: Duration) -> Turned;
+    /// Prepares for whoever turns to sleep.
+    fn arm(&mut self) -> Armed;
+    /// Prepares for whoever turns to sleep, as far as requests go.
+    fn arm_requests(&mut self) -> Armed;
+    /// Starts what has to be done at the end, once no request is left.
+    fn start_closing(&mut self);
+    /// How that went, when it is over.
+    fn closed(&mut self) -> Option<IoResult>;
+}
+
+/// What became of a piece.
+pub(crate) enum Outcome {
+    /// The request goes on.
+    GoesOn,
+    /// That was all.
+    Over(Result<usize, IoError>),
+}
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turned {
+    /// Something went on.
+    pub(crate) busy: bool,
+    /// When to turn again at the latest.
+    pub(crate) next: Duration,
+}
+
+impl Turned {
+    pub(crate) const IDLE: Self = Self { busy: false, next: Duration::MAX };
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { busy: self.busy | other.busy, next: self.next.min(other.next) }
+    }
+}
+
+/// Where requests are taken in, stepped and finished.
+pub(crate) struct Station<B> {
+    /// Its place among the reactor's.
+    id: u32,
+    shared: Arc<Shared>,
+    inbox: Mutex<Inbox>,
+    /// How many wait in the inbox: looked at without its lock.
+    waiting: AtomicUsize,
+    /// Newcomers are refused, and who closes it steps it.
+    closed: AtomicBool,
+    /// Nobody steps it any more.
+    gone: AtomicBool,
+    /// Taken by who turns the reactor and who cancels, and tried by who submits. `None` once closed.
+    core: Mutex<Option<Core<B>>>,
+    /// Vectors for what is finished, to be used again.
+    spare: ArrayQueue<Vec<Done>>,
+}
+
+/// A request that is finished and not answered yet.
+struct Done {
+    request: Request,
+    result: Result<usize, IoError>,
+}
+
+struct Core<B> {
+    backend: B,
+    requests: Slots<Request>,
+    deadlines: Deadlines,
+    done: Vec<Done>,
+}
+
+impl<B: Backend> Station<B> {
+    pub(crate) fn new(
+        id: u32,
+        shared: Arc<Shared>,
+        backend: B,
+        operations: usize,
+        inbox: usize,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            shared,
+            inbox: Mutex::new(Inbox::new(inbox.max(1))),
+            waiting: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            core: Mutex::new(Some(Core {
+                backend,
+                requests: Slots::new(operations),
+                deadlines: Deadlines::new(operations),
+                done: Vec::with_capacity(operations),
+            })),
+            spare: ArrayQueue::new(4),
+        })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Takes a request in: its first step is done here, in the caller's thread, unless somebody
+    /// steps the station already or it is full; then it goes to the inbox. Never blocks. With
+    /// `commit` the device sees it now.
+    ///
+    /// # Errors
+    ///
+    /// The request, when the inbox is full or the station closed.
+    pub(crate) fn take_in(&self, request: Request, commit: bool) -> Result<(), Request> {
+        let mut request = Some(request);
+        // Newcomers queue behind those who wait.
+        if self.waiting.load(Ordering::Relaxed) == 0
+            && let Some(mut guard) = self.core.try_lock()
+            && let Some(core) = guard.as_mut()
+            && core.has_room()
+            && let Some(first) = request.take()
+        {
+            let timed = first.deadline.is_some();
+            core.start(self.id, first);
+            core.finish();
+            if commit {
+                self.commit_core(core);
+            }
+            let done = self.take_done(core);
+            drop(guard);
+            self.deliver(done);
+            if timed {
+                // Who sleeps does not know of this deadline yet.
+                self.shared.bell().wake();
+            }
+            return Ok(());
+        }
+        let Some(request) = request else { return Ok(()) };
+        if self.closed.load(Ordering::Acquire) {
+            return Err(request);
+        }
+        self.enqueue(request, false)
+    }
+
+    /// Takes in what was linked to a request that is done. It has had its slots from the beginning,
+    /// so it is never refused.
+    pub(crate) fn go_on(&self, request: Request) {
+        let enqueued = self.enqueue(request, true);
+        debug_assert!(enqueued.is_ok(), "a linked request was refused");
+    }
+
+    fn enqueue(&self, request: Request, beyond: bool) -> Result<(), Request> {
+        let (ticket, queue) = (request.ticket(), Arc::clone(request.queue()));
+        queue.tickets().moved(ticket, self.id, None);
+        self.in_inbox(|inbox| inbox.push(request, beyond))?;
+        if queue.tickets().ending(ticket).is_some()
+            && let Some(request) = self.in_inbox(|inbox| inbox.remove(ticket))
+        {
+            // Cancelled on its way here.
+            self.deliver_one(request, Err(IoError::new(IoErrorKind::Cancelled)));
+        }
+        // Pairs with the fence in `close`: it finds the request, or we see that it looked already.
+        fence(Ordering::SeqCst);
+        if self.gone.load(Ordering::Relaxed) {
+            self.fail_inbox();
+        }
+        self.shared.bell().wake();
+        Ok(())
+    }
+
+    fn in_inbox<R>(&self, change: impl FnOnce(&mut Inbox) -> R) -> R {
+        let mut inbox = self.inbox.lock();
+        let result = change(&mut inbox);
+        self.waiting.store(inbox.len(), Ordering::Relaxed);
+        result
+    }
+
+    fn commit_core(&self, core: &mut Core<B>) {
+        core.backend.commit();
+        // Who turns is asleep on what was armed before: arm again for what was sent since, or wake
+        // it. If it only is about to sleep, it takes this lock once more and does so itself.
+        let bell = self.shared.bell();
+        if bell.is_sleeping() && core.backend.arm_requests() != Armed::Yes {
+            bell.wake();
+        }
+    }
+
+    /// Makes the device see what was taken in without it.
+    pub(crate) fn commit(&self) {
+        // If somebody else has the lock: whoever turns commits at the end of the turn, and whoever
+        // submits after the step.
+        if let Some(mut core) = self.core.try_lock()
+            && let Some(core) = core.as_mut()
+        {
+            self.commit_core(core);
+        }
+    }
+
+    /// Answers what was waiting when the station was closed.
+    fn fail_inbox(&self) {
+        while let Some(request) = self.in_inbox(Inbox::pop) {
+            self.deliver_one(request, Err(IoError::new(IoErrorKind::Gone)));
+        }
+    }
+
+    fn take_done(&self, core: &mut Core<B>) -> Vec<Done> {
+        if core.done.is_empty() {
+            return Vec::new();
+        }
+        std::mem::replace(&mut core.done, self.spare.pop().unwrap_or_default())
+    }
+
+    /// Answers what is finished, and begins what is linked to it. No lock is held.
+    fn deliver(&self, mut done: Vec<Done>) {
+        if done.is_empty() {
+            return;
+        }
+        for Done { request, result } in done.drain(..) {
+            self.deliver_one(request, result);
+        }
+        // When there are enough of them, this one goes.
+        let _ = self.spare.push(done);
+    }
+
+    fn deliver_one(&self, request: Request, result: Result<usize, IoError>) {
+        let next = request.answer(result);
+        if let Some(next) = next
+            && let Some(next) = next.begin(None, || self.shared.clock().now())
+        {
+            next.go_on();
+        }
+    }
+
+    fn turn_once(&self, now: Duration) -> Turned {
+        let mut guard = self.core.lock();
+        let Some(core) = guard.as_mut() else { return Turned::IDLE };
+        let mut turned = Turned { busy: core.backend.turn(), ..Turned::IDLE };
+        turned.busy |= core.finish();
+        while self.waiting.load(Ordering::Relaxed) > 0
+            && core.has_room()
+            && let Some(request) = self.in_inbox(Inbox::pop)
+        {
+            turned.busy = true;
+            core.start(self.id, request);
+        }
+        turned.busy |= core.expire(now);
+        turned.busy |= core.finish();
+        core.backend.commit();
+        turned = turned.and(core.backend.turn_background(now));
+        turned.next = turned.next.min(core.deadlines.next());
+        let done = self.take_done(core);
+        drop(guard);
+        self.deliver(done);
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            turned = turned.and(self.expire_inbox(now));
+        }
+        turned
+    }
+
+    /// Ends those whose time is up while they wait to be started.
+    fn expire_inbox(&self, now: Duration) -> Turned {
+        let mut turned = Turned::IDLE;
+        while let Some(request) = self.in_inbox(|inbox| inbox.pop_due(now)) {
+            request.queue().tickets().end(request.ticket(), Ending::TimedOut);
+            self.deliver_one(request, Err(IoError::new(IoErrorKind::Cancelled)));
+            turned.busy = true;
+        }
+        turned.next = self.inbox.lock().next_due();
+        turned
+    }
+
+    /// Steps everything once. Does not block but for a submitter's first step.
+    pub(crate) fn turn(&self, now: Duration) -> Turned {
+        if self.closed.load(Ordering::Acquire) { Turned::IDLE } else { self.turn_once(now) }
+    }
+
+    /// Whether who turns may sleep.
+    pub(crate) fn arm(&self) -> Armed {
+        if self.closed.load(Ordering::Acquire) {
+            return Armed::Yes;
+        }
+        let mut core = self.core.lock();
+        let Some(core) = core.as_mut() else { return Armed::Yes };
+        // Under the inbox's lock: who puts something in rings the bell after that.
+        if self.inbox.lock().len() > 0 && core.has_room() {
+            return Armed::Ready;
+        }
+        core.backend.arm()
+    }
+
+    /// Finishes everything that was taken in, then what the backend has to do at the end, and lets
+    /// go of it. Takes as long as the device does, bounded by its deadlines.
+    pub(crate) fn close(&self) -> IoResult {
+        self.closed.store(true, Ordering::Release);
+        let clock = self.shared.clock();
+        let mut ending = false;
+        let result = loop {
+            let busy = self.turn_once(clock.now()).busy;
+            let mut guard = self.core.lock();
+            let Some(core) = guard.as_mut() else { return Ok(()) };
+            if !ending && core.requests.is_empty() && self.inbox.lock().len() == 0 {
+                ending = true;
+                core.backend.start_closing();
+            }
+            if ending && let Some(result) = core.backend.closed() {
+                *guard = None;
+                break result;
+            }
+            drop(guard);
+            if !busy {
+                clock.sleep(Duration::from_micros(50));
+            }
+        };
+        self.gone.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `enqueue`.
+        fence(Ordering::SeqCst);
+        self.fail_inbox();
+        result
+    }
+
+    /// Cancels one submission, if it is here; it has been marked. `token` says where it was last.
+    pub(crate) fn cancel(&self, ticket: Ticket, token: Token) -> Option<Cancel> {
+        if let Some(request) = self.in_inbox(|inbox| inbox.remove(ticket)) {
+            self.deliver_one(request, Err(IoError::new(IoErrorKind::Cancelled)));
+            return Some(Cancel::Cancelled);
+        }
+        let mut guard = self.core.lock();
+        let core = guard.as_mut()?;
+        let here = core.requests.get(token).is_some_and(|request| request.ticket() == ticket);
+        if !here {
+            return None;
+        }
+        core.backend.cancel(token);
+        core.finish();
+        let decided = core.done.iter().find(|done| done.request.ticket() == ticket);
+        let decided = decided.map_or(Cancel::InProgress, |done| match done.result {
+            Err(error) if error.kind == IoErrorKind::Cancelled => Cancel::Cancelled,
+            _ => Cancel::Over,
+        });
+        self.commit_core(core);
+        let done = self.take_done(core);
+        drop(guard);
+        self.deliver(done);
+        Some(decided)
+    }
+
+    /// Cancels every request that `which` says yes to, and says how many there were.
+    pub(crate) fn cancel_all(&self, which: &dyn Fn(&Request) -> bool) -> usize {
+        let mut count = 0;
+        let mut mark = |request: &Request| {
+            let marked = request.queue().tickets().end(request.ticket(), Ending::Cancelled);
+            count += usize::from(marked);
+            marked
+        };
+        while let Some(request) = self.in_inbox(|inbox| inbox.pop_if(which)) {
+            mark(&request);
+            self.deliver_one(request, Err(IoError::new(IoErrorKind::Cancelled)));
+        }
+        let mut guard = self.core.lock();
+        let Some(core) = guard.as_mut() else { return count };
+        for token in core.requests.tokens() {
+            let found = core.requests.get(token).filter(|request| which(request));
+            if found.is_some_and(&mut mark) {
+                core.backend.cancel(token);
+            }
+        }
+        core.finish();
+        self.commit_core(core);
+        let done = self.take_done(core);
+        drop(guard);
+        self.deliver(done);
+        count
+    }
+}
+
+impl<B: Backend> Core<B> {
+    fn has_room(&self) -> bool {
+        self.requests.free() > 0 && self.backend.has_room()
+    }
+
+    /// Starts a request. There is room.
+    fn start(&mut self, station: u32, request: Request) {
+        let (ticket, queue, deadline) =
+            (request.ticket(), Arc::clone(request.queue()), request.deadline);
+        let Ok(token) = self.requests.insert(request) else { panic!("a station without room") };
+        queue.tickets().moved(ticket, station, Some(token));
+        // Whoever ends it marks it and then looks where it is; we have said where it is and now look
+        // for the mark. One of us sees the other.
+        if queue.tickets().ending(ticket).is_some() {
+            self.over(token, Err(IoError::new(IoErrorKind::Cancelled)));
+            return;
+        }
+        if let Some(deadline) = deadline {
+            self.deadlines.push(deadline, token, &self.requests);
+        }
+        let Some(request) = self.requests.get_mut(token) else { return };
+        self.backend.start(token, request);
+    }
+
+    fn over(&mut self, token: Token, result: Result<usize, IoError>) {
+        if let Some(request) = self.requests.remove(token) {
+            self.done.push(Done { request, result });
+        }
+    }
+
+    /// Takes in what is finished, and goes on with what is not.
+    fn finish(&mut self) -> bool {
+        let mut any = false;
+        while let Some((token, outcome)) = self.backend.next_finished(&mut self.requests) {
+            any = true;
+            if let Outcome::Over(result) = outcome {
+                self.over(token, result);
+            }
+        }
+        any
+    }
+
+    /// Ends those whose time is up.
+    fn expire(&mut self, now: Duration) -> bool {
+        let mut any = false;
+        while let Some(token) = self.deadlines.pop_due(now) {
+            // It may be over, and its slot another's, who is not due.
+            let Some(request) = self.requests.get(token) else { continue };
+            if request.queue().tickets().end(request.ticket(), Ending::TimedOut) {
+                any = true;
+                self.backend.cancel(token);
+            }
+        }
+        any
+    }
+}

@@ -1,0 +1,176 @@
+//! Asynchronous events (Base 2.0c §5.2): what a controller tells without being asked.
+//!
+//! Requests for events are always with the controller. An event masks its kind until the log page that
+//! it names was read, so each is read, and another request sent.
+
+use std::collections::VecDeque;
+
+use crate::nvme::admin::{AdminError, AdminQueue, Purpose, Ticket};
+use crate::nvme::spec::event::{self, EVENT_NOTICE, NOTICE_NAMESPACES, log};
+use crate::nvme::spec::{Opcode, SubmissionEntry};
+
+use super::{NvmeController, Shared};
+
+/// How many events are kept for whoever asks; the oldest go first.
+const EVENTS_MAX: usize = 256;
+/// How many requests for events are with the controller, if it takes that many.
+const REQUESTS_MAX: u8 = 4;
+/// Bytes read of a log page other than the list of changed namespaces: the shortest is 512.
+const LOG_BYTES: u32 = 512;
+const LIST_BYTES: u32 = 4096;
+
+/// Something that a controller told of by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// It has an error to report that no command carries (Base 2.0c figure 146); with the information.
+    Error(u8),
+    /// Its health needs a look: reliability (0), temperature (1), spare blocks (2).
+    Health(u8),
+    /// A namespace was made, deleted, attached, detached, formatted or resized; `u32::MAX` when more
+    /// changed than it lists.
+    NamespaceChanged(u32),
+    /// New firmware begins to run; commands may wait meanwhile.
+    FirmwareActivation,
+    /// The telemetry log changed.
+    Telemetry,
+    /// A sanitize operation ended, well or not.
+    Sanitized,
+    /// Another: type, information, log page.
+    Other {
+        /// Event type.
+        kind: u8,
+        /// Event information.
+        info: u8,
+        /// The log page to read.
+        log_page: u8,
+    },
+}
+
+impl Event {
+    /// From dword 0 of the completion; `None` for the change of namespaces, which the log names.
+    fn decode(dw0: u32) -> Option<Self> {
+        let (kind, info, log_page) = (dw0 as u8 & 7, (dw0 >> 8) as u8, (dw0 >> 16) as u8);
+        Some(match (kind, info) {
+            (event::EVENT_ERROR, info) => Self::Error(info),
+            (event::EVENT_HEALTH, info) => Self::Health(info),
+            (EVENT_NOTICE, NOTICE_NAMESPACES) => return None,
+            (EVENT_NOTICE, event::NOTICE_FIRMWARE) => Self::FirmwareActivation,
+            (EVENT_NOTICE, event::NOTICE_TELEMETRY) => Self::Telemetry,
+            (event::EVENT_COMMAND_SET, _) if log_page == log::SANITIZE => Self::Sanitized,
+            _ => Self::Other { kind, info, log_page },
+        })
+    }
+}
+
+/// What was heard, and what is to be done about it.
+#[derive(Debug, Default)]
+pub(super) struct Listening {
+    events: VecDeque<Event>,
+    /// Log pages to be read.
+    due: VecDeque<u8>,
+    reading: Option<(u8, Ticket)>,
+    /// How many requests the controller takes.
+    requests_max: u8,
+}
+
+impl Listening {
+    /// For a controller that takes `aerl` requests more than one.
+    pub(super) fn new(aerl: u8) -> Self {
+        let requests_max = aerl.saturating_add(1).min(REQUESTS_MAX);
+        Self { requests_max, ..Self::default() }
+    }
+
+    fn push(&mut self, event: Event) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+}
+
+impl NvmeController {
+    /// Takes the events out that came since the last call, oldest first. Of more than 256 the oldest
+    /// are gone. Events arrive while a queue is polled, or by [`turn`](NvmeController::turn).
+    pub fn take_events(&self) -> Vec<Event> {
+        self.turn();
+        self.lock().listening.events.drain(..).collect()
+    }
+
+    /// Sends requests for events, reads what the last ones named. Does not wait.
+    pub(super) fn listen(&self, shared: &mut Shared) {
+        let Shared { admin, listening, .. } = shared;
+        while let Some(dw0) = admin.next_event() {
+            self.fate.counters.events.add(1);
+            if let Some(event) = Event::decode(dw0) {
+                listening.push(event);
+            }
+            let log_page = (dw0 >> 16) as u8;
+            if !listening.due.contains(&log_page) && listening.due.len() < EVENTS_MAX {
+                listening.due.push_back(log_page);
+            }
+        }
+        if let Some((log_page, ticket)) = listening.reading
+            && let Some(answer) = admin.take(ticket)
+        {
+            listening.reading = None;
+            match answer {
+                Ok(_) if log_page == log::CHANGED_NAMESPACES => {
+                    admin.changed_namespaces().into_iter().for_each(|nsid| {
+                        listening.push(Event::NamespaceChanged(nsid));
+                    });
+                }
+                // Read to make the controller tell again; who wants it decoded reads it himself.
+                Ok(_) => {}
+                // It names a page that it does not have, or is being reset: nothing to read.
+                Err(AdminError::Status(_) | AdminError::Failed(_)) => {}
+            }
+        }
+        if listening.reading.is_none()
+            && let Some(log_page) = listening.due.pop_front()
+        {
+            let len = if log_page == log::CHANGED_NAMESPACES { LIST_BYTES } else { LOG_BYTES };
+            match admin.post_log(log_page, len) {
+                Ok(Some(ticket)) => listening.reading = Some((log_page, ticket)),
+                Ok(None) => listening.due.push_front(log_page),
+                Err(_) => {}
+            }
+        }
+        while admin.in_flight(Purpose::Event) < usize::from(listening.requests_max) {
+            let sent = admin.post(
+                Opcode::ASYNCHRONOUS_EVENT_REQUEST,
+                SubmissionEntry::default(),
+                Purpose::Event,
+            );
+            if !matches!(sent, Ok(Some(_))) {
+                break;
+            }
+        }
+    }
+}
+
+impl AdminQueue {
+    /// The namespaces in the log page just read (Base 2.0c §5.16.1.5); `u32::MAX` for too many.
+    fn changed_namespaces(&self) -> Vec<u32> {
+        let bytes = self.event_data();
+        let ids = bytes.chunks_exact(4).map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]));
+        ids.take_while(|&id| id != 0).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_some_event() {
+        assert_eq!(Event::decode(0x0001_0100), Some(Event::Error(1)));
+        assert_eq!(Event::decode(0x0002_0101), Some(Event::Health(1)));
+        assert_eq!(Event::decode(0x0004_0002), None, "the log names the namespaces");
+        assert_eq!(Event::decode(0x0003_0102), Some(Event::FirmwareActivation));
+        assert_eq!(Event::decode(0x0007_0202), Some(Event::Telemetry));
+        assert_eq!(Event::decode(0x0081_0106), Some(Event::Sanitized));
+        let other = Event::Other { kind: 7, info: 9, log_page: 0xc0 };
+        assert_eq!(Event::decode(0x00c0_0907), Some(other));
+    }
+}

@@ -1,0 +1,302 @@
+//! The state that a controller and all its queues share: does it serve, is it being reset, has it ended.
+//!
+//! ```text
+//!               fail, a reset may help                 RDY = 0                     up again
+//!   Running(e) ───────────────────────► Stopping ───────────────► Reviving ────────────────► Running(e + 1)
+//!       │                                  │ it does not stop,        │ it does not come back,
+//!       │ fail, for good                   │ it is gone               │ it is another one
+//!       └──────────────────────────────► Ending ◄─────────────────────┘ (or Stopping once more)
+//!                                          │ RDY = 0, or the IOMMU keeps it from memory
+//!                                          ▼
+//!                                        Quiet, or Never
+//! ```
+//!
+//! No frame goes back to its owner while the controller may touch it: not in Stopping, not in Ending.
+//! From Reviving on, the commands of earlier epochs are gone: Base 2.0c §3.7.2 has all queues deleted
+//! and nothing fetched or written any more when RDY is 0 after EN = 0.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Clock;
+
+use super::failure::Failure;
+use super::registers::{Function, Properties};
+use super::statistics::Counters;
+
+/// Whether a controller that was told to stop still may touch memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quiet {
+    /// It may: look again later.
+    NotYet,
+    /// It touches nothing any more.
+    Yes,
+    /// It may for ever: whatever it was given is lost.
+    Never,
+}
+
+/// Where a controller stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It serves, for the so-manieth time since it was opened.
+    Running(u32),
+    /// It was told to stop, to be reset.
+    Stopping,
+    /// It has stopped, and is brought up again.
+    Reviving,
+    /// It was told to stop for good.
+    Ending,
+    /// It has stopped for good.
+    Quiet,
+    /// It does not stop and cannot be kept from memory.
+    Never,
+}
+
+const RUNNING: u32 = 0;
+const STOPPING: u32 = 1;
+const REVIVING: u32 = 2;
+const ENDING: u32 = 3;
+const QUIET: u32 = 4;
+const NEVER: u32 = 5;
+const PHASE_BITS: u32 = 3;
+const PHASE_MASK: u32 = (1 << PHASE_BITS) - 1;
+
+#[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
+/// A word that no state has: what a queue holds that does not serve.
+pub(super) const NOT_SERVING: u32 = u32::MAX;
+
+/// How often and how long is tried.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// How long it may take to stop, from CAP.TO.
+    pub(super) ready_timeout: Duration,
+    /// How many resets in a row are tried.
+    pub(super) resets_max: u32,
+    /// Resets further apart than this are not in a row.
+    pub(super) resets_window: Duration,
+}
+
+#[derive(Debug)]
+struct Troubles {
+    /// When it was last told to stop.
+    told: Duration,
+    /// Why it was last reset.
+    reason: Failure,
+    /// Resets in a row.
+    resets: u32,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Fate {
+    /// The phase in the lower bits, the epoch above.
+    word: AtomicU32,
+    /// Why it has ended.
+    failure: OnceLock<Failure>,
+    troubles: Mutex<Troubles>,
+    patience: Patience,
+    pub(super) counters: Counters,
+    properties: Properties,
+    function: Arc<dyn Function>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Fate {
+    pub(super) fn new(
+        function: Arc<dyn Function>,
+        clock: Arc<dyn Clock>,
+        patience: Patience,
+    ) -> Self {
+        Self {
+            word: AtomicU32::new(RUNNING),
+            failure: OnceLock::new(),
+            troubles: Mutex::new(Troubles {
+                told: Duration::ZERO,
+                reason: Failure::Closed,
+                resets: 0,
+            }),
+            patience,
+            counters: Counters::default(),
+            properties: Properties::new(Arc::clone(&function)),
+            function,
+            clock,
+        }
+    }
+
+    /// The state as one word, for a queue to compare with the one it serves in: equal means that the
+    /// controller runs and has not been reset since. One load of a line that is hardly ever written.
+    #[inline]
+    pub(super) fn word(&self) -> u32 {
+        self.word.load(Ordering::Relaxed)
+    }
+
+    /// The word of a controller that runs in `epoch`.
+    pub(super) const fn running_word(epoch: u32) -> u32 {
+        epoch << PHASE_BITS | RUNNING
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        // Acquire: pairs with the Release of `set`, so that whoever sees a state finds its reason.
+        let word = self.word.load(Ordering::Acquire);
+        match word & PHASE_MASK {
+            RUNNING => Standing::Running(word >> PHASE_BITS),
+            STOPPING => Standing::Stopping,
+            REVIVING => Standing::Reviving,
+            ENDING => Standing::Ending,
+            QUIET => Standing::Quiet,
+            _ => Standing::Never,
+        }
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.standing(), Standing::Running(_))
+    }
+
+    /// Why it serves no more, when it has ended.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        match self.standing() {
+            Standing::Running(_) | Standing::Stopping | Standing::Reviving => None,
+            Standing::Ending | Standing::Quiet | Standing::Never => self.failure.get().copied(),
+        }
+    }
+
+    /// Why it does not serve, for good or just now; `None` while it does.
+    pub(super) fn trouble(&self) -> Option<Failure> {
+        if self.is_running() {
+            return None;
+        }
+        Some(self.failure().unwrap_or(self.lock().reason))
+    }
+
+    /// Why it was last reset. Only of use to who knows that it was.
+    pub(super) fn reason(&self) -> Failure {
+        self.lock().reason
+    }
+
+    /// Tells the controller to stop: to be reset when that may help and was not tried too often, else
+    /// for good. The first reason stays. CC.EN is cleared. Does not wait.
+    pub(super) fn fail(&self, failure: Failure) {
+        let mut troubles = self.lock();
+        let standing = self.standing();
+        let now = self.clock.now();
+        match standing {
+            Standing::Ending | Standing::Quiet | Standing::Never => return,
+            Standing::Stopping if failure.may_pass() => return,
+            Standing::Running(_) | Standing::Stopping | Standing::Reviving => {}
+        }
+        if now.saturating_sub(troubles.told) > self.patience.resets_window {
+            troubles.resets = 0;
+        }
+        let again = failure.may_pass() && troubles.resets < self.patience.resets_max;
+        if again {
+            troubles.resets += 1;
+            troubles.reason = failure;
+            self.counters.resets.add(1);
+        } else {
+            // Set before the state says so, so that whoever sees the state finds the reason.
+            self.failure.get_or_init(|| failure);
+        }
+        troubles.told = now;
+        if let Some(cc) = self.properties.cc() {
+            self.properties.set_cc(cc.with_en(false));
+        }
+        self.set(if again { STOPPING } else { ENDING });
+    }
+
+    /// What was told to stop to be reset ends instead.
+    pub(super) fn end(&self, failure: Failure) {
+        let _troubles = self.lock();
+        if matches!(self.standing(), Standing::Stopping | Standing::Reviving) {
+            self.failure.get_or_init(|| failure);
+            self.set(ENDING);
+        }
+    }
+
+    /// What was told to stop, to be reset, has: nothing of it is in flight any more.
+    pub(super) fn stopped(&self) {
+        let _troubles = self.lock();
+        if self.standing() == Standing::Stopping {
+            self.set(REVIVING);
+        }
+    }
+
+    /// It is up again. Says whether it runs: it may have been told to end meanwhile.
+    pub(super) fn revived(&self) -> bool {
+        let _troubles = self.lock();
+        if self.standing() != Standing::Reviving {
+            return false;
+        }
+        // 2^29 resets take longer than a machine lives; a wrap would only be a reset unseen by a queue
+        // that slept through all of them.
+        let epoch = (self.word() >> PHASE_BITS).wrapping_add(1) & (u32::MAX >> PHASE_BITS);
+        self.word.store(Self::running_word(epoch), Ordering::Release);
+        true
+    }
+
+    fn set(&self, phase: u32) {
+        self.word.store(self.word() & !PHASE_MASK | phase, Ordering::Release);
+    }
+
+    /// When it was last told to stop.
+    pub(super) fn told(&self) -> Duration {
+        self.lock().told
+    }
+
+    /// Looks at the controller's status: what is wrong with it, if anything is. One register read, and
+    /// one of a descriptor.
+    pub(super) fn examine(&self) -> Option<Failure> {
+        if self.function.is_asked_back() {
+            return Some(Failure::AskedBack);
+        }
+        match self.properties.csts() {
+            None => Some(Failure::Removed),
+            Some(csts) if csts.cfs() => Some(Failure::Fatal),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether a controller that was ended touches memory no more. Does not wait.
+    pub(super) fn quiet(&self) -> Quiet {
+        match self.standing() {
+            Standing::Quiet => return Quiet::Yes,
+            Standing::Never => return Quiet::Never,
+            Standing::Running(_) | Standing::Stopping | Standing::Reviving => {
+                return Quiet::NotYet;
+            }
+            Standing::Ending => {}
+        }
+        let troubles = self.lock();
+        if self.standing() != Standing::Ending {
+            return if self.standing() == Standing::Quiet { Quiet::Yes } else { Quiet::Never };
+        }
+        let stopped = match self.properties.csts() {
+            // Base 2.0c §3.5.1: with RDY = 0 after EN = 0 all queues are gone and nothing is fetched
+            // or written any more.
+            Some(csts) if !csts.rdy() => true,
+            Some(_) if self.clock.now() < troubles.told + self.patience.ready_timeout => {
+                return Quiet::NotYet;
+            }
+            // It will not stop, or it cannot be asked: only the IOMMU can help.
+            Some(_) | None => self.function.cut_off(),
+        };
+        self.set(if stopped { QUIET } else { NEVER });
+        if stopped { Quiet::Yes } else { Quiet::Never }
+    }
+
+    /// [`quiet`](Fate::quiet), waited for; bounded by CAP.TO. For control paths, of a controller that
+    /// was ended. `false` is never.
+    pub(super) fn wait_quiet(&self) -> bool {
+        loop {
+            match self.quiet() {
+                Quiet::Yes => return true,
+                Quiet::Never => return false,
+                Quiet::NotYet => self.clock.sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Troubles> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

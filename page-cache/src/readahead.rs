@@ -1,0 +1,512 @@
+//! Readahead: pages are on their way before their reader asks for them.
+//!
+//! Each [`Handle`] remembers a few **streams**: reads that follow each other, or that lie at one
+//! distance from each other, forwards or backwards. From the second read of a sequence, or the fourth
+//! at one distance, the pages after it are read in a **window** that doubles each time and is halved
+//! when its pages were evicted before they were read. The first page of a window carries a **mark**: the
+//! reader who reaches it sets off the next window, so one whole window is always on its way. A mark is
+//! no hit for [`Cache::try_read`](crate::Cache::try_read): the operation that follows finds the stream.
+//!
+//! Random reads fit no stream, and nothing is read ahead. An operation looks at its handle once, when
+//! it is started: a retry never reads ahead again.
+//!
+//! **What it may take**: what is read ahead waits for nothing and nobody. It takes frames that are free
+//! or can be evicted while more than an eighth of the shard is, and request slots while more than a
+//! quarter are free, and otherwise reads ahead less. The commands are the lane's own, not the
+//! operation's, which may be finished before they are.
+//!
+//! # Advice
+//!
+//! | posix_fadvise(2) | here |
+//! |---|---|
+//! | `POSIX_FADV_NORMAL`, `SEQUENTIAL`, `RANDOM`, `NOREUSE` | [`Handle::advise`] |
+//! | `POSIX_FADV_WILLNEED`, readahead(2) | [`OpKind::Readahead`](crate::OpKind::Readahead) |
+//! | `POSIX_FADV_DONTNEED` | [`Cache::drop_clean`](crate::Cache::drop_clean) |
+
+use std::ops::Range;
+
+use uaio_driver::{FRAME_SIZE, IoError, IoResult, SgList, Token};
+
+use crate::buffer::Buffer;
+use crate::cache::{Cache, Handle};
+use crate::lane::{Core, Io, IoKind, Lane};
+use crate::page::{Notes, Page};
+use crate::read::{Read, end_fill};
+use crate::retry::Step;
+use crate::wait::Wakeup;
+
+const PAGE: u64 = FRAME_SIZE as u64;
+/// Streams that one handle remembers: one reader seldom merges more files than this.
+const STREAMS: usize = 16;
+/// Reads at one distance in a row after the first that make a stride: with two, reads at random would
+/// be one now and then.
+const STREAK: u32 = 3;
+/// How many reads longer a stream is remembered once it is sure of itself.
+const CREDIT: u64 = 4096;
+/// Ranges with advice of their own that one handle remembers; the oldest goes.
+const ADVICES: usize = 16;
+/// Reads further apart than this do not make a stride: 16 MiB.
+const NEAR: u64 = 16 << 20;
+/// The first window of a sequence, in pages: at least 64 KiB, and four times what was read.
+const FIRST_PAGES: u64 = 16;
+/// The longest window in pages: 2 MiB, what a drive of 2 GB/s sends in one millisecond; it is doubled
+/// by [`Advice::Sequential`].
+const WINDOW_PAGES: u64 = 512;
+/// The most records of a stride that are asked for ahead.
+const RECORDS: u32 = 16;
+/// The operation that commands of readahead name: the lane's own, nobody's.
+pub(crate) const NOBODY: Token = Token { slot: u32::MAX, generation: 0 };
+
+/// How a handle will read a range; as posix_fadvise(2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Advice {
+    /// Nothing is known: sequences are looked for.
+    #[default]
+    Normal,
+    /// In order: the first read sets readahead off, and windows are twice as long.
+    Sequential,
+    /// In no order: nothing is read ahead.
+    Random,
+    /// Once: pages that were brought in for this handle leave the cache when it has read their last
+    /// byte.
+    NoReuse,
+}
+
+/// What is to be read ahead: `records` of `len` bytes, `distance` bytes from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Window {
+    offset: u64,
+    len: u64,
+    distance: i64,
+    records: u32,
+}
+
+impl Window {
+    /// The pages, in order, none past `end`.
+    fn pages(self, end: u64) -> impl Iterator<Item = u64> {
+        (0..i64::from(self.records))
+            .map_while(move |index| {
+                self.offset.checked_add_signed(self.distance.checked_mul(index)?)
+            })
+            .flat_map(move |offset| {
+                offset / PAGE..(offset.saturating_add(self.len)).div_ceil(PAGE).min(end)
+            })
+    }
+}
+
+/// Reads that belong together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stream {
+    /// The last read: where it began and ended.
+    last: u64,
+    end: u64,
+    /// From the read before it to the last; 0 while there was only one.
+    distance: i64,
+    /// How many reads in a row kept to it.
+    streak: u32,
+    /// Sequences: how many reads went on with it, on a page of their own.
+    run: u32,
+    /// Sequences: what is asked for ends here. Not past `end`: nothing is.
+    ahead_to: u64,
+    /// Sequences: where the last window began, and its length in pages.
+    mark: u64,
+    pages: u64,
+    /// Strides: records asked for after the last read, and how many at once.
+    asked: u32,
+    records: u32,
+    /// When it was used last, in reads of the handle.
+    used: u64,
+}
+
+/// The streams of one handle, and what it was advised.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    streams: [Stream; STREAMS],
+    clock: u64,
+    advices: Vec<(Range<u64>, Advice)>,
+    /// The stream whose window is being asked for.
+    current: usize,
+}
+
+/// What a read comes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) window: Option<Window>,
+    pub(crate) once: bool,
+}
+
+impl Streams {
+    fn advise(&mut self, bytes: Range<u64>, advice: Advice) {
+        self.advices.retain(|(range, _)| range.start < bytes.start || range.end > bytes.end);
+        if self.advices.len() == ADVICES {
+            self.advices.remove(0);
+        }
+        self.advices.push((bytes, advice));
+    }
+
+    fn advice(&self, offset: u64) -> Advice {
+        let known = self.advices.iter().rev().find(|(range, _)| range.contains(&offset));
+        known.map_or(Advice::Normal, |(_, advice)| *advice)
+    }
+
+    /// Takes a read in. `is_cached` says whether a byte is, `most` is the longest window in pages.
+    pub(crate) fn plan(
+        &mut self,
+        read: Range<u64>,
+        most: u64,
+        is_cached: impl FnOnce(u64) -> bool,
+    ) -> Plan {
+        let advice = self.advice(read.start);
+        if advice == Advice::Random {
+            return Plan::default();
+        }
+        let eager = advice == Advice::Sequential;
+        let most = if eager { 2 * most } else { most };
+        Plan { window: self.follow(read, most, eager, is_cached), once: advice == Advice::NoReuse }
+    }
+
+    fn follow(
+        &mut self,
+        read: Range<u64>,
+        most: u64,
+        eager: bool,
+        is_cached: impl FnOnce(u64) -> bool,
+    ) -> Option<Window> {
+        self.clock += 1;
+        let used = self.clock;
+        let follows = |stream: &Stream| stream.used > 0 && stream.follows(read.start);
+        if let Some(index) = self.streams.iter().position(follows) {
+            self.current = index;
+            let stream = &mut self.streams[index];
+            // Next to the last read it is hardly by chance; next to an older one it may be.
+            let sure = eager || stream.run > 0 || stream.used + 1 == used;
+            stream.used = used;
+            let lost = read.start < stream.ahead_to && !is_cached(read.start);
+            return stream.advance_sequence(&read, most, lost, sure);
+        }
+        let strides = |stream: &Stream| stream.used > 0 && stream.strides_to(read.start).is_some();
+        let strided = self.streams.iter().position(strides);
+        let index = match strided {
+            Some(index) if self.streams[index].is_established() => index,
+            _ => self.newcomer(used)?,
+        };
+        // A read at the distance of two others may begin a sequence of its own all the same: until
+        // the stride is sure of itself, what it was seen in stays as it is.
+        let known = match strided {
+            Some(other) => Some(self.streams[other]),
+            None => self.nearest(read.start),
+        };
+        self.current = index;
+        let stream = &mut self.streams[index];
+        *stream = match (strided, known) {
+            (Some(_), Some(known)) => Stream { used, ..known },
+            (None, Some(near)) => {
+                let distance = read.start.wrapping_sub(near.last) as i64;
+                Stream { used, distance, streak: 1, ..Stream::first(&read) }
+            }
+            (_, None) => Stream { used, ..Stream::first(&read) },
+        };
+        match strided.and_then(|_| stream.strides_to(read.start)) {
+            Some(strides) => {
+                let lost = strides <= stream.asked && !is_cached(read.start);
+                stream.advance_stride(&read, strides, most, lost)
+            }
+            None if eager => {
+                stream.run = 1;
+                stream.advance_sequence(&read, most, false, true)
+            }
+            None => None,
+        }
+    }
+
+    /// The place for a read that belongs to nothing: of the stream that was used longest ago, where
+    /// one that is sure of itself counts as used later than it was. Its reader has hits for as long as
+    /// a window lasts, and is not seen meanwhile.
+    fn newcomer(&self, now: u64) -> Option<usize> {
+        let age = |index: &usize| {
+            let stream = &self.streams[*index];
+            let credit = if stream.is_established() { CREDIT } else { 0 };
+            (stream.used + credit).min(now + CREDIT)
+        };
+        (0..STREAMS).min_by_key(age)
+    }
+
+    /// The read nearest to a new one, of those it may make a stride with.
+    fn nearest(&self, offset: u64) -> Option<Stream> {
+        let apart = |stream: &&Stream| stream.last.abs_diff(offset);
+        let near = |stream: &&Stream| {
+            stream.used > 0 && !stream.is_established() && (1..=NEAR).contains(&apart(stream))
+        };
+        self.streams.iter().filter(near).min_by_key(apart).copied()
+    }
+
+    /// Only the first `pages` pages of the window that was planned last could be asked for.
+    pub(crate) fn cut(&mut self, window: Window, pages: u64) {
+        let stream = &mut self.streams[self.current];
+        if window.distance == 0 {
+            if stream.mark != window.offset {
+                return; // Somebody else's read has taken its place meanwhile.
+            }
+            stream.ahead_to = window.offset + pages * PAGE;
+            stream.pages = pages;
+        } else {
+            let whole = (pages / window.len.div_ceil(PAGE).max(1)) as u32;
+            stream.asked = stream.asked.saturating_sub(window.records.saturating_sub(whole));
+            stream.records = whole.max(1);
+        }
+    }
+}
+
+impl Stream {
+    fn first(read: &Range<u64>) -> Self {
+        Self { last: read.start, end: read.end, ..Self::default() }
+    }
+
+    fn is_sequence(&self) -> bool {
+        self.ahead_to > 0
+    }
+
+    /// Whether enough reads have kept to it.
+    fn is_established(&self) -> bool {
+        self.is_sequence() || self.streak >= STREAK
+    }
+
+    /// Whether a read at `offset` goes on with the sequence.
+    fn follows(&self, offset: u64) -> bool {
+        // Reads that were hits are not seen, so one inside the window belongs to it, too.
+        offset == self.end || (self.is_sequence() && (self.last..=self.ahead_to).contains(&offset))
+    }
+
+    /// How many strides it is from the last read.
+    fn strides_to(&self, offset: u64) -> Option<u32> {
+        let apart = offset.wrapping_sub(self.last) as i64;
+        if self.distance == 0 || self.is_sequence() || apart.checked_rem(self.distance)? != 0 {
+            return None;
+        }
+        let strides = u32::try_from(apart / self.distance).ok()?;
+        (1..=self.asked + 1).contains(&strides).then_some(strides)
+    }
+
+    fn advance_sequence(
+        &mut self,
+        read: &Range<u64>,
+        most: u64,
+        lost: bool,
+        sure: bool,
+    ) -> Option<Window> {
+        // A reader of small pieces is in a sequence when it comes to the next page.
+        let next_page = read.end > self.end.next_multiple_of(PAGE);
+        self.run += u32::from(next_page);
+        self.last = read.start;
+        self.end = self.end.max(read.end);
+        let goes_on = if self.is_sequence() { self.end > self.mark } else { sure };
+        if !goes_on || self.run == 0 {
+            return None;
+        }
+        let read_pages = (read.end - read.start).div_ceil(PAGE);
+        let pages = match self.pages {
+            0 => (4 * read_pages).max(FIRST_PAGES),
+            pages if lost => pages / 2,
+            pages => 2 * pages,
+        };
+        self.pages = pages.clamp(1, most);
+        self.mark = self.ahead_to.max(self.end.next_multiple_of(PAGE));
+        let len = self.pages * PAGE;
+        self.ahead_to = self.mark + len;
+        Some(Window { offset: self.mark, len, distance: 0, records: 1 })
+    }
+
+    fn advance_stride(
+        &mut self,
+        read: &Range<u64>,
+        strides: u32,
+        most: u64,
+        lost: bool,
+    ) -> Option<Window> {
+        let len = read.end - read.start;
+        self.last = read.start;
+        self.end = read.end;
+        self.streak += 1;
+        self.asked = self.asked.saturating_sub(strides);
+        if self.streak < STREAK || (self.records > 0 && self.asked >= self.records) {
+            return None;
+        }
+        let most = (most / len.div_ceil(PAGE).max(1)).clamp(1, u64::from(RECORDS)) as u32;
+        let records = match self.records {
+            0 => 2,
+            records if lost => records / 2,
+            records => 2 * records,
+        };
+        self.records = records.clamp(1, most);
+        let first = self.distance.checked_mul(i64::from(self.asked) + 1)?;
+        self.asked += self.records;
+        let offset = read.start.checked_add_signed(first)?;
+        Some(Window { offset, len, distance: self.distance, records: self.records })
+    }
+}
+
+impl Handle {
+    /// Says how this handle will read the bytes of a range. What was said last of a byte holds; of
+    /// the last 16 ranges, that is. Does nothing now and never blocks for longer than it takes to look at them.
+    pub fn advise(&self, bytes: Range<u64>, advice: Advice) {
+        self.streams.lock().advise(bytes, advice);
+    }
+
+    /// What a read of this handle that starts now should read ahead.
+    pub(crate) fn plan(&self, cache: &Cache, offset: u64, len: u64) -> Plan {
+        // Who finds it taken reads like anybody: it is only advice, and a read never waits for it.
+        let Some(mut streams) = self.streams.try_lock() else { return Plan::default() };
+        let most = (cache.frames() as u64 / 32).clamp(1, WINDOW_PAGES);
+        streams.plan(offset..offset + len, most, |byte| {
+            cache.shard(byte / PAGE).find(byte / PAGE).is_some()
+        })
+    }
+
+    fn cut(&self, window: Window, pages: u64) {
+        if let Some(mut streams) = self.streams.try_lock() {
+            streams.cut(window, pages);
+        }
+    }
+}
+
+impl Core {
+    /// Reads ahead what was planned for `handle`, as far as it can be done now.
+    pub(crate) fn follow(&mut self, handle: &Handle, plan: Plan) {
+        let Some(window) = plan.window else { return };
+        let (pages, all) = self.read_ahead(window, true, plan.once);
+        if !all {
+            handle.cut(window, pages);
+        }
+    }
+
+    /// Asks for the absent pages of a window, as far as it can be done now; with `mark` the first that
+    /// can have it gets the mark. Says how many pages it went through, and whether that was all.
+    fn read_ahead(&mut self, window: Window, mut mark: bool, once: bool) -> (u64, bool) {
+        let cache = self.cache.clone();
+        let spare = self.slots() / 4 + 1;
+        let mut run = None;
+        let (mut done, mut all) = (0, true);
+        for page in window.pages(cache.pages()) {
+            let mut shard = cache.shard(page);
+            if let Some(slot) = shard.find(page) {
+                if mark && let Some(notes) = shard.notes(slot) {
+                    notes.insert(Notes::MARK);
+                    mark = false;
+                }
+                done += 1;
+                continue;
+            }
+            if cache.barriers.covers(page) || !self.slots_free(run.as_ref(), spare) {
+                all = false;
+                break;
+            }
+            let Some(frame) = shard.take_spare_frame() else {
+                all = false;
+                break;
+            };
+            shard.stats.readahead += 1;
+            let slot = shard.find_or_add(page);
+            let begin = |page: Page| match page.begin_read() {
+                Ok(reading) => (reading, ()),
+                Err((page, _)) => panic!("readahead begins on {page:?}"),
+            };
+            let ((), released) = shard.transition(slot, &mut self.wakes, begin);
+            debug_assert_eq!(released.room, 0, "a read frees no room");
+            drop(shard);
+            let kind = IoKind::Ahead { marked: std::mem::take(&mut mark), once };
+            let blocks = cache.existing(page);
+            self.gather(NOBODY, &mut run, kind, page, blocks, frame, false);
+            done += 1;
+        }
+        self.send(NOBODY, &mut run);
+        (done, all)
+    }
+
+    /// A command of readahead has ended. When it failed, whoever wants the pages asks for them.
+    pub(crate) fn settle_ahead(&mut self, io: &Io, result: IoResult, data: SgList) {
+        let IoKind::Ahead { marked, once } = io.kind else {
+            unreachable!("{:?} is not readahead's", io.kind)
+        };
+        let mut frames = data.frames;
+        let mut notes = Notes::AHEAD;
+        if once {
+            notes.insert(Notes::ONCE);
+        }
+        for (index, (page, frame)) in self.pages_of(io, &mut frames).enumerate() {
+            let blocks = self.blocks_of(io, page);
+            let mut notes = notes;
+            if marked && index == 0 {
+                notes.insert(Notes::MARK);
+            }
+            _ = end_fill(self, page, blocks, frame, result.is_ok(), false, notes);
+        }
+        self.recycle(frames);
+    }
+}
+
+/// A readahead that somebody waits for; see [`OpKind::Readahead`](crate::OpKind::Readahead).
+#[derive(Debug)]
+pub(crate) struct Readahead {
+    next: u64,
+    end: u64,
+    piece: Option<Read>,
+}
+
+impl Readahead {
+    /// What is asked for while a piece is waited for, in pieces: a device has several commands to do.
+    const PIECES_AHEAD: u64 = 3;
+
+    pub(crate) fn new(cache: &Cache, offset: u64, len: u64) -> Self {
+        let most = cache.frames() as u64 / 2 * PAGE;
+        Self { next: offset, end: offset + len.min(most), piece: None }
+    }
+
+    /// Asks for nothing more, and ends with this error when what it has asked for has come.
+    pub(crate) fn stop(&mut self, error: IoError) {
+        self.next = self.end;
+        if let Some(piece) = &mut self.piece {
+            piece.stop(error);
+        }
+    }
+
+    pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
+        let step = match &mut self.piece {
+            Some(piece) => piece.step(me, core, wakeup),
+            None => Step::Done(Ok(())),
+        };
+        self.go_on(me, core, step)
+    }
+
+    pub(crate) fn settle(
+        &mut self,
+        me: Token,
+        core: &mut Core,
+        io: Io,
+        result: IoResult,
+        data: SgList,
+    ) -> Step<IoResult> {
+        let Some(piece) = &mut self.piece else { panic!("a command ended that was not sent") };
+        let step = piece.settle(me, core, io, result, data);
+        self.go_on(me, core, step)
+    }
+
+    fn go_on(&mut self, me: Token, core: &mut Core, step: Step<IoResult>) -> Step<IoResult> {
+        let mut step = step;
+        while step == Step::Done(Ok(())) && self.next < self.end {
+            let offset = self.next;
+            let len = (self.end - offset).min(Lane::LEN_MAX - offset % PAGE);
+            self.next += len;
+            let cache = core.cache.clone();
+            let piece = Read::new(&cache, offset, len as usize, Buffer::None, false).ahead();
+            step = self.piece.insert(piece).step(me, core, Wakeup::Retry);
+            if step == Step::Waiting {
+                let len = (self.end - self.next).min(Self::PIECES_AHEAD * Lane::LEN_MAX);
+                let window = Window { offset: self.next, len, distance: 0, records: 1 };
+                if len > 0 {
+                    core.read_ahead(window, false, false);
+                }
+            }
+        }
+        step
+    }
+}
