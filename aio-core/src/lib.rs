@@ -89,6 +89,7 @@ mod cancel;
 mod context;
 mod deadline;
 mod event;
+pub mod host;
 mod inbox;
 mod iocb;
 mod listio;

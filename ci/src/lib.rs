@@ -4,7 +4,7 @@
 //! Debian packages (see [`lab`]), so that a fresh Debian machine with Rust and no special hardware runs all of it.
 //!
 //! ```text
-//! jobs::{check, test, demo, bench, guest}
+//! jobs::{check, test, demo, bench, trace, guest}
 //!   └─ scenario   scripts in ci/scenarios, what machine each needs, whether it passed
 //!        └─ guest     one boot: QEMU, console, time limit
 //!             ├─ machine   QEMU's arguments
@@ -52,6 +52,8 @@ enum Job {
     Demo(jobs::demo::Options),
     /// Measure, each figure against a peer
     Bench(jobs::bench::Options),
+    /// Compare the eviction policies on a block trace, or on generated patterns
+    Trace(jobs::trace::Options),
     /// Boot a guest and run a command or a shell in it
     Guest(Box<jobs::guest::Options>),
 }
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Job::Bench(options) => jobs::bench::run(&options),
         Job::Demo(options) => jobs::demo::run(&options),
         Job::Test(options) => jobs::test::run(&options),
+        Job::Trace(options) => jobs::trace::run(&options),
         Job::Guest(options) => jobs::guest::run(*options),
     };
     match done {

@@ -95,15 +95,16 @@
 //! | [`writeback`] | dirty pages go to the device, and flushes end |
 //! | [`errors`] | writeback errors, kept until everybody was told |
 
+mod admin;
 mod barrier;
 mod buffer;
 mod bypass;
 mod cache;
 mod cached_device;
+mod commit;
 pub mod errors;
 pub mod evict;
 mod lane;
-mod list;
 pub mod page;
 mod read;
 pub mod readahead;
@@ -116,6 +117,7 @@ pub mod wait;
 mod write;
 pub mod writeback;
 
+pub use admin::{Dropped, MemoryUse, Residency};
 pub use buffer::Buffer;
 pub use cache::{Cache, CacheError, CacheMode, CacheOptions, Handle, PagePin};
 pub use cached_device::CachedDevice;

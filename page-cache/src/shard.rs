@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hashbrown::HashTable;
 use uaio_driver::{DmaBuf, IoError};
 
-use crate::evict::Policy;
-use crate::list::List;
+use crate::evict::{Lap, Links, List, Pages, Policy};
 use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stats::ShardStats;
 use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
@@ -24,6 +23,12 @@ use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 struct Record {
     key: u64,
     page: Page,
+}
+
+impl Record {
+    fn vacant() -> Self {
+        Self { key: 0, page: Page::Absent }
+    }
 }
 
 const _: () = assert!(size_of::<Record>() == 64);
@@ -40,16 +45,82 @@ struct Trouble {
     attempts: u8,
 }
 
+/// Which of a shard's lists a page is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// None: absent, or on its way in.
+    Outside,
+    /// The policy's: it can be evicted, if nobody pins it.
+    Evictable,
+    /// The dirty ones, by this sequence number.
+    Dirty(u64),
+    /// Those under writeback.
+    Writeback,
+}
+
+impl Standing {
+    fn of(page: &Page) -> Self {
+        match page {
+            Page::Clean(_) => Self::Evictable,
+            Page::Writeback { .. } => Self::Writeback,
+            Page::Absent | Page::Reading { .. } | Page::Writing(_) | Page::Dirty(_) => {
+                page.dirty_since().map_or(Self::Outside, Self::Dirty)
+            }
+        }
+    }
+}
+
+/// The records of a shard, by slot.
+struct Records {
+    records: Vec<Record>,
+    /// A page that whoever asks for a victim has in hand.
+    keep: Option<u32>,
+}
+
+impl std::ops::Index<u32> for Records {
+    type Output = Record;
+
+    #[inline]
+    fn index(&self, slot: u32) -> &Record {
+        &self.records[slot as usize]
+    }
+}
+
+impl std::ops::IndexMut<u32> for Records {
+    #[inline]
+    fn index_mut(&mut self, slot: u32) -> &mut Record {
+        &mut self.records[slot as usize]
+    }
+}
+
+impl Pages for Records {
+    fn usable(&self, slot: u32) -> bool {
+        // Pins are taken under the shard's lock, so a frame that is not shared stays so.
+        matches!(&self[slot].page, Page::Clean(content) if !content.frame.is_shared())
+            && Some(slot) != self.keep
+    }
+
+    fn key(&self, slot: u32) -> u64 {
+        self[slot].key
+    }
+}
+
 /// Pages, waiters, frames and policy under one lock.
 pub(crate) struct Shard {
     index: HashTable<u32>,
-    records: Vec<Record>,
-    vacant: Vec<u32>,
+    records: Records,
+    /// The links of all lists: a slot is in one of them at most, which follows from its page's
+    /// state (see [`Standing`]).
+    links: Links,
+    /// Slots without a page.
+    vacant: List,
     free: Vec<DmaBuf>,
     /// Frames that are neither free nor a page's: with a request, with an operation, or pinned by a
     /// reader after their page went.
     lent: usize,
     total: usize,
+    /// How many frames it is to have: what is more goes back to the pool as it becomes free.
+    target: usize,
     frame_waiters: WaitQueue,
     /// Those who wait for pages, by a hash of the slot; a power of two of them.
     page_waiters: Box<[WaitQueue]>,
@@ -58,11 +129,14 @@ pub(crate) struct Shard {
     /// Whether `frame_waiters` has any, for those who drop a pin without the lock.
     wanted: Arc<AtomicBool>,
     entries: WaitTable,
-    /// Pages with dirty blocks, whatever their state, by the sequence number of the oldest.
+    /// Pages with dirty blocks that are not under writeback, by the sequence number of the oldest.
     dirty: List,
     /// Pages under writeback, in the order it was started.
     writeback: List,
-    policy: Box<dyn Policy>,
+    /// How many of those are dirty again.
+    dirty_again: usize,
+    /// Chooses among the clean pages, which are those in its lists.
+    policy: Lap,
     clean: usize,
     /// By slot, like the records; beside them because a hit does not look at it.
     troubles: Vec<Trouble>,
@@ -88,31 +162,31 @@ pub(crate) struct Released {
 
 impl Shard {
     /// The shard of this number, of these frames.
-    pub(crate) fn new(
-        number: u32,
-        frames: Vec<DmaBuf>,
-        policy: Box<dyn Policy>,
-        wanted: Arc<AtomicBool>,
-    ) -> Self {
+    pub(crate) fn new(number: u32, frames: Vec<DmaBuf>, wanted: Arc<AtomicBool>) -> Self {
         let total = frames.len();
-        let records = (0..total).map(|_| Record { key: 0, page: Page::Absent }).collect();
+        let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
         let queues = (total / 16).next_power_of_two().clamp(8, 1024);
+        let (mut links, mut vacant) = (Links::new(total), List::EMPTY);
+        (0..total as u32).for_each(|slot| vacant.push_back(&mut links, slot));
         Self {
             index: HashTable::with_capacity(total),
-            records,
-            vacant: (0..total as u32).rev().collect(),
+            records: Records { records, keep: None },
+            links,
+            vacant,
             free: frames,
             lent: 0,
             total,
+            target: total,
             frame_waiters: WaitQueue::EMPTY,
             page_waiters: vec![WaitQueue::EMPTY; queues].into(),
             page_waiters_len: 0,
             wanted,
             entries: WaitTable::new(Place::Shard(number)),
-            dirty: List::new(total),
-            writeback: List::new(total),
-            policy,
+            dirty: List::EMPTY,
+            writeback: List::EMPTY,
+            dirty_again: 0,
+            policy: Lap::new(total),
             clean: 0,
             troubles: vec![Trouble::default(); total],
             failed: 0,
@@ -138,41 +212,60 @@ impl Shard {
             &mut self.page_waiters[key as usize & mask]
         };
         self.entries.remove(queue, entries, slot);
-        if self.frame_waiters.is_empty() {
-            self.wanted.store(false, Ordering::SeqCst);
-        }
+        self.settle_wanted();
         true
     }
 
     /// The slot of a page that is there.
     #[inline]
     pub(crate) fn find(&self, key: u64) -> Option<u32> {
-        self.index.find(hash(key), |slot| self.records[*slot as usize].key == key).copied()
+        self.index.find(hash(key), |slot| self.records[*slot].key == key).copied()
+    }
+
+    /// The pages that there are: key and slot.
+    pub(crate) fn present(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.index.iter().map(|slot| (self.records[*slot].key, *slot))
+    }
+
+    /// Whether the page of this key was evicted not long ago.
+    pub(crate) fn remembers(&self, key: u64) -> bool {
+        self.policy.remembers(key)
+    }
+
+    /// Bytes of memory beside the frames.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.index.allocation_size()
+            + self.records.records.capacity() * size_of::<Record>()
+            + self.links.memory_bytes()
+            + self.policy.memory_bytes()
+            + self.troubles.capacity() * size_of::<Trouble>()
+            + self.free.capacity() * size_of::<DmaBuf>()
+            + self.page_waiters.len() * size_of::<WaitQueue>()
     }
 
     pub(crate) fn page(&self, slot: u32) -> &Page {
-        &self.records[slot as usize].page
+        &self.records[slot].page
     }
 
     pub(crate) fn key(&self, slot: u32) -> u64 {
-        self.records[slot as usize].key
+        self.records[slot].key
     }
 
     /// Tells the policy of a use.
     #[inline]
     pub(crate) fn touch(&mut self, slot: u32) {
-        self.policy.hit(slot);
+        self.policy.hit(&mut self.links, slot);
     }
 
     /// What readahead noted on a page that can be read now.
     pub(crate) fn notes(&mut self, slot: u32) -> Option<&mut Notes> {
-        self.records[slot as usize].page.notes_mut()
+        self.records[slot].page.notes_mut()
     }
 
     /// A reader uses the page: the policy is told, unless this is only what it was read ahead for.
     #[inline]
     pub(crate) fn used(&mut self, slot: u32) {
-        let page = &mut self.records[slot as usize].page;
+        let page = &mut self.records[slot].page;
         match page.notes_mut() {
             Some(notes) if *notes != Notes::NONE => {
                 let was_ahead = notes.contains(Notes::AHEAD);
@@ -198,14 +291,14 @@ impl Shard {
         if let Some(slot) = self.find(key) {
             return slot;
         }
-        let Some(slot) = self.vacant.pop() else {
+        let Some(slot) = self.vacant.pop_front(&mut self.links) else {
             panic!("more pages than frames: {:?}", self.count())
         };
-        let record = &mut self.records[slot as usize];
+        let record = &mut self.records[slot];
         record.key = key;
         let records = &self.records;
-        self.index.insert_unique(hash(key), slot, |slot| hash(records[*slot as usize].key));
-        self.policy.insert(slot, key);
+        self.index.insert_unique(hash(key), slot, |slot| hash(records[*slot].key));
+        self.policy.admit(slot, key);
         slot
     }
 
@@ -218,33 +311,25 @@ impl Shard {
         wakes: &mut Wakes,
         change: impl FnOnce(Page) -> (Page, T),
     ) -> (T, Released) {
-        let record = &mut self.records[slot as usize];
+        let record = &mut self.records[slot];
         let before = std::mem::replace(&mut record.page, Page::Absent);
         let kind = std::mem::discriminant(&before);
         let had_room = before.holds_room();
-        let was_clean = matches!(before, Page::Clean(_));
-        let was_dirty_since = before.dirty_since();
+        let stood = Standing::of(&before);
+        let was_again = stood == Standing::Writeback && before.dirty_since().is_some();
         let (after, value) = change(before);
         let ended = std::mem::discriminant(&after) != kind;
         let released = Released { room: usize::from(had_room && !after.holds_room()) };
-        let is_clean = matches!(after, Page::Clean(_));
-        let dirty_since = after.dirty_since();
-        let in_writeback = after.written_since().is_some();
+        let stands = Standing::of(&after);
+        let is_again = stands == Standing::Writeback && after.dirty_since().is_some();
         let gone = matches!(after, Page::Absent);
         record.page = after;
-        self.clean = self.clean + usize::from(is_clean) - usize::from(was_clean);
-        if dirty_since != was_dirty_since {
-            self.dirty.remove(slot);
-            if let Some(since) = dirty_since {
-                self.insert_dirty(slot, since);
-            }
+        self.dirty_again = self.dirty_again + usize::from(is_again) - usize::from(was_again);
+        if stands != stood {
+            self.unlink(slot, stood);
+            self.link(slot, stands);
         }
-        if in_writeback && !self.writeback.contains(slot) {
-            self.writeback.push_back(slot);
-        } else if !in_writeback {
-            self.writeback.remove(slot);
-        }
-        if !self.records[slot as usize].page.holds_room() {
+        if !self.records[slot].page.holds_room() {
             self.set_failed(slot, false);
             let attempts = std::mem::take(&mut self.troubles[slot as usize].attempts);
             self.troubled -= usize::from(attempts > 0);
@@ -283,7 +368,7 @@ impl Shard {
         if self.page_waiters_len == 0 {
             return;
         }
-        let page = &self.records[slot as usize].page;
+        let page = &self.records[slot].page;
         let mask = self.page_waiters.len() - 1;
         let queue = &mut self.page_waiters[slot as usize & mask];
         let woken = self.entries.take(queue, u64::from(slot), |waiter| {
@@ -298,23 +383,53 @@ impl Shard {
         self.page_waiters_len -= woken;
     }
 
-    /// Almost always at the end: numbers are given out under this lock. Only a failed writeback
-    /// comes back with an old one.
-    fn insert_dirty(&mut self, slot: u32, since: u64) {
-        let mut before = None;
-        // From the front, because what comes back is among the oldest; the end is tried first.
-        let newest = self.dirty.iter_back().next();
-        if newest.is_none_or(|newest| self.dirty_since(newest) <= since) {
-            self.dirty.push_back(slot);
-            return;
-        }
-        for other in self.dirty.iter() {
-            if self.dirty_since(other) > since {
-                break;
+    fn link(&mut self, slot: u32, stands: Standing) {
+        match stands {
+            Standing::Outside => {}
+            Standing::Evictable => {
+                self.policy.link(&mut self.links, slot);
+                self.clean += 1;
             }
-            before = Some(other);
+            Standing::Dirty(since) => self.insert_dirty(slot, since),
+            Standing::Writeback => self.writeback.push_back(&mut self.links, slot),
         }
-        self.dirty.insert_after(before, slot);
+    }
+
+    fn unlink(&mut self, slot: u32, stood: Standing) {
+        match stood {
+            Standing::Outside => {}
+            Standing::Evictable => {
+                self.policy.unlink(&mut self.links, slot);
+                self.clean -= 1;
+            }
+            Standing::Dirty(_) => self.dirty.remove(&mut self.links, slot),
+            Standing::Writeback => self.writeback.remove(&mut self.links, slot),
+        }
+    }
+
+    /// Mostly at the end: numbers are given out under this lock. A page written again during its
+    /// writeback belongs near the end, one whose writeback failed near the front, so its place is
+    /// sought from both.
+    fn insert_dirty(&mut self, slot: u32, since: u64) {
+        let before = self.dirty_before(since);
+        self.dirty.insert_after(&mut self.links, before, slot);
+    }
+
+    /// The dirty page after which one of this number belongs.
+    fn dirty_before(&self, since: u64) -> Option<u32> {
+        let mut back = self.dirty.iter_back(&self.links);
+        let mut front = self.dirty.iter(&self.links);
+        let mut before = None;
+        loop {
+            let last = back.next()?;
+            if self.dirty_since(last) <= since {
+                return Some(last);
+            }
+            match front.next() {
+                Some(other) if self.dirty_since(other) <= since => before = Some(other),
+                _ => return before,
+            }
+        }
     }
 
     fn dirty_since(&self, slot: u32) -> u64 {
@@ -322,11 +437,10 @@ impl Shard {
     }
 
     fn leave(&mut self, slot: u32) {
-        let key = self.records[slot as usize].key;
+        let key = self.records[slot].key;
         if let Ok(entry) = self.index.find_entry(hash(key), |other| *other == slot) {
             entry.remove();
-            self.policy.remove(slot);
-            self.vacant.push(slot);
+            self.vacant.push_front(&mut self.links, slot);
         }
     }
 
@@ -366,15 +480,9 @@ impl Shard {
         if self.clean == 0 {
             return None;
         }
-        let records = &self.records;
-        let slot = self.policy.victim(&mut |slot| {
-            let record = &records[slot as usize];
-            // Pins are taken under this lock, so a frame that is not shared stays so.
-            matches!(&record.page, Page::Clean(content) if !content.frame.is_shared())
-                && Some(slot) != keep
-        })?;
-        let Page::Clean(content) =
-            std::mem::replace(&mut self.records[slot as usize].page, Page::Absent)
+        self.records.keep = keep;
+        let slot = self.policy.victim(&mut self.links, &self.records)?;
+        let Page::Clean(content) = std::mem::replace(&mut self.records[slot].page, Page::Absent)
         else {
             unreachable!("only clean pages are usable as victims")
         };
@@ -396,7 +504,7 @@ impl Shard {
     pub(crate) fn wait_frame(&mut self, keep: Option<u32>, waiter: Waiter) -> Option<DmaBuf> {
         self.wanted.store(true, Ordering::SeqCst);
         if let Some(frame) = self.take_frame(keep) {
-            self.wanted.store(false, Ordering::SeqCst);
+            self.settle_wanted();
             return Some(frame);
         }
         self.stats.frame_waits += 1;
@@ -412,7 +520,13 @@ impl Shard {
         while let Some(waiter) = self.entries.pop(&mut self.frame_waiters) {
             wakes.push(waiter, Wakeup::Ended(Err(error)));
         }
-        self.wanted.store(false, Ordering::SeqCst);
+        self.settle_wanted();
+    }
+
+    /// Whoever drops a pin need not look here when nobody waits for a frame and none is too many.
+    fn settle_wanted(&self) {
+        let wanted = self.total > self.target || !self.frame_waiters.is_empty();
+        self.wanted.store(wanted, Ordering::SeqCst);
     }
 
     /// A frame that was lent is now a page's.
@@ -435,9 +549,59 @@ impl Shard {
         self.free.push(frame);
     }
 
-    /// Hands what is free or can be evicted to those who wait, in order. Call it, under the same
-    /// lock, after whatever may have freed a frame: a frame put back, a page clean, a pin gone.
+    /// How many frames it is to have.
+    pub(crate) fn target(&self) -> usize {
+        self.target
+    }
+
+    /// Sets how many frames it is to have, and says how many it has to be [given](Shard::grow). What
+    /// is too many goes with the next [`hand_over`](Shard::hand_over).
+    pub(crate) fn retarget(&mut self, target: usize) -> usize {
+        self.target = target;
+        target.saturating_sub(self.total)
+    }
+
+    /// More frames, and tables for them.
+    pub(crate) fn grow(&mut self, frames: Vec<DmaBuf>) {
+        self.total += frames.len();
+        self.free.extend(frames);
+        let slots = self.records.records.len();
+        if self.total <= slots {
+            return;
+        }
+        self.records.records.resize_with(self.total, Record::vacant);
+        self.troubles.resize(self.total, Trouble::default());
+        self.links.resize(self.total);
+        self.policy.resize(self.total);
+        let records = &self.records;
+        self.index.reserve(self.total - self.index.len(), |slot| hash(records[*slot].key));
+        for slot in slots as u32..self.total as u32 {
+            self.vacant.push_back(&mut self.links, slot);
+        }
+    }
+
+    /// Returns frames to the pool for as long as there are more than there are to be, and some to be
+    /// had. Says whether more are to go.
+    fn shrink(&mut self) -> bool {
+        while self.total > self.target {
+            let Some(frame) = self.free.pop().or_else(|| self.evict(None)) else { return true };
+            drop(frame);
+            self.total -= 1;
+        }
+        false
+    }
+
+    /// Hands what is free or can be evicted to those who wait, in order, when there are not too many
+    /// frames. Call it, under the same lock, after whatever may have freed a frame: a frame put back,
+    /// a page clean, a pin gone.
     pub(crate) fn hand_over(&mut self, wakes: &mut Wakes) {
+        if self.total > self.target {
+            // A pin may be what stands in the way; see `wait_frame`.
+            self.wanted.store(true, Ordering::SeqCst);
+            if self.shrink() {
+                return;
+            }
+        }
         while !self.frame_waiters.is_empty() {
             let Some(frame) = self.any_frame(None) else { return };
             let Some(waiter) = self.entries.pop(&mut self.frame_waiters) else {
@@ -445,22 +609,22 @@ impl Shard {
             };
             wakes.push(waiter, Wakeup::Frame(frame));
         }
-        self.wanted.store(false, Ordering::SeqCst);
+        self.settle_wanted();
     }
 
-    /// Pages with dirty blocks, oldest first.
+    /// Pages with dirty blocks that are not under writeback, oldest first.
     pub(crate) fn dirty(&self) -> impl Iterator<Item = u32> + '_ {
-        self.dirty.iter()
+        self.dirty.iter(&self.links)
     }
 
-    /// Pages under writeback that are not dirty again.
+    /// Pages under writeback, dirty again or not.
     pub(crate) fn writing(&self) -> impl Iterator<Item = u32> + '_ {
-        self.writeback.iter().filter(|slot| !self.dirty.contains(*slot))
+        self.writeback.iter(&self.links)
     }
 
-    /// Number of pages with dirty blocks.
+    /// Number of pages with dirty blocks, those written again during their writeback included.
     pub(crate) fn dirty_len(&self) -> usize {
-        self.dirty.len()
+        self.dirty.len() + self.dirty_again
     }
 
     /// Number of pages under writeback.
@@ -471,8 +635,11 @@ impl Shard {
     /// The sequence number of the oldest write that is not on the device yet: dirty, or in flight.
     pub(crate) fn oldest_unwritten(&self) -> Option<u64> {
         let dirty = self.dirty.head().map(|slot| self.dirty_since(slot));
-        let written =
-            self.writeback.iter().filter_map(|slot| self.page(slot).written_since()).min();
+        let written = self
+            .writeback
+            .iter(&self.links)
+            .filter_map(|slot| self.page(slot).written_since())
+            .min();
         dirty.into_iter().chain(written).min()
     }
 
@@ -521,7 +688,8 @@ impl Shard {
 
     /// Where every frame is; `free + cached + lent` is always `total`.
     pub(crate) fn count(&self) -> FrameCount {
-        let cached = self.records.iter().filter(|record| record.page.content().is_some()).count();
+        let cached =
+            self.records.records.iter().filter(|record| record.page.content().is_some()).count();
         FrameCount { free: self.free.len(), cached, lent: self.lent, total: self.total }
     }
 
@@ -532,7 +700,7 @@ impl Shard {
         let mut waiting = 0;
         for queue in &self.page_waiters {
             for slot in self.entries.keys(queue) {
-                let page = &self.records[slot as usize].page;
+                let page = &self.records[slot as u32].page;
                 let wakes = matches!(
                     page,
                     Page::Reading { .. } | Page::Writing(_) | Page::Writeback { .. }

@@ -208,6 +208,14 @@ impl InFlight {
         Some(Answered { completion, next })
     }
 
+    /// The request in flight that has the token: the identifier of its command, or `None` inside when
+    /// its command is not its alone. Looks through all slots.
+    pub(super) fn find(&self, token: Token) -> Option<Option<u16>> {
+        let is = |entry: &&Entry| entry.tenant.as_ref().is_some_and(|one| one.token == token);
+        let entry = self.entries.iter().find(is)?;
+        Some((entry.key & (LEADS | FOLLOWS) == 0).then(|| entry.cid()))
+    }
+
     /// Every command in flight, in slot order. For deadlines and cancellation, not for the data path.
     pub(super) fn commands(&self) -> impl Iterator<Item = Command> + '_ {
         self.entries.iter().filter(|entry| entry.key & FOLLOWS == 0).filter_map(|entry| {
@@ -220,6 +228,11 @@ impl InFlight {
     pub(super) fn grow_older(&mut self) {
         self.tick = self.tick.wrapping_add(1);
     }
+}
+
+/// The slot that an identifier names.
+pub(super) fn slot_of(cid: u16) -> u16 {
+    cid & SLOT_MASK
 }
 
 /// The key of a slot's next tenant, after one with the identifier `cid`.

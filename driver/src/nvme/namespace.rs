@@ -11,7 +11,7 @@ use crate::request::Request;
 use crate::slots::Token;
 
 use super::commands::CommandError;
-use super::controller::NvmeController;
+use super::controller::{Created, NvmeController};
 use super::info::NamespaceInfo;
 use super::queue::{NvmeQueue, QueueTarget};
 use super::spec::command::NLB_MAX;
@@ -36,6 +36,7 @@ struct Shape {
     geometry: Geometry,
     capabilities: Capabilities,
     deallocates_to_zeroes: bool,
+    shared: bool,
 }
 
 impl Shape {
@@ -65,6 +66,7 @@ impl Shape {
                 depth_max: id.depth_max,
             },
             deallocates_to_zeroes: info.deallocates_to_zeroes,
+            shared: info.shared,
         }
     }
 }
@@ -146,16 +148,18 @@ impl NvmeNamespace {
             let shape = self.lock();
             (NamespaceUse::new(&self.open_queues), *shape)
         };
-        let (qid, vector, memory) = self.controller.create_queue(depth)?;
+        let Created { qid, vector, memory, serving } = self.controller.create_queue(depth)?;
         let target = QueueTarget {
             nsid: self.nsid,
             geometry: shape.geometry,
             capabilities: shape.capabilities,
             dsm: self.controller.dsm_limits(),
             deallocates_to_zeroes: shape.deallocates_to_zeroes,
+            shared: shape.shared,
             namespace_use,
         };
-        Ok(NvmeQueue::new(Arc::clone(&self.controller), qid, vector, depth, memory, target))
+        let controller = Arc::clone(&self.controller);
+        Ok(NvmeQueue::new(controller, qid, vector, depth, memory, target, serving))
     }
 
     /// Makes stable what the controller's volatile cache has of this namespace.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::block::IoQueue;
 use crate::nvme::NvmeController;
+use crate::nvme::controller::Created;
 use crate::nvme::info::NamespaceInfo;
 use crate::nvme::queue::raw::{Fuse, Pointers};
 use crate::nvme::queue::{NvmeQueue, QueueTarget};
@@ -130,9 +131,9 @@ impl NvmeController {
                 format_args!("namespace {nsid} has no blocks"),
             ));
         };
-        let (qid, vector, memory) = self.create_queue(depth)?;
+        let Created { qid, vector, memory, serving } = self.create_queue(depth)?;
         let target = QueueTarget::raw(self, &info);
-        let queue = NvmeQueue::new(Arc::clone(self), qid, vector, depth, memory, target);
+        let queue = NvmeQueue::new(Arc::clone(self), qid, vector, depth, memory, target, serving);
         let controller = Arc::clone(self);
         Ok(CommandQueue {
             queue,

@@ -89,7 +89,7 @@ impl State {
         psd[..3].clone_from_slice(&[state(800, 0), state(300, 0), state(5, 0b11)]);
         IdentifyController {
             vid: 0x1b36,
-            sn: Text::new("MODEL-0001"),
+            sn: Text::new(if self.another { "MODEL-0002" } else { "MODEL-0001" }),
             mn: Text::new("In-process NVMe controller"),
             fr: self.admin.firmware.running(),
             mdts: self.options.mdts,
@@ -102,8 +102,9 @@ impl State {
                 | oacs::NAMESPACES
                 | oacs::SELF_TEST
                 | oacs::DIRECTIVES,
-            acl: 3,
-            aerl: 3,
+            oaes: 0b111 << 8,
+            acl: self.options.acl,
+            aerl: self.options.aerl,
             // Slot 1 is read-only; there are three; one is activated without a reset.
             frmw: 1 | 3 << 1 | 1 << 4,
             lpa: 0b1_1111,
@@ -172,6 +173,7 @@ impl State {
         id.nsze = namespace.blocks;
         id.ncap = namespace.blocks;
         id.nuse = namespace.blocks;
+        id.nmic = u8::from(self.options.shared_namespaces);
         id.nvmcap = namespace.size_bytes().into();
         id.flbas = index as u8 | u8::from(namespace.interleaved) << 4;
         id.dps = namespace.protection | u8::from(namespace.protection_first) << 3;

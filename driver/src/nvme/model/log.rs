@@ -44,6 +44,9 @@ impl State {
             return Err(Status::INVALID_FIELD);
         }
         let page = self.page(id, entry.nsid.get(), specific, retain, (cdw11 >> 16) as u16)?;
+        if !retain {
+            self.log_was_read(id.0);
+        }
         // Base 2.0c §5.16: an offset behind the page is an error, a length is not.
         if offset > page.len() as u64 {
             return Err(Status::INVALID_FIELD);
@@ -89,10 +92,12 @@ impl State {
             }
             LogId::CHANGED_NAMESPACES => {
                 let mut nsids = Array([0; 1024]);
-                let changed = self.admin.changed.iter();
+                let told = self.events.changed_namespaces.iter();
+                let changed = told.chain(&self.admin.changed);
                 nsids.iter_mut().zip(changed).for_each(|(out, nsid)| *out = *nsid);
                 if !retain {
                     self.admin.changed.clear();
+                    self.events.changed_namespaces.clear();
                 }
                 ChangedNamespaces { nsids }.encode()
             }

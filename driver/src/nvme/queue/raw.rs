@@ -17,6 +17,7 @@ use crate::nvme::spec::Status;
 use crate::request::{Completion, Refusal, SgList};
 use crate::slots::Token;
 
+use super::trouble::Record;
 use super::{NvmeQueue, QueueTarget};
 
 /// Which half of a fused operation a command is (Base 2.0c figure 87).
@@ -56,12 +57,13 @@ impl NvmeQueue {
         fuse: Fuse,
         pointers: Pointers,
     ) -> Result<(), Refusal> {
-        if !self.fate.is_running() {
+        if !self.is_serving() {
             return Err(Refusal::Failed);
         }
         let Some(vacant) = self.in_flight.vacant() else { return Err(Refusal::Full) };
-        let cid = vacant.cid();
+        let (slot, cid) = (vacant.slot(), vacant.cid());
         vacant.fill(token, SgList::empty());
+        self.trouble.note(slot, Record::ONCE);
         let fuse = match fuse {
             Fuse::None => 0,
             Fuse::First => 1 << 8,
@@ -90,7 +92,8 @@ impl NvmeQueue {
     /// The next command that is answered; `None` when none is yet. Does not block.
     pub(in crate::nvme) fn poll_raw(&mut self) -> Option<RawCompletion> {
         // Where there is one, this is the completion that the poll takes: it takes one.
-        let seen = self.memory.cq.peek().map(|cqe| (cqe.status(), self.memory.cq.value()));
+        let seen = self.memory.cq.peek().filter(|_| self.is_serving());
+        let seen = seen.map(|cqe| (cqe.status(), self.memory.cq.value()));
         let mut out = Vec::with_capacity(1);
         if self.poll(1, &mut out) == 0 {
             self.look();
@@ -100,7 +103,7 @@ impl NvmeQueue {
         let running = self.fate.is_running();
         let lost = !running && self.fate.quiet() == Quiet::Never;
         let (answer, value) = match (seen, result) {
-            (Some((status, value)), _) if running => (Ok(status), value),
+            (Some((status, value)), _) => (Ok(status), value),
             (_, Ok(())) => (Ok(Status::SUCCESS), 0),
             (_, Err(error)) => (Err(error), 0),
         };
@@ -131,6 +134,7 @@ impl QueueTarget {
             },
             dsm: controller.dsm_limits(),
             deallocates_to_zeroes: false,
+            shared: true,
             namespace_use: NamespaceUse::new(&Arc::new(AtomicUsize::new(0))),
         }
     }
