@@ -72,9 +72,8 @@ impl Handle {
     /// (`aio_cancel(fd, NULL)`); says how many there were. Each has its event; see
     /// [`Context::cancel`].
     pub fn cancel_all(&self) -> usize {
-        self.volume().station().cancel_all(&|request| {
-            let Work::Volume(work) = &request.iocb.work;
-            work.handle.is(self)
-        })
+        self.volume().station().cancel_all(
+            &|request| matches!(&request.iocb.work, Work::Volume(work) if work.handle.is(self)),
+        )
     }
 }

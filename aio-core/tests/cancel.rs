@@ -15,7 +15,10 @@ const CANCELLED: Result<usize, IoError> = Err(IoError::new(IoErrorKind::Cancelle
 
 fn events(context: &Context, count: usize) -> Vec<Event> {
     let mut events = Vec::new();
-    assert_eq!(context.get_events(count, 1000, &mut events, Some(Duration::from_secs(20))), Ok(count));
+    assert_eq!(
+        context.get_events(count, 1000, &mut events, Some(Duration::from_secs(20))),
+        Ok(count)
+    );
     events.sort_by_key(|event| event.user_data);
     events
 }
@@ -123,7 +126,8 @@ fn a_handle_cancels_its_own_and_nothing_else() {
     let stack = stack(64, few);
     let (ours, theirs) =
         (stack.volume.open(OpenOptions::default()), stack.volume.open(OpenOptions::default()));
-    let contexts = [8, 8].map(|slots| stack.reactor.context(ContextOptions::events(slots)).unwrap());
+    let contexts =
+        [8, 8].map(|slots| stack.reactor.context(ContextOptions::events(slots)).unwrap());
     stack.gate.stick(true);
     for page in 0..6u64 {
         for context in &contexts {
@@ -151,7 +155,8 @@ fn a_context_cancels_all_of_its_own_and_nothing_else() {
     let few = VolumeOptions { operations: 4, inbox: 16, ..VolumeOptions::default() };
     let stack = stack(64, few);
     let handle = stack.volume.open(OpenOptions::default());
-    let contexts = [8, 8].map(|slots| stack.reactor.context(ContextOptions::events(slots)).unwrap());
+    let contexts =
+        [8, 8].map(|slots| stack.reactor.context(ContextOptions::events(slots)).unwrap());
     stack.gate.stick(true);
     for page in 0..8u64 {
         let read = Iocb::pread(&handle, page * 8192, vec![0; 100]).with_user_data(page);
@@ -170,7 +175,8 @@ fn a_context_cancels_all_of_its_own_and_nothing_else() {
 fn a_ticket_that_names_nothing_cancels_nothing() {
     let stack = stack(64, VolumeOptions::default());
     let handle = stack.volume.open(OpenOptions::default());
-    let contexts = [4, 4].map(|slots| stack.reactor.context(ContextOptions::events(slots)).unwrap());
+    let contexts =
+        [4, 4].map(|slots| stack.reactor.context(ContextOptions::events(slots)).unwrap());
     stack.gate.stick(true);
     let ticket = contexts[0].submit(Iocb::pread(&handle, 0, vec![0; 100])).unwrap();
     let other = contexts[1].submit(Iocb::pread(&handle, 0, vec![0; 100])).unwrap();
@@ -261,7 +267,9 @@ fn cancel_against_completion_is_decided_exactly_once() {
                 match said[name].load(Ordering::SeqCst) {
                     1 => assert_eq!(result, CANCELLED, "{name} was said to be cancelled"),
                     2 => assert!(result.is_ok() || result == CANCELLED, "{name}: {result:?}"),
-                    _ => assert!(result.is_ok(), "{name} was over when it was cancelled: {result:?}"),
+                    _ => {
+                        assert!(result.is_ok(), "{name} was over when it was cancelled: {result:?}")
+                    }
                 }
             }
         });
