@@ -79,8 +79,8 @@ pub enum Source {
         example: &'static str,
         /// What happens inside functions whose name contains this counts, also in what they call.
         counted: &'static str,
-        /// Functions whose name contains this do not count.
-        not_counted: &'static str,
+        /// Functions whose name contains one of these do not count.
+        not_counted: &'static [&'static str],
         /// How many requests a round makes; the program's argument is the number of rounds.
         round_requests: u32,
         /// How many instructions a request may take.
@@ -131,10 +131,17 @@ pub const ALL: &[Bench] = &[
             package: "uaio-driver",
             example: "nvme_cpu",
             counted: "nvme_cpu::counted_",
-            not_counted: "uaio_driver::nvme::model::",
+            // The controller, and the loops of the program itself.
+            not_counted: &["uaio_driver::nvme::model::", "nvme_cpu::counted_"],
             round_requests: 128,
             budget: 150,
         },
+    },
+    Bench {
+        name: "nvme-threads",
+        what: "a 4 KiB read on two threads with a queue each, against one thread alone",
+        rows: &[row("", 0.9, Unit::Nanoseconds)],
+        source: Source::Host { package: "uaio-driver", example: "nvme_threads" },
     },
     Bench {
         name: "nvme-guest",
