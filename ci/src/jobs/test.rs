@@ -11,8 +11,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::bench::registry::{self, Source};
 use crate::cargo::{self, Profile};
 use crate::guest::Console;
+use crate::jobs;
 use crate::lab::{Lab, image};
 use crate::machine::Machine;
 use crate::runner::{self, Binaries, Verdict};
@@ -22,7 +24,7 @@ use crate::{guest, packages};
 /// How much of the console of a failed scenario is shown.
 const TAIL_LINES: usize = 25;
 
-/// Runs all tests: those of the host, then the scenarios in guests.
+/// Runs all tests: those of the host, the budgets of instructions, then the scenarios in guests.
 ///
 /// The last line is `N passed, N failed`, scenarios and host tests together.
 #[derive(Debug, Args)]
@@ -82,6 +84,7 @@ pub fn run(options: &Options) -> Result<i32> {
     packages::ensure(packages::BUILD)?;
     if !options.guest {
         count.add(host_tests(filter)?);
+        count.add(budgets(filter)?);
     }
     if !options.host {
         count.add(guest_scenarios(&scenarios, filter, options)?);
@@ -147,6 +150,22 @@ fn cargo_test(args: &[&str], filter: &str, log: &mut File) -> Result<Count> {
     if !status.success() && count.failed == 0 {
         // It did not compile, or a test took its whole process down.
         count.failed = 1;
+    }
+    Ok(count)
+}
+
+/// Counts the instructions of the benches that have a budget, whose counts do not depend on what else the machine does,
+/// so that a data path that grows beyond it is a failed test.
+fn budgets(filter: &str) -> Result<Count> {
+    let mut count = Count::default();
+    for bench in registry::ALL.iter().filter(|bench| bench.name.contains(filter)) {
+        let Source::Callgrind { budget, .. } = bench.source else { continue };
+        packages::ensure(packages::COUNT)?;
+        let counted = jobs::bench::count_instructions(bench)?;
+        let over = counted > f64::from(budget);
+        let verdict = if over { "more than" } else { "within" };
+        println!("{}: {counted:.1} instructions, {verdict} the budget of {budget}", bench.name);
+        count.add(Count { passed: u64::from(!over), failed: u64::from(over) });
     }
     Ok(count)
 }
