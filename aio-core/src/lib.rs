@@ -122,4 +122,5 @@ pub use refusal::{Refusal, Refused};
 pub use signal::Signal;
 pub use suspend::suspend;
 pub use ticket::Ticket;
+pub use uaio_page_cache::Advice;
 pub use volume::{CloseError, Handle, OpenOptions, Volume, VolumeOptions};
