@@ -6,6 +6,8 @@ use std::time::Duration;
 use uaio_driver::{IoError, IoErrorKind};
 
 use crate::buffers::Buffers;
+use crate::host::HostRequest;
+use crate::hosted::{Host, HostReply, HostWork};
 use crate::notify::Notify;
 use crate::refusal::Refusal;
 use crate::volume::Handle;
@@ -63,6 +65,8 @@ pub(crate) struct VolumeWork {
 pub(crate) enum Work {
     /// On a volume, through its cache.
     Volume(VolumeWork),
+    /// On the host, through its engine.
+    Host(Box<HostWork>),
 }
 
 /// Iocbs that go one after the other. A list in one, so that dropping a long one does not recurse.
@@ -99,9 +103,15 @@ pub struct Iocb {
 }
 
 impl Iocb {
-    fn on_volume(work: VolumeWork) -> Self {
+    /// An operation of the host: on any descriptor, on names, any system call. Its result is what
+    /// the system call of the same name returns.
+    pub fn host(host: &Host, request: impl Into<HostRequest>) -> Self {
+        Self::of(Work::Host(Box::new(HostWork::new(host, request.into()))))
+    }
+
+    fn of(work: Work) -> Self {
         Self {
-            work: Work::Volume(work),
+            work,
             user_data: 0,
             notify: Notify::None,
             timeout: None,
@@ -112,12 +122,12 @@ impl Iocb {
 
     fn new(handle: &Handle, command: Command, offset: u64, buffers: Buffers) -> Self {
         let handle = handle.clone();
-        Self::on_volume(VolumeWork { handle, command, offset, range_bytes: 0, buffers })
+        Self::of(Work::Volume(VolumeWork { handle, command, offset, range_bytes: 0, buffers }))
     }
 
     fn on_range(handle: &Handle, command: Command, offset: u64, range_bytes: u64) -> Self {
         let (handle, buffers) = (handle.clone(), Buffers::None);
-        Self::on_volume(VolumeWork { handle, command, offset, range_bytes, buffers })
+        Self::of(Work::Volume(VolumeWork { handle, command, offset, range_bytes, buffers }))
     }
 
     /// Reads as many bytes as `buffer` is long, from byte `offset` on.
@@ -240,6 +250,7 @@ impl Work {
     pub(crate) fn into_buffers(self) -> Buffers {
         match self {
             Self::Volume(work) => work.buffers,
+            Self::Host(work) => Buffers::Host(HostReply(work)),
         }
     }
 }
@@ -310,7 +321,7 @@ impl VolumeWork {
         }
         let cache = self.handle.volume().cache();
         match &mut self.buffers {
-            Buffers::None => false,
+            Buffers::None | Buffers::Host(_) => false,
             Buffers::One(bytes) => cache.try_read(self.offset, &mut bytes[..len]),
             Buffers::Many(pieces) => {
                 let mut at = self.offset;

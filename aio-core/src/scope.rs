@@ -136,7 +136,7 @@ impl<'env> Scope<'env> {
         let mut events = Vec::new();
         let taken = self.context.get_events(min, self.context.slots(), &mut events, None);
         let mut commands = self.commands.borrow_mut();
-        for Event { user_data, result, buffers } in events {
+        for Event { user_data, result, buffers, .. } in events {
             let number = user_data as usize;
             let memory = buffers.into_bytes();
             if let (Ok(len), Some(out)) = (result, commands.lent[number].take()) {

@@ -18,10 +18,12 @@ use uaio_driver::{
 use crate::buffer::Buffer;
 use crate::bypass::Bypass;
 use crate::cache::{Cache, Enlisted, Handle, OUT_OF_RANGE};
+use crate::commit::Group;
 use crate::page::{Blocks, Page};
 use crate::read::Read;
-use crate::readahead::{Plan, Readahead};
+use crate::readahead::{NOBODY, Plan, Readahead};
 use crate::retry::{RunQueue, Step};
+use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakes, Wakeup};
 use crate::write::Write;
 
@@ -202,6 +204,8 @@ pub(crate) struct Core {
     completions: Vec<Completion>,
     /// The most a read or write command may carry, in pages.
     pages_max: usize,
+    /// Stable writes that share a flush.
+    pub(crate) group: Group,
 }
 
 impl Core {
@@ -224,6 +228,7 @@ impl Core {
             enlisted,
             ios: Slots::new(depth),
             wakes: Wakes::with_capacity(64),
+            group: Group::new(cache.device().capabilities(), operations),
             spare: (0..=depth).map(|_| Vec::with_capacity(pages_max)).collect(),
             slot_waiters: VecDeque::with_capacity(operations),
             slot_granted: false,
@@ -249,6 +254,8 @@ impl Core {
     /// While somebody waits for a slot there is none for anybody else.
     pub(crate) fn slots_free(&self, gathering: Option<&Run>, spare: usize) -> bool {
         let may = self.slot_waiters.is_empty() || (self.slot_granted && gathering.is_none());
+        // A flush that is due has the next slot, or it would wait behind writes that never end.
+        let spare = spare + usize::from(self.group.is_due());
         may && self.ios.free() > usize::from(gathering.is_some()) + spare
     }
 
@@ -416,6 +423,16 @@ impl Core {
         self.queue.poll(budget, &mut self.completions) + self.early.len()
     }
 
+    /// Sends the flush of the lane's group, when one is due.
+    fn flush_group(&mut self) {
+        if self.group.is_due() && self.ios.free() > 0 {
+            self.group.sent();
+            self.cache.device_flushes.fetch_add(1, Ordering::Relaxed);
+            let io = Io { operation: NOBODY, kind: IoKind::Flush, lba: 0, blocks: 0 };
+            self.submit(io, Op::Flush, SgList::empty());
+        }
+    }
+
     /// The operation that has waited longest for a slot, when there is one free: it is that
     /// operation's for the step that it takes now.
     fn grant_slot(&mut self) -> Option<Token> {
@@ -436,9 +453,10 @@ impl Core {
 
     /// Whether the device is changing data in the name of an operation.
     fn changes_device(&self, operation: Token) -> bool {
-        self.ios.tenants().any(|io| {
+        let sent = self.ios.tenants().any(|io| {
             io.operation == operation && matches!(io.kind, IoKind::Store | IoKind::Bypass)
-        })
+        });
+        sent || self.group.holds(operation)
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -632,7 +650,12 @@ impl Lane {
                 Work::Read(if plan.once { read.once() } else { read })
             }
             OpKind::Write { stable, direct } => {
-                Work::Write(Write::new(cache, offset, len as usize, buffer, stable, direct || none))
+                let way = stable.then(|| {
+                    let transfer_max = cache.device().geometry().transfer_max_bytes;
+                    self.core.group.begin(len.div_ceil(u64::from(transfer_max)))
+                });
+                let past = direct || none;
+                Work::Write(Write::new(cache, offset, len as usize, buffer, way, past))
             }
             OpKind::Readahead => Work::Readahead(Readahead::new(cache, offset, len)),
             OpKind::Flush => {
@@ -663,6 +686,7 @@ impl Lane {
             while let Some((io, result, data)) = self.core.next_completion() {
                 self.settle(io, result, data);
             }
+            self.core.flush_group();
             while let Some(token) = self.core.grant_slot() {
                 self.step(token, Wakeup::Retry);
                 self.core.slot_granted = false;
@@ -765,6 +789,9 @@ impl Lane {
         if matches!(io.kind, IoKind::Ahead { .. }) {
             return self.core.settle_ahead(&io, result, data);
         }
+        if io.kind == IoKind::Flush {
+            return self.settle_flush(result, data);
+        }
         self.with(io.operation, |work, core| match work {
             Work::Read(read) => read.settle(io.operation, core, io, result, data),
             Work::Write(write) => write.settle(io.operation, core, io, result, data),
@@ -772,6 +799,20 @@ impl Lane {
             Work::Bypass(bypass) => bypass.settle(io.operation, core, io, result, data),
             Work::Flush(_) => panic!("a flush has no device request of its own"),
         });
+    }
+
+    /// The flush of the lane's group has ended: so have the writes that it covers.
+    fn settle_flush(&mut self, result: IoResult, data: SgList) {
+        self.core.recycle(data.frames);
+        if let Err(error) = result {
+            // What was to become stable may be lost. Those whom it covers are told now; every handle
+            // is told by its next flush.
+            self.core.cache.errors.record(0..self.core.cache.size_bytes(), error);
+        }
+        self.core.group.completed();
+        while let Some(token) = self.core.group.pop() {
+            self.step(token, Wakeup::Ended(result));
+        }
     }
 
     /// Runs one step of an operation, and answers it when that was the last.
@@ -788,6 +829,9 @@ impl Lane {
             return;
         };
         let Some(Entry { user, abandoned, .. }) = self.entries.remove(token) else { return };
+        if matches!(&work, Work::Write(write) if write.is_stable()) {
+            self.core.group.end();
+        }
         if abandoned {
             return;
         }

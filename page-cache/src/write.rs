@@ -11,6 +11,7 @@ use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
 
 use crate::buffer::Buffer;
 use crate::cache::{Cache, CacheMode};
+use crate::commit::Way;
 use crate::lane::{Core, Io, IoKind, Run};
 use crate::page::{Blocks, Notes, Page};
 use crate::read::end_fill;
@@ -31,8 +32,10 @@ pub(crate) struct Write {
     outstanding: usize,
     /// The pages go to the device before the write is acknowledged.
     store: bool,
-    /// And are stable there.
-    fua: bool,
+    /// And become stable there, in this way.
+    way: Option<Way>,
+    /// It is on the device and has joined those who wait for a flush.
+    joined: bool,
     /// And nothing stays in the cache.
     past: bool,
     error: Option<IoError>,
@@ -63,7 +66,7 @@ impl Write {
         offset: u64,
         len: usize,
         buffer: Buffer,
-        stable: bool,
+        way: Option<Way>,
         past: bool,
     ) -> Self {
         Self {
@@ -73,14 +76,20 @@ impl Write {
             page: offset / FRAME_SIZE as u64,
             end_page: (offset + len as u64).div_ceil(FRAME_SIZE as u64),
             outstanding: 0,
-            store: stable || past || cache.mode() != CacheMode::Writeback,
-            fua: stable,
+            store: way.is_some() || past || cache.mode() != CacheMode::Writeback,
+            way,
+            joined: false,
             past,
             error: None,
             room: false,
             granted: None,
             filled: None,
         }
+    }
+
+    /// Whether it is to be stable when it is over.
+    pub(crate) fn is_stable(&self) -> bool {
+        self.way.is_some()
     }
 
     pub(crate) fn into_buffer(self) -> Buffer {
@@ -125,6 +134,11 @@ impl Write {
             if self.error.is_some() || self.page == self.end_page {
                 self.outstanding += core.send(me, &mut run);
                 if self.outstanding > 0 {
+                    break Step::Waiting;
+                }
+                if self.error.is_none() && self.way == Some(Way::Flush) && !self.joined {
+                    self.joined = true;
+                    core.group.join(me);
                     break Step::Waiting;
                 }
                 break Step::Done(self.error.map_or(Ok(()), Err));
@@ -320,7 +334,8 @@ impl Write {
             };
             let (frame, _released) = shard.transition(slot, &mut core.wakes, begin);
             drop(shard);
-            let sent = core.gather(me, run, IoKind::Store, page, touched, frame, self.fua);
+            let fua = self.way == Some(Way::Fua);
+            let sent = core.gather(me, run, IoKind::Store, page, touched, frame, fua);
             self.outstanding += sent;
         }
         Visit::Forward

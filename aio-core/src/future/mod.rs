@@ -115,8 +115,9 @@ impl AsyncContext {
     }
 
     /// Has a command done. Whoever waits is told by the future, so a [notice](Iocb::with_notify) of its
-    /// own is not given; and what is [linked](Iocb::then) to it would have no future: a chain is
-    /// refused with [`Refusal::Invalid`]; await one after the other instead.
+    /// own is not given. A future has one answer, so a [chain](Iocb::then) and a multishot poll are
+    /// refused with [`Refusal::Invalid`]: await one after the other, or take the events as a
+    /// [stream](Context::events).
     pub fn run(&self, iocb: Iocb) -> Running {
         Running {
             inner: Arc::clone(&self.inner),

@@ -3,6 +3,9 @@
 mod bring_up;
 mod events;
 mod recovery;
+mod rescan;
+
+pub use rescan::NamespaceChanges;
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -68,7 +71,7 @@ impl Default for ControllerOptions {
             command_timeout: Duration::from_secs(30),
             abort_timeout: Duration::from_secs(5),
             admin_timeout: Duration::from_secs(30),
-            resets_max: 0,
+            resets_max: 5,
             resets_window: Duration::from_secs(600),
             retries_max: 3,
             subsystem_reset: false,
@@ -97,6 +100,8 @@ pub struct NvmeController {
     options: ControllerOptions,
     fate: Arc<Fate>,
     properties: Properties,
+    /// The active namespaces as they were last looked for.
+    namespaces: Mutex<Arc<[NamespaceInfo]>>,
     shared: Mutex<Shared>,
     pool: DmaPool,
     clock: Arc<dyn Clock>,
@@ -116,6 +121,16 @@ struct Shared {
     listening: Listening,
     /// Admin commands that are part of every bring-up after a reset.
     settings: Vec<(Opcode, SubmissionEntry)>,
+}
+
+/// A queue pair that the controller knows of.
+#[derive(Debug)]
+pub(super) struct Created {
+    pub(super) qid: u16,
+    pub(super) vector: Option<u16>,
+    pub(super) memory: QueueMemory,
+    /// The controller's state in which it does.
+    pub(super) serving: u32,
 }
 
 /// What queues need of their controller.
@@ -181,11 +196,6 @@ impl NvmeController {
         &self.info
     }
 
-    /// Its active namespaces.
-    pub fn namespaces(&self) -> &[NamespaceInfo] {
-        &self.info.namespaces
-    }
-
     /// Opens a namespace as a block device. A namespace is open once at a time. Closing the last one
     /// that is open closes the controller.
     ///
@@ -196,8 +206,9 @@ impl NvmeController {
     pub fn namespace(self: &Arc<Self>, nsid: u32) -> Result<Arc<NvmeNamespace>, DeviceError> {
         let name = &self.info.name;
         self.check_running()?;
-        let Some(info) = self.info.namespaces.iter().find(|info| info.nsid == nsid) else {
-            let there: Vec<_> = self.info.namespaces.iter().map(|ns| ns.nsid.to_string()).collect();
+        let known = self.namespaces();
+        let Some(info) = known.iter().find(|info| info.nsid == nsid) else {
+            let there: Vec<_> = known.iter().map(|ns| ns.nsid.to_string()).collect();
             let there = there.join(", ");
             return Err(DeviceError::Invalid(format!(
                 "{name}: no namespace {nsid}; there are: {there}"
@@ -394,8 +405,13 @@ impl NvmeController {
         self.write_zeroes_max_bytes_log2
     }
 
+    /// Whether it serves. Blocks while it is reset, bounded by what resets take.
     pub(super) fn check_running(&self) -> Result<(), DeviceError> {
-        self.fate.trouble().map_or(Ok(()), |failure| Err(self.failed(failure)))
+        while matches!(self.fate.standing(), Standing::Stopping | Standing::Reviving) {
+            self.turn();
+            self.clock.sleep(Duration::from_millis(1));
+        }
+        self.fate.failure().map_or(Ok(()), |failure| Err(self.failed(failure)))
     }
 
     fn failed(&self, failure: Failure) -> DeviceError {
@@ -403,11 +419,9 @@ impl NvmeController {
     }
 
     /// Makes a queue pair: its identifier, its interrupt vector and its memory.
-    pub(super) fn create_queue(
-        &self,
-        depth: u16,
-    ) -> Result<(u16, Option<u16>, QueueMemory), DeviceError> {
+    pub(super) fn create_queue(&self, depth: u16) -> Result<Created, DeviceError> {
         self.check_running()?;
+        let serving = self.fate.word();
         let max = self.info.queues_max;
         let qid = {
             let shared = &mut *self.lock();
@@ -421,7 +435,8 @@ impl NvmeController {
         if created.is_err() {
             self.lock().queues.remove(&qid);
         }
-        created.map(|(vector, memory)| (qid, vector, memory))
+        // Reset meanwhile, it is one that was lost: its first poll makes it anew.
+        created.map(|(vector, memory)| Created { qid, vector, memory, serving })
     }
 
     fn create_pair(
@@ -498,7 +513,6 @@ impl NvmeController {
         }
     }
 
-    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
     /// [`command`](NvmeController::command) in two halves, for whoever polls; `None` when the queue or
     /// its lock is taken just now.
     pub(super) fn post(
@@ -510,13 +524,11 @@ impl NvmeController {
             .map_or(Ok(None), |mut shared| shared.admin.post(opcode, entry, Purpose::Answer))
     }
 
-    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
     /// The answer to what `post` sent; `None` while there is none.
     pub(super) fn take(&self, ticket: Ticket) -> Option<Result<u32, AdminError>> {
         self.try_lock()?.admin.take(ticket)
     }
 
-    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
     /// Asks for the end of a command, if the controller takes another Abort now. Whether it was asked.
     pub(super) fn abort(&self, qid: u16, cid: u16) -> bool {
         let Some(mut shared) = self.try_lock() else { return false };
@@ -561,25 +573,26 @@ impl NvmeController {
     }
 
     /// Deletes a queue pair, submission queue first, so that nothing completes into a queue that is
-    /// gone; `there` says that the controller knows of it. Whether the controller is done with its
+    /// gone. `serving` is the controller's state in which it knows of the pair. Whether the controller is done with its
     /// memory. Blocks, bounded by the admin timeout and what a reset takes.
-    pub(super) fn delete_queue(&self, qid: u16, there: bool) -> bool {
+    pub(super) fn delete_queue(&self, qid: u16, serving: u32) -> bool {
         if self.vector(qid).is_some() {
             self.function.set_interrupt(qid, false);
         }
-        let mut deleted = Ok(0);
-        if there {
+        let mut deleted = false;
+        if self.fate.word() == serving {
             let entry = admin::delete_entry(qid);
-            deleted = self
+            let answer = self
                 .command(Opcode::DELETE_IO_SQ, entry)
                 .and_then(|_| self.command(Opcode::DELETE_IO_CQ, entry));
+            deleted = answer.is_ok();
+            // After a reset meanwhile the controller knows of no such queue any more.
+            if matches!(answer, Err(AdminError::Status(_))) && self.fate.word() == serving {
+                // It holds on to the queue's memory: only disabling it lets go.
+                self.fate.fail(Failure::KeepsQueue { qid });
+            }
         }
-        if let Err(AdminError::Status(_)) = deleted {
-            // It holds on to the queue's memory: only disabling it lets go.
-            self.fate.fail(Failure::KeepsQueue { qid });
-        }
-        // Also when the command was lost in a reset: with that the queue is gone.
-        let quiet = deleted.is_ok() || self.wait_forgotten();
+        let quiet = deleted || self.wait_forgotten();
         self.lock().queues.remove(&qid);
         quiet
     }

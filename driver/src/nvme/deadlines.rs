@@ -10,15 +10,20 @@ use std::time::Duration;
 pub(super) struct Deadlines {
     interval: Duration,
     ticks: u32,
+    /// Ticks after which an Abort should have shown.
+    overdue_ticks: u32,
     /// When the last tick was.
     ticked: Duration,
-    timeout: Duration,
+    overdue: Duration,
 }
 
 impl Deadlines {
-    pub(super) fn new(timeout: Duration, now: Duration) -> Self {
+    /// For commands that may take `timeout`, and `abort_timeout` more when they are aborted.
+    pub(super) fn new(timeout: Duration, abort_timeout: Duration, now: Duration) -> Self {
         let interval = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
-        Self { interval, ticks: ticks(timeout, interval), ticked: now, timeout }
+        let overdue = timeout.saturating_add(abort_timeout);
+        let overdue_ticks = ticks(overdue, interval);
+        Self { interval, ticks: ticks(timeout, interval), overdue_ticks, ticked: now, overdue }
     }
 
     /// Whether a tick passes now. A queue that nobody polled for an hour is one tick older.
@@ -35,9 +40,14 @@ impl Deadlines {
         age > self.ticks
     }
 
-    /// How long a command may take.
-    pub(super) fn timeout(&self) -> Duration {
-        self.timeout
+    /// Whether a command of this age should have been ended by its Abort.
+    pub(super) fn is_overdue(&self, age: u32) -> bool {
+        age > self.overdue_ticks
+    }
+
+    /// How long a command may take, its Abort included.
+    pub(super) fn overdue(&self) -> Duration {
+        self.overdue
     }
 }
 
@@ -55,7 +65,7 @@ mod tests {
     fn ticks_cover_the_timeout_and_not_much_more() {
         for timeout_ms in [1, 7, 8, 100, 1000, 7999, 8000, 8001, 30_000, 3_600_000] {
             let timeout = Duration::from_millis(timeout_ms);
-            let deadlines = Deadlines::new(timeout, Duration::ZERO);
+            let deadlines = Deadlines::new(timeout, Duration::ZERO, Duration::ZERO);
             let covered = deadlines.interval * deadlines.ticks;
             assert!(covered >= timeout, "{timeout:?}: {deadlines:?}");
             // At most one interval more, and never less than a millisecond each.
@@ -65,7 +75,7 @@ mod tests {
 
     #[test]
     fn ticks_are_at_least_an_interval_apart() {
-        let mut deadlines = Deadlines::new(Duration::from_secs(8), Duration::ZERO);
+        let mut deadlines = Deadlines::new(Duration::from_secs(8), Duration::ZERO, Duration::ZERO);
         let ms = Duration::from_millis;
         let at = [(999, false), (1000, true), (1999, false), (9000, true), (9001, false)];
         for (now, passed) in at {

@@ -108,7 +108,6 @@ impl Failure {
         IoError { do_not_retry: true, ..IoError::new(kind) }
     }
 
-    #[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
     /// What a request is answered with that a reset ended and that is not sent again: the controller
     /// may take it later.
     pub(super) const fn passing(self) -> IoError {

@@ -15,12 +15,14 @@
 //! From Reviving on, the commands of earlier epochs are gone: Base 2.0c §3.7.2 has all queues deleted
 //! and nothing fetched or written any more when RDY is 0 after EN = 0.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
 
+use super::controller::Event;
 use super::failure::Failure;
 use super::registers::{Function, Properties};
 use super::statistics::Counters;
@@ -62,9 +64,11 @@ const NEVER: u32 = 5;
 const PHASE_BITS: u32 = 3;
 const PHASE_MASK: u32 = (1 << PHASE_BITS) - 1;
 
-#[expect(dead_code, reason = "the half of the ladder in the queues uses it")]
 /// A word that no state has: what a queue holds that does not serve.
 pub(super) const NOT_SERVING: u32 = u32::MAX;
+
+/// How many events are kept for whoever asks; the oldest go first.
+const EVENTS_MAX: usize = 256;
 
 /// How often and how long is tried.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +99,8 @@ pub(super) struct Fate {
     /// Why it has ended.
     failure: OnceLock<Failure>,
     troubles: Mutex<Troubles>,
+    /// What happened, for whoever asks.
+    events: Mutex<VecDeque<Event>>,
     patience: Patience,
     pub(super) counters: Counters,
     properties: Properties,
@@ -116,6 +122,7 @@ impl Fate {
                 reason: Failure::Closed,
                 resets: 0,
             }),
+            events: Mutex::new(VecDeque::new()),
             patience,
             counters: Counters::default(),
             properties: Properties::new(Arc::clone(&function)),
@@ -193,6 +200,7 @@ impl Fate {
             troubles.resets += 1;
             troubles.reason = failure;
             self.counters.resets.add(1);
+            self.note(Event::Reset(failure));
         } else {
             // Set before the state says so, so that whoever sees the state finds the reason.
             self.failure.get_or_init(|| failure);
@@ -243,6 +251,19 @@ impl Fate {
         self.lock().told
     }
 
+    /// Keeps what happened; of more than 256, the oldest go.
+    pub(super) fn note(&self, event: Event) {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.len() == EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(event);
+    }
+
+    pub(super) fn take_events(&self) -> Vec<Event> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
+    }
+
     /// Looks at the controller's status: what is wrong with it, if anything is. One register read, and
     /// one of a descriptor.
     pub(super) fn examine(&self) -> Option<Failure> {
@@ -254,6 +275,11 @@ impl Fate {
             Some(csts) if csts.cfs() => Some(Failure::Fatal),
             Some(_) => None,
         }
+    }
+
+    /// Whether the controller says that it does nothing for a while (CSTS.PP, firmware activation).
+    pub(super) fn is_paused(&self) -> bool {
+        self.properties.csts().is_some_and(|csts| csts.pp())
     }
 
     /// Whether a controller that was ended touches memory no more. Does not wait.

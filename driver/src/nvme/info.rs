@@ -37,7 +37,7 @@ pub struct ControllerInfo {
     pub writes_zeroes: bool,
     /// How long a normal shutdown may take.
     pub shutdown_timeout: Duration,
-    /// The active namespaces, by identifier.
+    /// The active namespaces, by identifier, as they were at the start.
     pub namespaces: Vec<NamespaceInfo>,
 }
 
@@ -99,6 +99,8 @@ pub struct NamespaceInfo {
     pub metadata_size: u16,
     /// Whether it is write protected.
     pub read_only: bool,
+    /// Whether more than one controller can have it (NMIC bit 0).
+    pub shared: bool,
     /// Whether Write Zeroes may deallocate, with the blocks reading as zeroes.
     pub deallocates_to_zeroes: bool,
     /// Namespace Globally Unique Identifier; all zeroes when there is none.
@@ -120,6 +122,7 @@ impl NamespaceInfo {
             block_size: 1u64.checked_shl(format.lbads.into()).unwrap_or(0),
             metadata_size: format.ms,
             read_only: id.nsattr & 1 != 0,
+            shared: id.nmic & 1 != 0,
             // DLFEAT bits 2:0 001b: deallocated blocks read as zeroes; bit 3: DEAC is taken.
             deallocates_to_zeroes: id.dlfeat & 0b1111 == 0b1001,
             nguid: id.nguid.0,

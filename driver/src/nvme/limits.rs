@@ -42,7 +42,6 @@ impl FrameLimits {
     }
 
     /// From now on requests are admitted again.
-    #[expect(dead_code, reason = "for a controller that is reset while its queues are open")]
     pub(super) fn open(&mut self) {
         self.frame_blocks = self.frame_blocks_if_open;
     }

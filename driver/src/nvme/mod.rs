@@ -53,12 +53,29 @@
 //! # Errors
 //!
 //! A command that fails fails its request (discards: those it carries) with the status beside the
-//! translation. A controller is one domain of trust: when it breaks the protocol, is late, reports a
-//! fatal status or is gone, it is disabled as a whole, and every request in flight is answered once
-//! with the [`Failure`], when the controller is quiet: CSTS.RDY = 0, or its memory taken out of its
-//! reach by the IOMMU. If neither can be had, frames in flight are leaked and their lists come back
-//! empty. Deadlines cost no clock on the data path (`deadlines.rs`); a command is late after 30 s
-//! and before 38 s. There is no reset yet: a failed controller is closed and opened anew.
+//! translation. What goes wrong beyond that climbs a ladder, each rung bounded, counted
+//! ([`ErrorStatistics`]) and told of ([`Event`]):
+//!
+//! | what | then | in [`ControllerOptions`] |
+//! |---|---|---|
+//! | a request is past its deadline | Abort; ended so, it is sent again | `command_timeout` 30 s, `retries_max` 3 |
+//! | the Abort does not show | controller reset: CC.EN = 0, RDY = 0, up again, queues made anew | `abort_timeout` 5 s |
+//! | fatal status (CSTS.CFS), an admin command that is late, an admin queue that lies | controller reset | `admin_timeout` 30 s |
+//! | it breaks the protocol on an I/O queue | that queue is deleted and fails; the others go on | - |
+//! | it does not delete the queue | controller reset | `admin_timeout` |
+//! | it does not stop (CAP.TO) | subsystem reset, if allowed; else given up, cut off by the IOMMU | `subsystem_reset` no |
+//! | it does not come back, or fails again | another reset, then given up | `resets_max` 5 in `resets_window` 10 min |
+//! | it comes back as another drive, is gone (all ones), is asked back by the kernel | given up | - |
+//!
+//! What a reset or an Abort ended is sent again when doing it twice is doing it once and nobody can
+//! have come between (`queue/trouble.rs` argues it): reads, flushes, and, on a namespace of one
+//! controller, writes, zeroes and discards. The rest is failed. Requests are taken while it is reset.
+//! What a caller had set with Set Features and did not save is back to what was saved after a reset.
+//!
+//! A controller that is given up answers every request in flight, once, with the [`Failure`], when it is
+//! quiet: CSTS.RDY = 0, or its memory taken out of its reach by the IOMMU. If neither can be had, frames
+//! in flight are leaked and their lists come back empty. Deadlines cost no clock on the data path
+//! (`deadlines.rs`): a command is late after 30 s and before 38 s.
 //!
 //! # What was proven on what
 //!
@@ -71,12 +88,13 @@
 //! | Dataset Management, 256 ranges | yes | answered; what it frees not looked at | no |
 //! | interrupts; a second owner refused | yes; no | yes | no |
 //! | orderly shutdown, reopening | yes | yes | no |
+//! | Abort, controller reset with requests in flight, subsystem reset, events | yes | no | no |
 //! | lies, lateness, removal, a controller that does not stop | yes | no | no |
 //! | block sizes of 512 and 4096 | yes | yes | no |
 //!
-//! Not done: metadata and protection information, SGLs, the controller memory buffer, asynchronous
-//! events, Abort and reset, namespaces of other command sets. On machines other than x86-64 the order
-//! of doorbells behind stores is argued (`vfio::mmio`), not proven.
+//! Not done: metadata and protection information, SGLs, the controller memory buffer, namespaces of
+//! other command sets. On machines other than x86-64 the order of doorbells behind stores is argued
+//! (`vfio::mmio`), not proven.
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -91,6 +109,7 @@ mod info;
 mod limits;
 pub mod model;
 mod namespace;
+pub mod protection;
 mod prp;
 mod queue;
 mod registers;
@@ -102,7 +121,7 @@ mod tests;
 mod transfer;
 
 pub use commands::{Command, CommandError, Data};
-pub use controller::{ControllerOptions, Event, NvmeController};
+pub use controller::{ControllerOptions, Event, NamespaceChanges, NvmeController};
 pub use failure::{Failure, Violation};
 pub use info::{ControllerInfo, NamespaceInfo};
 pub use namespace::NvmeNamespace;

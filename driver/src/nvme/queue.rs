@@ -5,12 +5,14 @@
 //! something. No lock, no allocation, no clock, no system call and no call through a pointer for a
 //! request; the two doorbells of a batch go through the one to the registers.
 
+pub(super) mod raw;
+mod trouble;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use crate::block::{Armed, Capabilities, Geometry, IoQueue};
+use crate::block::{Armed, Cancel, Capabilities, Geometry, IoQueue};
 use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE, PoolMark};
 use crate::error::IoResult;
 use crate::request::{Completion, Lba, Op, Refusal, Refused, Request, SgList};
@@ -20,14 +22,16 @@ use crate::slots::Token;
 use super::controller::NvmeController;
 use super::deadlines::Deadlines;
 use super::discard::{DsmLimits, Gathering};
-use super::failure::{Failure, Violation};
-use super::fate::{Fate, Quiet};
-use super::in_flight::{Answered, Command, InFlight};
+use super::failure::Violation;
+use super::fate::Fate;
+use super::in_flight::{Answered, InFlight};
 use super::limits::{FrameLimits, TransferLimits};
 use super::namespace::NamespaceUse;
 use super::prp;
 use super::registers::Doorbell;
 use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
+use trouble::{Record, Trouble};
+
 use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, Opcode};
 
 /// Every how many polls with something in flight a look at the clock is due. The clock is read by a
@@ -60,6 +64,8 @@ pub(super) struct QueueTarget {
     pub(super) dsm: DsmLimits,
     /// Whether Write Zeroes may deallocate and the blocks still read as zeroes.
     pub(super) deallocates_to_zeroes: bool,
+    /// Whether another controller may write the namespace too (NMIC).
+    pub(super) shared: bool,
     /// Keeps the namespace from being closed.
     #[expect(dead_code, reason = "it counts by living")]
     pub(super) namespace_use: NamespaceUse,
@@ -80,6 +86,9 @@ pub(super) struct NvmeQueue {
     pool_iova: u64,
     lists_iova: u64,
     fate: Arc<Fate>,
+    /// The controller's state in which this queue serves, as one word.
+    serving: u32,
+    trouble: Trouble,
     sq_doorbell: Doorbell,
     cq_doorbell: Doorbell,
     /// The discards since the last commit.
@@ -106,6 +115,7 @@ impl NvmeQueue {
         depth: u16,
         memory: QueueMemory,
         target: QueueTarget,
+        serving: u32,
     ) -> Self {
         let parts = controller.parts();
         Self {
@@ -117,6 +127,8 @@ impl NvmeQueue {
             lists_iova: memory.lists.iova().0,
             pool: parts.pool.clone(),
             fate: Arc::clone(parts.fate),
+            serving,
+            trouble: Trouble::new(depth, parts.options.retries_max, target.shared),
             sq_doorbell: Doorbell::submission(parts.function, parts.cap, qid),
             cq_doorbell: Doorbell::completion(parts.function, parts.cap, qid),
             gathering: None,
@@ -124,7 +136,11 @@ impl NvmeQueue {
             committed: 0,
             polls: 0,
             armed_polls: 0,
-            deadlines: Deadlines::new(parts.options.command_timeout, parts.clock.now()),
+            deadlines: Deadlines::new(
+                parts.options.command_timeout,
+                parts.options.abort_timeout,
+                parts.clock.now(),
+            ),
             vector,
             qid,
             memory,
@@ -137,8 +153,8 @@ impl NvmeQueue {
     #[inline(never)]
     fn submit_other(&mut self, request: Request) -> Result<(), Refused> {
         let refused = |request, reason| Err(Refused { request, reason });
-        if !self.fate.is_running() {
-            return refused(request, Refusal::Failed);
+        if !self.is_serving() {
+            return self.hold(request);
         }
         if let Some((opcode, flags)) = self.limits.admit(&request) {
             return self.submit_transfer(request, opcode, flags);
@@ -158,16 +174,21 @@ impl NvmeQueue {
         let Some(vacant) = self.in_flight.vacant() else {
             return refused(Request { token, op, lba, blocks, data }, Refusal::Full);
         };
-        let cid = vacant.cid();
+        let (slot, cid) = (vacant.slot(), vacant.cid());
         vacant.fill(token, data);
         match op {
             // Its dwords 10 to 12 are reserved and stay zero.
-            Op::Flush => self.write_entry(Opcode::FLUSH, cid, 0, 0, 0, 0),
+            Op::Flush => {
+                self.trouble.note(slot, Record::new(Opcode::FLUSH, 0, 0));
+                self.write_entry(Opcode::FLUSH, cid, 0, 0, 0, 0);
+            }
             Op::WriteZeroes { may_unmap } => {
                 let deallocate = may_unmap && self.target.deallocates_to_zeroes;
                 let flags = if deallocate { CDW12_DEAC } else { 0 };
                 // 0's based, and checked to be at most 65536.
-                self.write_entry(Opcode::WRITE_ZEROES, cid, 0, 0, lba.0, flags | (blocks - 1));
+                let cdw12 = flags | (blocks - 1);
+                self.trouble.note(slot, Record::new(Opcode::WRITE_ZEROES, lba.0, cdw12));
+                self.write_entry(Opcode::WRITE_ZEROES, cid, 0, 0, lba.0, cdw12);
             }
             Op::Discard | Op::Read | Op::Write { .. } => {
                 unreachable!("{op:?} at {lba:?} is right by one rule and wrong by the other")
@@ -199,6 +220,7 @@ impl NvmeQueue {
         // The number of blocks is 0's based.
         let cdw12 = flags | (request.blocks - 1);
         vacant.fill(request.token, request.data);
+        self.trouble.note(slot, Record::new(opcode, request.lba.0, cdw12));
         self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
         Ok(())
     }
@@ -242,6 +264,9 @@ impl NvmeQueue {
                 Gathering::new(slot)
             }
         };
+        // Its own range, so that it can be asked for on its own.
+        let record = Record::new(Opcode::DATASET_MANAGEMENT, lba.0, blocks);
+        self.trouble.note(gathering.last, record);
         let start = usize::from(gathering.leader) * LIST_WORDS;
         let page = &self.memory.lists.words()[start..start + LIST_WORDS];
         gathering.add(page, lba, blocks);
@@ -275,10 +300,10 @@ impl NvmeQueue {
             let Self { memory: QueueMemory { cq, .. }, in_flight, .. } = self;
             let mut sink = Sink::new(out, most - moved);
             moved += cq.drain(most - moved, |cqe| {
-                let Some(completion) = in_flight.complete(cqe.cid()) else { return false };
-                sink.push(completion);
-                last = Some(cqe);
-                true
+                let Some(place) = sink.place() else { return false };
+                let taken = in_flight.complete(cqe.cid(), |completion| place.fill(completion));
+                last = if taken { Some(cqe) } else { last };
+                taken
             });
             drop(sink);
             if moved == most {
@@ -286,7 +311,7 @@ impl NvmeQueue {
             }
             let Some(cqe) = self.memory.cq.peek() else { break };
             match self.reap_seldom(cqe, out) {
-                Ok(()) => (moved, last) = (moved + 1, Some(cqe)),
+                Ok(answered) => (moved, last) = (moved + answered, Some(cqe)),
                 Err(violation) => {
                     checked = Err(violation);
                     break;
@@ -302,21 +327,27 @@ impl NvmeQueue {
     }
 
     /// Takes a completion that is new but not ordinary: of a command that failed, of one that answers
-    /// several requests, or wrong. Answers its first request.
+    /// several requests, or wrong. Answers its first request, if it is not to be sent again: how many
+    /// were answered.
     #[cold]
-    fn reap_seldom(&mut self, cqe: Cqe, out: &mut Vec<Completion>) -> Result<(), Violation> {
+    fn reap_seldom(&mut self, cqe: Cqe, out: &mut Vec<Completion>) -> Result<usize, Violation> {
         let qid = self.qid;
         if cqe.sqid() != qid {
             return Err(Violation::WrongQueue { qid, sqid: cqe.sqid() });
         }
-        let Some(Answered { mut completion, next }) = self.in_flight.complete_any(cqe.cid()) else {
+        let Some(answered) = self.in_flight.complete_any(cqe.cid()) else {
             return Err(Violation::UnknownCommand { qid, cid: cqe.cid() });
         };
         self.memory.cq.advance();
+        if trouble::is_abort(cqe.status()) {
+            return Ok(self.aborted(cqe, answered, out));
+        }
+        let Answered { mut completion, next } = answered;
         completion.result = cqe.status().to_result();
+        self.fate.counters.failed.add(completion.result.is_err().into());
         self.answering = next.map(|next| (next, completion.result));
         out.push(completion);
-        Ok(())
+        Ok(1)
     }
 
     /// Checks what the last completion of a batch says was fetched.
@@ -349,37 +380,6 @@ impl NvmeQueue {
         moved
     }
 
-    /// Answers everything in flight with the controller's failure, once it touches memory no more.
-    #[cold]
-    fn poll_failed(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
-        self.frame_limits.close();
-        let mut moved = self.poll_answering(budget, out);
-        let Some(failure) = self.fate.failure() else { return moved };
-        let lost = match self.fate.quiet() {
-            Quiet::NotYet => return moved,
-            Quiet::Yes => false,
-            Quiet::Never => true,
-        };
-        self.gathering = None;
-        let result = Err(failure.io_error());
-        for slot in 0..self.in_flight.depth() as u16 {
-            if moved == budget {
-                break;
-            }
-            let Some(Answered { mut completion, .. }) = self.in_flight.take(slot) else {
-                continue;
-            };
-            if lost {
-                // The device may still write them, whoever has them: nobody gets them.
-                forget(std::mem::take(&mut completion.data));
-            }
-            completion.result = result;
-            out.push(completion);
-            moved += 1;
-        }
-        moved
-    }
-
     /// Looks at the clock, and once a tick at the controller's status and at the deadlines.
     #[cold]
     fn look(&mut self) {
@@ -387,22 +387,16 @@ impl NvmeQueue {
             return;
         }
         self.in_flight.grow_older();
-        if let Some(failure) = self.fate.examine() {
-            return self.fail(failure);
+        if self.is_serving() {
+            if let Some(failure) = self.fate.examine() {
+                return self.fate.fail(failure);
+            }
+            // What its owner has not committed is not the device's to answer.
+            if self.uncommitted() == 0 {
+                self.see_to_late();
+            }
         }
-        // What its owner has not committed is not the device's to answer.
-        let late = |command: Command| self.deadlines.is_late(command.age);
-        if self.uncommitted() == 0 && self.in_flight.commands().any(late) {
-            let waited_ms = self.deadlines.timeout().as_millis() as u64;
-            self.fail(Failure::TimedOut { qid: self.qid, waited_ms });
-        }
-    }
-
-    /// Ends the controller.
-    #[cold]
-    fn fail(&mut self, failure: Failure) {
-        self.frame_limits.close();
-        self.fate.fail(failure);
+        self.controller.turn();
     }
 
     /// How many requests were taken since the last commit.
@@ -414,6 +408,7 @@ impl NvmeQueue {
     #[cold]
     fn poll_seldom(&mut self) {
         self.look();
+        self.send_waiting();
         if self.armed_polls > 0 {
             self.armed_polls = self.armed_polls.saturating_sub(POLLS_PER_LOOK);
             if self.armed_polls == 0
@@ -461,6 +456,8 @@ impl IoQueue for NvmeQueue {
         let Some(vacant) = self.in_flight.vacant() else { return self.submit_other(request) };
         let head = head | u64::from(vacant.cid()) << 16;
         build(&mut self.memory.sq, [head, prp1, 0, request.lba.0, cdw12.into()]);
+        let record = Record::new(Opcode(head as u8), request.lba.0, cdw12);
+        self.trouble.note(vacant.slot(), record);
         vacant.fill(request.token, request.data);
         Ok(())
     }
@@ -472,21 +469,18 @@ impl IoQueue for NvmeQueue {
         }
         let Some(tail) = self.memory.sq.commit() else { return };
         self.committed = self.in_flight.len();
-        if self.fate.is_running() {
+        if self.fate.word() == self.serving {
             self.sq_doorbell.ring(tail);
         } else {
-            // They are answered with the failure.
+            // What becomes of them is seen to when it is polled.
             self.frame_limits.close();
         }
     }
 
     #[inline]
     fn poll(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
-        if !self.fate.is_running() {
-            self.controller.turn();
-            let moved = self.poll_failed(budget, out);
-            self.committed = self.committed.min(self.in_flight.len());
-            return moved;
+        if self.fate.word() != self.serving {
+            return self.poll_trouble(budget, out);
         }
         let (moved, checked) = self.reap(budget, out);
         // What was not committed was not there to be completed.
@@ -494,7 +488,7 @@ impl IoQueue for NvmeQueue {
         self.committed = left.unwrap_or(0);
         let checked = checked.and(left.map(drop).ok_or(Violation::Unfetched { qid: self.qid }));
         if let Err(violation) = checked {
-            self.fail(Failure::Protocol(violation));
+            self.lied(violation);
             return moved;
         }
         if let Some(head) = self.memory.cq.due() {
@@ -507,8 +501,13 @@ impl IoQueue for NvmeQueue {
         moved
     }
 
+    fn cancel(&mut self, token: Token) -> Cancel {
+        self.commit();
+        self.ask_to_cancel(token)
+    }
+
     fn in_flight(&self) -> usize {
-        self.in_flight.len()
+        self.in_flight.len() + self.trouble.waiting()
     }
 
     fn depth(&self) -> usize {
@@ -520,11 +519,12 @@ impl IoQueue for NvmeQueue {
         if self.answering.is_some() || self.memory.cq.peek().is_some() {
             return Armed::Ready;
         }
-        if self.in_flight.len() == 0 {
+        if IoQueue::in_flight(self) == 0 {
             return Armed::Yes;
         }
-        if !self.fate.is_running() {
-            // It answers when the controller is quiet, which nobody tells.
+        self.send_waiting();
+        if !self.is_serving() {
+            // It goes on when the controller is quiet or runs again, which nobody tells.
             return Armed::MustPoll;
         }
         let controller = Arc::clone(&self.controller);
@@ -558,16 +558,8 @@ impl Drop for NvmeQueue {
         let uncommitted = self.uncommitted();
         // Which does not keep what did reach it from being late.
         self.committed = self.in_flight.len();
-        let mut out = Vec::with_capacity(self.in_flight.depth());
-        // Bounded by the deadlines, and after them by CAP.TO.
-        while self.in_flight.len() > uncommitted {
-            out.clear();
-            if self.poll(usize::MAX, &mut out) == 0 {
-                self.look();
-                self.controller.parts().clock.sleep(Duration::from_micros(20));
-            }
-        }
-        if self.controller.delete_queue(self.qid, true) {
+        let serving = self.settle(uncommitted);
+        if self.controller.delete_queue(self.qid, serving) {
             return;
         }
         // The controller would not delete it and would not stop: it may use all of this for ever.

@@ -262,6 +262,11 @@ impl CompletionRing {
         u64::from_le(self.ring.at(self.head.into())[0].load(Ordering::Relaxed)) as u32
     }
 
+    /// Dwords 0 and 1 of the completion that `peek` gave.
+    pub(super) fn value(&self) -> u64 {
+        u64::from_le(self.ring.at(self.head.into())[0].load(Ordering::Relaxed))
+    }
+
     /// Moves on to the next entry.
     #[inline]
     pub(super) fn advance(&mut self) {
@@ -294,8 +299,7 @@ impl CompletionRing {
     /// Empties the ring and starts at its first entry again. Only while the controller does not know of
     /// it: completions of before would pass for new ones.
     pub(super) fn reset(&mut self) {
-        let words = self.ring.records().iter().flatten();
-        words.for_each(|word| word.store(0, Ordering::Relaxed));
+        self.ring.records().iter().flatten().for_each(|word| word.store(0, Ordering::Relaxed));
         (self.head, self.untold) = (0, 0);
         self.ordinary |= PHASE;
     }

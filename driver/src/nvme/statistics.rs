@@ -37,6 +37,9 @@ macro_rules! counters {
         }
 
         impl ErrorStatistics {
+            /// Nothing had to be done.
+            pub const NONE: Self = Self { $($name: 0,)+ };
+
             /// Name and value of each count, in order, for tables and exporters.
             pub fn fields(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name),)+].into_iter()

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use uaio_driver::block::PollsAnyway;
 use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
-use uaio_driver::{DmaPool, Geometry, IoError, IoErrorKind, IoResult, PoolOptions, Slots};
+use uaio_driver::{
+    BlockDevice, DmaPool, Geometry, IoError, IoErrorKind, IoResult, PoolOptions, Slots,
+};
 use uaio_page_cache::{
     Buffer, Cache, CacheMode, CacheOptions, Cancelled, Finished, Flusher, Handle, Lane, OpKind,
     Operation,
@@ -28,6 +30,13 @@ pub struct Plan {
     pub steps: usize,
     pub faults: bool,
     pub crash: bool,
+}
+
+impl Plan {
+    /// The frames that there are, of which the cache starts with `frames`.
+    fn frames_max(&self) -> usize {
+        self.frames * 3 / 2
+    }
 }
 
 struct Pending {
@@ -67,7 +76,7 @@ impl Drop for World {
 impl World {
     pub fn new(plan: Plan, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let pool = DmaPool::new(PoolOptions::frames(plan.frames)).unwrap();
+        let pool = DmaPool::new(PoolOptions::frames(plan.frames_max())).unwrap();
         let sized = SimOptions::sized(SIZE as u64, plan.block_size);
         let options = SimOptions {
             geometry: Geometry { transfer_max_bytes: 16 << 10, ..sized.geometry },
@@ -121,7 +130,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        match self.random.u8(..13) {
+        match self.random.u8(..14) {
             0..4 => self.start(),
             4..9 => {
                 let lane = self.random.usize(..self.lanes.len());
@@ -129,10 +138,35 @@ impl World {
             }
             9..11 => self.turn_flusher(),
             11 => self.cancel(),
+            12 => self.administrate(),
             _ if self.plan.faults => self.fault(),
             _ => {}
         }
         self.cache.assert_sound();
+    }
+
+    /// What an administrator does to a cache in use, none of which may change what is read, or what is
+    /// stable.
+    fn administrate(&mut self) {
+        let first = self.random.u64(..=SIZE as u64);
+        let range = first..self.random.u64(first..=SIZE as u64);
+        match self.random.u8(..6) {
+            0 | 1 => {
+                let least = self.plan.shards * CacheOptions::FRAMES_MIN;
+                let frames = self.random.usize(least..=self.plan.frames_max());
+                // While the cache shrinks it has frames that it is to grow by.
+                let _ = self.cache.resize(frames);
+            }
+            2 => self.cache.set_dirty_max(self.random.u8(1..=90)).unwrap(),
+            3 => {
+                self.cache.drop_clean(range);
+            }
+            _ => {
+                let seen = self.cache.residency(range);
+                assert!(seen.cached <= seen.pages, "{seen:?}");
+                assert!(seen.dirty <= seen.cached && seen.writeback <= seen.cached, "{seen:?}");
+            }
+        }
     }
 
     fn fault(&mut self) {
@@ -301,6 +335,10 @@ impl World {
         assert_eq!(self.failed_flushes, failed, "an error was told twice");
         assert_eq!(self.cache.dirty_ranges(), [], "dirty after a flush");
         assert_eq!(self.cache.frames_lent(), 0, "frames were lost");
+        let stats = self.cache.stats();
+        assert_eq!(stats.frames, stats.frames_wanted, "frames that are too many were kept");
+        let free = self.device.pool().free_frames() as u64;
+        assert_eq!(free + stats.frames, self.plan.frames_max() as u64, "frames were lost");
         self.cache.assert_sound();
         self.check_crash();
         (0..SIZE / 4096).for_each(|page| self.read_page(page));

@@ -6,20 +6,21 @@
 use std::collections::VecDeque;
 
 use crate::nvme::admin::{AdminError, AdminQueue, Purpose, Ticket};
+use crate::nvme::failure::{Failure, Violation};
 use crate::nvme::spec::event::{self, EVENT_NOTICE, NOTICE_NAMESPACES, log};
 use crate::nvme::spec::{Opcode, SubmissionEntry};
 
 use super::{NvmeController, Shared};
 
-/// How many events are kept for whoever asks; the oldest go first.
-const EVENTS_MAX: usize = 256;
+/// How many log pages are to be read at most; there are as many identifiers.
+const LOGS_MAX: usize = 256;
 /// How many requests for events are with the controller, if it takes that many.
 const REQUESTS_MAX: u8 = 4;
 /// Bytes read of a log page other than the list of changed namespaces: the shortest is 512.
 const LOG_BYTES: u32 = 512;
 const LIST_BYTES: u32 = 4096;
 
-/// Something that a controller told of by itself.
+/// Something that happened to a controller: what it told of by itself, and what it did wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -36,6 +37,12 @@ pub enum Event {
     Telemetry,
     /// A sanitize operation ended, well or not.
     Sanitized,
+    /// It broke the protocol on a queue, which was given up.
+    QueueFailed(Violation),
+    /// It was reset, for this reason.
+    Reset(Failure),
+    /// It serves again after a reset.
+    Back,
     /// Another: type, information, log page.
     Other {
         /// Event type.
@@ -66,7 +73,6 @@ impl Event {
 /// What was heard, and what is to be done about it.
 #[derive(Debug, Default)]
 pub(super) struct Listening {
-    events: VecDeque<Event>,
     /// Log pages to be read.
     due: VecDeque<u8>,
     reading: Option<(u8, Ticket)>,
@@ -80,13 +86,6 @@ impl Listening {
         let requests_max = aerl.saturating_add(1).min(REQUESTS_MAX);
         Self { requests_max, ..Self::default() }
     }
-
-    fn push(&mut self, event: Event) {
-        if self.events.len() == EVENTS_MAX {
-            self.events.pop_front();
-        }
-        self.events.push_back(event);
-    }
 }
 
 impl NvmeController {
@@ -94,7 +93,7 @@ impl NvmeController {
     /// are gone. Events arrive while a queue is polled, or by [`turn`](NvmeController::turn).
     pub fn take_events(&self) -> Vec<Event> {
         self.turn();
-        self.lock().listening.events.drain(..).collect()
+        self.fate.take_events()
     }
 
     /// Sends requests for events, reads what the last ones named. Does not wait.
@@ -103,10 +102,10 @@ impl NvmeController {
         while let Some(dw0) = admin.next_event() {
             self.fate.counters.events.add(1);
             if let Some(event) = Event::decode(dw0) {
-                listening.push(event);
+                self.fate.note(event);
             }
             let log_page = (dw0 >> 16) as u8;
-            if !listening.due.contains(&log_page) && listening.due.len() < EVENTS_MAX {
+            if !listening.due.contains(&log_page) && listening.due.len() < LOGS_MAX {
                 listening.due.push_back(log_page);
             }
         }
@@ -117,7 +116,7 @@ impl NvmeController {
             match answer {
                 Ok(_) if log_page == log::CHANGED_NAMESPACES => {
                     admin.changed_namespaces().into_iter().for_each(|nsid| {
-                        listening.push(Event::NamespaceChanged(nsid));
+                        self.fate.note(Event::NamespaceChanged(nsid));
                     });
                 }
                 // Read to make the controller tell again; who wants it decoded reads it himself.

@@ -14,7 +14,7 @@ use crate::nvme::registers::Properties;
 use crate::nvme::spec::command::{Opcode, SubmissionEntry, cns};
 use crate::nvme::spec::{Aqa, IdentifyController, IdentifyNamespace};
 
-use super::{NvmeController, Shared};
+use super::{Event, NvmeController, Shared};
 
 /// How far a reset is. Stopping and ended are the fate's; this is what is between.
 #[derive(Debug, Default)]
@@ -146,6 +146,7 @@ impl NvmeController {
             Step::Done => {
                 if self.fate.revived() {
                     self.fate.counters.resets_done.add(1);
+                    self.fate.note(Event::Back);
                 }
             }
             Step::Failed(failure) => self.fate.fail(failure),

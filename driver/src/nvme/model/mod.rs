@@ -10,9 +10,17 @@
 //! ([`Model::step`]) after [`Model::set_deferred`].
 
 mod admin;
+mod failures;
+mod identify;
 mod io;
+mod log;
+mod maintenance;
 mod medium;
 pub mod prp;
+mod reservation;
+mod settings;
+mod transfer;
+mod zone;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -31,10 +39,15 @@ use super::registers::{Function, Registers};
 use super::spec::command::{CQE_SIZE, SQE_SIZE};
 use super::spec::identify::oncs;
 use super::spec::register::{self, Aqa, Cap, Cc, Csts, SHST_COMPLETE};
-use super::spec::{CompletionEntry, Status, SubmissionEntry};
+use super::spec::{CompletionEntry, Opcode, Status, SubmissionEntry};
 
+pub use failures::Aborts;
+use failures::Events;
+use maintenance::AdminState;
+pub use maintenance::FIRMWARE_MAGIC;
 use medium::Medium;
 pub use medium::ModelNamespace;
+use reservation::Reservations;
 
 /// What the model is.
 #[derive(Clone, Debug)]
@@ -53,6 +66,8 @@ pub struct ModelOptions {
     pub dstrd: u8,
     /// CAP.TO, in units of 500 ms.
     pub to: u8,
+    /// TNVMCAP: what all namespaces together can have, in bytes.
+    pub capacity_bytes: u64,
     /// ONCS.
     pub oncs: u16,
     /// Whether it has a volatile write cache.
@@ -71,6 +86,18 @@ pub struct ModelOptions {
     pub never_shuts_down: bool,
     /// Whether its memory can be taken out of its reach.
     pub can_be_cut_off: bool,
+    /// What it makes of Abort.
+    pub aborts: Aborts,
+    /// ACL: how many Abort commands it takes at once, 0's based.
+    pub acl: u8,
+    /// AERL: how many requests for events it takes, 0's based.
+    pub aerl: u8,
+    /// Whether it can be reset with its subsystem (CAP.NSSRS), which works also when nothing else does.
+    pub subsystem_reset: bool,
+    /// It is enabled once: CSTS.RDY does not follow CC.EN = 1 again.
+    pub never_comes_back: bool,
+    /// More than one controller can have its namespaces (NMIC).
+    pub shared_namespaces: bool,
 }
 
 impl Default for ModelOptions {
@@ -84,6 +111,7 @@ impl Default for ModelOptions {
             vectors: 9,
             dstrd: 0,
             to: 4,
+            capacity_bytes: 64 << 20,
             oncs: oncs::DSM | oncs::WRITE_ZEROES,
             volatile_cache: true,
             reports_limits: true,
@@ -93,6 +121,12 @@ impl Default for ModelOptions {
             never_disables: false,
             never_shuts_down: false,
             can_be_cut_off: true,
+            aborts: Aborts::Work,
+            acl: 3,
+            aerl: 3,
+            subsystem_reset: false,
+            never_comes_back: false,
+            shared_namespaces: false,
         }
     }
 }
@@ -137,6 +171,10 @@ pub struct Seen {
     pub sq_doorbells: u64,
     /// Writes to completion doorbells of I/O queues.
     pub cq_doorbells: u64,
+    /// Queue and identifier of the commands that it was asked to abort.
+    pub aborts: Vec<(u16, u16)>,
+    /// How often CC.EN was set.
+    pub enabled: u64,
 }
 
 #[derive(Debug)]
@@ -177,8 +215,17 @@ struct State {
     sqs: BTreeMap<u16, Sq>,
     cqs: BTreeMap<u16, Cq>,
     media: BTreeMap<u32, Medium>,
+    /// What the first half of a fused operation came to, until the second comes.
+    fused_failed: Option<bool>,
+    reservations: BTreeMap<u32, Reservations>,
+    admin: AdminState,
     fetched: Vec<Fetched>,
     lies: VecDeque<Lie>,
+    admin_lies: VecDeque<Lie>,
+    events: Events,
+    /// Vectors of what was completed beside the command at hand.
+    to_fire: Vec<u16>,
+    another: bool,
     held: bool,
     random: fastrand::Rng,
     seen: Seen,
@@ -201,6 +248,7 @@ pub struct Model {
     deferred: AtomicBool,
     removed: AtomicBool,
     cut_off: AtomicBool,
+    asked_back: AtomicBool,
     /// The register that the memory-mapped doorbells start behind, in words a doorbell.
     stride: u32,
 }
@@ -229,10 +277,14 @@ impl Model {
             deferred: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
+            asked_back: AtomicBool::new(false),
             stride,
             state: Mutex::new(State {
                 media: (1..).zip(options.namespaces.iter().map(|&it| Medium::new(it))).collect(),
                 random: fastrand::Rng::with_seed(options.shuffle.unwrap_or(0)),
+                fused_failed: None,
+                reservations: BTreeMap::new(),
+                admin: AdminState::new(),
                 cc: Cc::new(),
                 csts: Csts::new(),
                 aqa: Aqa::new(),
@@ -242,6 +294,10 @@ impl Model {
                 cqs: BTreeMap::new(),
                 fetched: Vec::new(),
                 lies: VecDeque::new(),
+                admin_lies: VecDeque::new(),
+                events: Events::default(),
+                to_fire: Vec::new(),
+                another: false,
                 held: false,
                 seen: Seen::default(),
                 doorbells,
@@ -282,6 +338,18 @@ impl Model {
         if let Some(medium) = self.lock().media.get_mut(&nsid) {
             medium.bad.insert(lba);
         }
+    }
+
+    /// Gives a namespace another number of blocks, as something else than this host would.
+    pub fn resize(&self, nsid: u32, blocks: u64) {
+        if let Some(medium) = self.lock().media.get_mut(&nsid) {
+            medium.resize(blocks);
+        }
+    }
+
+    /// Another host registers `key` with a namespace and acquires a reservation of type `kind`.
+    pub fn other_host(&self, nsid: u32, key: u64, kind: u8) {
+        self.lock().reservations.entry(nsid).or_default().other_host(key, kind);
     }
 
     /// Cuts the power: the controller is disabled and its volatile cache is lost.
@@ -347,15 +415,14 @@ impl Model {
                 _ => index,
             };
             let fetched = &state.fetched[at];
-            if fetched.qid != 0 && (state.held || fetched.lie == Lie::Stuck) {
+            if fetched.lie == Lie::Stuck || (fetched.qid != 0 && state.held) {
                 state.fetched.swap(index, at);
                 index += 1;
                 continue;
             }
             let fetched = state.fetched.remove(at);
-            if let Some(vector) = state.complete(fetched) {
-                self.fire(vector);
-            }
+            let vector = state.complete(fetched);
+            state.to_fire.drain(..).chain(vector).for_each(|vector| self.fire(vector));
         }
     }
 
@@ -394,6 +461,7 @@ impl State {
         self.sqs.clear();
         self.cqs.clear();
         self.fetched.clear();
+        self.reset_events();
     }
 
     /// Fetches the next command of a queue; `false` when there is none.
@@ -413,7 +481,7 @@ impl State {
         sq.head = (sq.head + 1) % sq.entries;
         let entry = SubmissionEntry::read_from_bytes(&bytes).expect("64 bytes");
         let lie = match qid {
-            0 => Lie::Honest,
+            0 => self.admin_lies.pop_front().unwrap_or(Lie::Honest),
             _ => self.lies.pop_front().unwrap_or(Lie::Honest),
         };
         self.fetched.push(Fetched { qid, entry, lie });
@@ -423,11 +491,15 @@ impl State {
     /// Does a command and writes its completion; the vector to fire, if any.
     fn complete(&mut self, fetched: Fetched) -> Option<u16> {
         let Fetched { qid, entry, lie } = fetched;
-        let (status, dw0) = match (qid, lie) {
-            (0, _) => self.execute_admin(&entry),
-            (_, Lie::Status(status)) => (status, 0),
-            _ => (self.execute_io(&entry).err().unwrap_or(Status::SUCCESS), 0),
+        let done = match (qid, lie) {
+            (_, Lie::Status(status)) => Err(status),
+            (0, _) => self.execute_admin_unless_kept(&entry)?.map(u64::from),
+            _ => self.execute_io(&entry),
         };
+        if let Err(status) = done {
+            self.log_error(qid, &entry, status);
+        }
+        let (status, value) = (done.err().unwrap_or(Status::SUCCESS), done.unwrap_or(0));
         // The queue may have been deleted meanwhile.
         let sq = self.sqs.get_mut(&qid)?;
         if lie != Lie::Unfetched {
@@ -441,8 +513,8 @@ impl State {
         };
         let cqid = sq.cqid;
         let completion = CompletionEntry {
-            dw0: dw0.into(),
-            dw1: 0.into(),
+            dw0: (value as u32).into(),
+            dw1: ((value >> 32) as u32).into(),
             sqhd: (sqhd as u16).into(),
             sqid: if lie == Lie::WrongQueue { qid + 1 } else { qid }.into(),
             cid: if lie == Lie::UnknownCommand { cid ^ 0x8000 } else { cid }.into(),
@@ -457,6 +529,35 @@ impl State {
             self.post(cqid, completion, false);
         }
         vector
+    }
+
+    /// Does an admin command; `None` for one whose answer comes later, or never.
+    fn execute_admin_unless_kept(
+        &mut self,
+        entry: &SubmissionEntry,
+    ) -> Option<Result<u32, Status>> {
+        match Opcode(entry.cdw0.get() as u8) {
+            Opcode::ABORT => self.abort(entry).map(Ok),
+            Opcode::ASYNCHRONOUS_EVENT_REQUEST => {
+                self.request_event(*entry);
+                None
+            }
+            _ => Some(self.execute_admin(entry)),
+        }
+    }
+
+    /// Answers an admin command that was kept; the vector to fire, if any.
+    fn answer_admin(&mut self, entry: &SubmissionEntry, status: Status, dw0: u32) -> Option<u16> {
+        let sq = self.sqs.get(&0)?;
+        let completion = CompletionEntry {
+            dw0: dw0.into(),
+            dw1: 0.into(),
+            sqhd: (sq.reported_head as u16).into(),
+            sqid: 0.into(),
+            cid: ((entry.cdw0.get() >> 16) as u16).into(),
+            status: (status.0 << 1).into(),
+        };
+        self.post(0, completion, false)
     }
 
     fn post(&mut self, cqid: u16, mut entry: CompletionEntry, bad_phase: bool) -> Option<u16> {
@@ -486,6 +587,8 @@ impl State {
         let was = std::mem::replace(&mut self.cc, cc);
         if cc.en() && !was.en() {
             self.reset();
+            self.admin.settings.reset();
+            self.admin.firmware.reset();
             self.doorbells.iter().for_each(|doorbell| doorbell.store(0, Ordering::Relaxed));
             let admin_sq = u32::from(self.aqa.asqs()) + 1;
             let admin_cq = u32::from(self.aqa.acqs()) + 1;
@@ -497,7 +600,9 @@ impl State {
             self.sqs.insert(0, Sq { base, entries, head: 0, cqid: 0, reported_head: 0 });
             let (base, entries) = (self.acq, admin_cq);
             self.cqs.insert(0, Cq { base, entries, tail: 0, phase: true, vector: None });
-            self.csts = self.csts.with_rdy(!self.options.never_ready).with_shst(0);
+            let back = self.seen.enabled > 0 && self.options.never_comes_back;
+            self.seen.enabled += 1;
+            self.csts = self.csts.with_rdy(!self.options.never_ready && !back).with_shst(0);
         }
         if !cc.en() && was.en() && !self.options.never_disables {
             self.reset();
@@ -511,11 +616,22 @@ impl State {
 
     /// The medium of a namespace that is attached to this controller.
     fn medium(&mut self, nsid: u32) -> Result<&mut Medium, Status> {
-        self.media.get_mut(&nsid).ok_or(Status::INVALID_NAMESPACE)
+        let attached = self.media.get_mut(&nsid).filter(|medium| medium.attached);
+        attached.ok_or(Status::INVALID_NAMESPACE)
+    }
+
+    /// The register takes one value (Base 2.0c §3.1.3.7).
+    fn reset_subsystem(&mut self, value: u32) {
+        if self.options.subsystem_reset && value == 0x4e56_4d65 {
+            self.reset();
+            self.cc = Cc::new();
+            self.csts = Csts::new().with_nssro(true);
+        }
     }
 
     fn cap(&self) -> Cap {
         Cap::new()
+            .with_nssrs(self.options.subsystem_reset)
             .with_mqes(self.options.mqes)
             .with_cqr(true)
             .with_to(self.options.to)
@@ -560,6 +676,7 @@ impl Registers for Model {
         }
         match offset {
             register::CC => self.lock().write_cc(value.into()),
+            register::NSSR => self.lock().reset_subsystem(value),
             register::AQA => self.lock().aqa = value.into(),
             register::DOORBELLS.. => self.write_doorbell(offset, value),
             _ => {}
@@ -595,6 +712,10 @@ impl Function for Model {
             self.fire(vector);
         }
         on
+    }
+
+    fn is_asked_back(&self) -> bool {
+        self.asked_back.load(Ordering::Relaxed)
     }
 
     fn cut_off(&self) -> bool {

@@ -1,7 +1,10 @@
 //! The whole driver against the controller model: right answers, and each wrong one by name.
 
+mod admin_commands;
 mod bring_up;
 mod data_path;
+mod io_commands;
+mod ladder;
 mod lies;
 mod teardown;
 
@@ -30,10 +33,14 @@ impl Rig {
     }
 
     fn try_new(options: ModelOptions) -> Result<Self, DeviceError> {
+        Self::driven(options, ControllerOptions::default())
+    }
+
+    fn driven(options: ModelOptions, how: ControllerOptions) -> Result<Self, DeviceError> {
         let pool = DmaPool::new(PoolOptions::frames(2048)).unwrap();
         let model = Model::new(options, pool.clone());
         let clock = ModelClock::new();
-        let controller = start(&model, &pool, &clock)?;
+        let controller = NvmeController::start(model.clone(), pool.clone(), how, clock.clone())?;
         Ok(Self { pool, model, clock, controller })
     }
 

@@ -1,0 +1,204 @@
+//! What an operation needs of its submitter, taken down when it is submitted.
+//!
+//! Another thread does the work, later: by then the submitter may have another working directory,
+//! umask or file size limit, and the signals of a failed write are its own, not the worker's (the
+//! objections to the AIO patch sets of 2007 and 2016).
+#![expect(unsafe_code, reason = "asks the kernel of this thread, and signals it")]
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+
+use super::memory::Descriptor;
+use super::op::{Directory, HostOp, HostRequest, Position};
+
+/// What was taken down.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settled {
+    /// The submitter, whose signals SIGPIPE and SIGXFSZ are.
+    thread: libc::pid_t,
+    /// Bytes at and after this one are not written: RLIMIT_FSIZE, for a regular file only.
+    pub(super) file_size_max: u64,
+}
+
+impl Settled {
+    /// Sends the submitter a signal of its own operation. One that has ended gets none.
+    pub(super) fn signal(&self, signal: i32) {
+        let process = std::process::id();
+        // SAFETY: sends a signal to a thread of this process.
+        let _ = unsafe { libc::syscall(libc::SYS_tgkill, process, self.thread, signal) };
+    }
+}
+
+impl HostRequest {
+    /// Takes down what the operation needs of the calling thread: its working directory if a name
+    /// begins there, its umask if something is created, its RLIMIT_FSIZE if something is written,
+    /// and who it is, for SIGPIPE and SIGXFSZ. Only the first call counts.
+    ///
+    /// Without it the operation takes what is there when it is done, and sends no signal; operations
+    /// for workers are settled by [`start`](super::Engine::start) at the latest. Does not block but
+    /// for the working directory and the umask, which are a system call or two.
+    ///
+    /// # Errors
+    ///
+    /// When the working directory cannot be opened or the umask not be read.
+    pub fn settle(&mut self) -> Result<(), Errno> {
+        if self.settled.is_some() {
+            return Ok(());
+        }
+        match &mut self.op {
+            HostOp::Open(open) => {
+                settle_name(&mut open.directory, &open.path)?;
+                if creates(open.flags) {
+                    open.mode &= !umask()?;
+                }
+            }
+            HostOp::Mkdir { directory, path, mode } => {
+                settle_name(directory, path)?;
+                *mode &= !umask()?;
+            }
+            HostOp::Unlink { directory, path, .. } => settle_name(directory, path)?,
+            HostOp::Rename(names) | HostOp::Link(names) => {
+                settle_name(&mut names.old_directory, &names.old_path)?;
+                settle_name(&mut names.new_directory, &names.new_path)?;
+            }
+            HostOp::Symlink(link) => settle_name(&mut link.directory, &link.path)?,
+            HostOp::Statx(statx) => settle_name(&mut statx.directory, &statx.path)?,
+            HostOp::Call(call) => call.settle()?,
+            _ => {}
+        }
+        let file_size_max = match &self.op {
+            HostOp::Write { fd, .. } | HostOp::WriteV { fd, .. } => file_size_max(fd.as_raw_fd()),
+            HostOp::Fallocate { .. } | HostOp::Ftruncate { .. } => process_file_size_max(),
+            HostOp::Copy(between) | HostOp::Splice(between) => {
+                file_size_max(between.to.as_raw_fd())
+            }
+            _ => u64::MAX,
+        };
+        // SAFETY: asks who this thread is.
+        let thread = unsafe { libc::gettid() };
+        self.settled = Some(Settled { thread, file_size_max });
+        Ok(())
+    }
+
+    /// The signal that the system call would have sent with this error, which is the submitter's.
+    pub(super) fn signal_of(&self, errno: i32) -> Option<(Settled, i32)> {
+        let settled = self.settled?;
+        let silent = |flags: i32| flags & libc::MSG_NOSIGNAL != 0;
+        let signal = match (&self.op, errno) {
+            (HostOp::Send { flags, .. } | HostOp::SendMsg { flags, .. }, libc::EPIPE)
+                if silent(*flags) =>
+            {
+                return None;
+            }
+            (
+                HostOp::Write { .. }
+                | HostOp::WriteV { .. }
+                | HostOp::Send { .. }
+                | HostOp::SendMsg { .. }
+                | HostOp::Splice(_),
+                libc::EPIPE,
+            ) => libc::SIGPIPE,
+            (
+                HostOp::Write { .. }
+                | HostOp::WriteV { .. }
+                | HostOp::Fallocate { .. }
+                | HostOp::Ftruncate { .. }
+                | HostOp::Splice(_)
+                | HostOp::Copy(_),
+                libc::EFBIG,
+            ) if settled.file_size_max != u64::MAX => libc::SIGXFSZ,
+            _ => return None,
+        };
+        Some((settled, signal))
+    }
+
+    /// Whether a signal of the kernel's own could reach the thread that issues it: then it goes to a
+    /// thread of the kernel's, which takes none.
+    pub(super) fn may_signal_issuer(&self) -> bool {
+        let limited = self.settled.is_some_and(|settled| settled.file_size_max != u64::MAX);
+        match &self.op {
+            HostOp::Write { at, flags, .. } | HostOp::WriteV { at, flags, .. } => {
+                limited && (*at == Position::Current || flags & libc::RWF_APPEND != 0)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether these flags of openat(2) create something.
+pub(super) fn creates(flags: i32) -> bool {
+    flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE
+}
+
+fn settle_name(directory: &mut Directory, path: &CStr) -> Result<(), Errno> {
+    if matches!(directory, Directory::Current) && !path.to_bytes().starts_with(b"/") {
+        *directory = Directory::At(Descriptor::new(working_directory()?));
+    }
+    Ok(())
+}
+
+/// The working directory as it is now, whatever becomes of it.
+pub(super) fn working_directory() -> Result<OwnedFd, Errno> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the path is a string that ends with a zero.
+    let fd = unsafe { libc::open(c".".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the kernel has just given this descriptor to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The umask. umask(2) itself can only be asked by setting it, for every thread, for a moment; the
+/// kernel says it in /proc since 4.7.
+pub(super) fn umask() -> Result<u32, Errno> {
+    let path = CString::from(c"/proc/thread-self/status");
+    // SAFETY: the path is a string that ends with a zero.
+    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the kernel has just given this descriptor to us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // The umask is the second line, after the name of the thread, which is 16 bytes at most, 64 when
+    // every byte of it is escaped.
+    let mut start = [0u8; 256];
+    // SAFETY: the array has room for as many bytes as are said.
+    let len = unsafe { libc::read(fd.as_raw_fd(), start.as_mut_ptr().cast(), start.len()) };
+    let len = usize::try_from(len).map_err(|_| last_errno())?;
+    let umask = start[..len].split(|byte| *byte == b'\n').find_map(|line| {
+        let digits = line.strip_prefix(b"Umask:")?;
+        u32::from_str_radix(std::str::from_utf8(digits).ok()?.trim(), 8).ok()
+    });
+    umask.ok_or(Errno::NOSYS)
+}
+
+fn file_size_max(fd: RawFd) -> u64 {
+    match process_file_size_max() {
+        u64::MAX => u64::MAX,
+        limit if is_regular(fd) => limit,
+        _ => u64::MAX,
+    }
+}
+
+fn process_file_size_max() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the address of a structure of ours. It cannot fail but for a bad address.
+    unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
+    if limit.rlim_cur == libc::RLIM_INFINITY { u64::MAX } else { limit.rlim_cur }
+}
+
+fn is_regular(fd: RawFd) -> bool {
+    // SAFETY: a structure of numbers, for which zero is a value.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the address of a structure of ours; a bad descriptor is an error.
+    let result = unsafe { libc::fstat(fd, &raw mut status) };
+    result == 0 && status.st_mode & libc::S_IFMT == libc::S_IFREG
+}
+
+pub(super) fn last_errno() -> Errno {
+    let errno = std::io::Error::last_os_error().raw_os_error();
+    Errno::from_raw_os_error(errno.unwrap_or(libc::EIO))
+}

@@ -1,0 +1,251 @@
+//! Addresses of sockets, and messages with addresses and control data.
+#![expect(
+    unsafe_code,
+    reason = "the kernel's structures are made of zeroes and of their own bytes"
+)]
+
+use std::mem::{size_of, zeroed};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// An address of a socket of any family, in the kernel's form.
+#[derive(Clone, Copy)]
+pub struct SocketAddress {
+    pub(super) storage: libc::sockaddr_storage,
+    pub(super) len: libc::socklen_t,
+}
+
+/// A path that does not fit an address of a Unix socket (107 bytes, unix(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the path of a Unix socket is {len_bytes} bytes long, of at most 107, or has a zero in it")]
+pub struct PathUnfit {
+    /// How long it is.
+    pub len_bytes: usize,
+}
+
+impl SocketAddress {
+    /// Room for an address that the kernel will say.
+    pub fn empty() -> Self {
+        // SAFETY: a structure of numbers, for which zero is a value.
+        let storage = unsafe { zeroed() };
+        Self { storage, len: size_of::<libc::sockaddr_storage>() as libc::socklen_t }
+    }
+
+    /// The address of a Unix socket by its path.
+    ///
+    /// # Errors
+    ///
+    /// When the path is too long, or has a zero in it.
+    pub fn unix(path: &Path) -> Result<Self, PathUnfit> {
+        let bytes = path.as_os_str().as_bytes();
+        // SAFETY: a structure of numbers, for which zero is a value.
+        let mut address: libc::sockaddr_un = unsafe { zeroed() };
+        if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+            return Err(PathUnfit { len_bytes: bytes.len() });
+        }
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+            *to = *from as libc::c_char;
+        }
+        let len = std::mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
+        Ok(Self::of(address, len))
+    }
+
+    /// The address of the Internet's that it is, if it is one.
+    pub fn to_inet(&self) -> Option<SocketAddr> {
+        let len = self.len as usize;
+        match i32::from(self.storage.ss_family) {
+            libc::AF_INET if len >= size_of::<libc::sockaddr_in>() => {
+                // SAFETY: the storage is larger than the structure and aligned for every family.
+                let address = unsafe { &*(&raw const self.storage).cast::<libc::sockaddr_in>() };
+                let ip = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
+                Some(SocketAddrV4::new(ip, u16::from_be(address.sin_port)).into())
+            }
+            libc::AF_INET6 if len >= size_of::<libc::sockaddr_in6>() => {
+                // SAFETY: as above.
+                let address = unsafe { &*(&raw const self.storage).cast::<libc::sockaddr_in6>() };
+                let ip = Ipv6Addr::from(address.sin6_addr.s6_addr);
+                let port = u16::from_be(address.sin6_port);
+                let (flow, scope) = (address.sin6_flowinfo, address.sin6_scope_id);
+                Some(SocketAddrV6::new(ip, port, flow, scope).into())
+            }
+            _ => None,
+        }
+    }
+
+    /// Its family (`AF_INET` …), 0 while nothing was said.
+    pub fn family(&self) -> i32 {
+        i32::from(self.storage.ss_family)
+    }
+
+    fn of<T: Copy>(address: T, len: usize) -> Self {
+        const { assert!(size_of::<T>() <= size_of::<libc::sockaddr_storage>()) };
+        let mut this = Self { len: len as libc::socklen_t, ..Self::empty() };
+        let at = (&raw mut this.storage).cast::<T>();
+        // SAFETY: the storage is large enough (above) and aligned for every family.
+        unsafe { at.write(address) };
+        this
+    }
+}
+
+impl From<SocketAddr> for SocketAddress {
+    fn from(address: SocketAddr) -> Self {
+        match address {
+            SocketAddr::V4(v4) => {
+                let address = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from(*v4.ip()).to_be() },
+                    sin_zero: [0; 8],
+                };
+                Self::of(address, size_of::<libc::sockaddr_in>())
+            }
+            SocketAddr::V6(v6) => {
+                let address = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: v6.port().to_be(),
+                    sin6_flowinfo: v6.flowinfo(),
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                    sin6_scope_id: v6.scope_id(),
+                };
+                Self::of(address, size_of::<libc::sockaddr_in6>())
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for SocketAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.to_inet() {
+            Some(address) => address.fmt(f),
+            None => f
+                .debug_struct("SocketAddress")
+                .field("family", &self.family())
+                .field("len_bytes", &self.len)
+                .finish(),
+        }
+    }
+}
+
+/// A message as sendmsg(2) and recvmsg(2) have it: buffers, an address, control data.
+pub struct Message {
+    /// What is sent, or received into; one datagram, or a run of bytes of a stream.
+    pub buffers: Vec<Vec<u8>>,
+    /// Whom it goes to, or came from. `None` sends to whom the socket is connected to.
+    pub address: Option<SocketAddress>,
+    /// Control data in the form of cmsg(3): sent as it is, or received into as far as it is long.
+    pub control: Vec<u8>,
+    /// Of a received message: the bytes of `control` that there are.
+    pub control_len: usize,
+    /// Of a received message: `MSG_TRUNC`, `MSG_CTRUNC` and others (recvmsg(2)).
+    pub flags: i32,
+    header: libc::msghdr,
+    iovecs: Vec<libc::iovec>,
+}
+
+// SAFETY: the addresses in `header` and `iovecs` are of this message's own heap memory, filled in
+// anew for each operation, and tied to no thread.
+unsafe impl Send for Message {}
+
+impl Message {
+    /// A message of these buffers, to whom the socket is connected to, or from whom it does not say.
+    pub fn new(buffers: Vec<Vec<u8>>) -> Self {
+        let iovecs = Vec::with_capacity(buffers.len());
+        // SAFETY: a structure of numbers and addresses, for which zero is a value.
+        let header = unsafe { zeroed() };
+        let (control, address) = (Vec::new(), None);
+        Self { buffers, address, control, control_len: 0, flags: 0, header, iovecs }
+    }
+
+    /// The same to this address.
+    #[must_use]
+    pub fn to(mut self, address: impl Into<SocketAddress>) -> Self {
+        self.address = Some(address.into());
+        self
+    }
+
+    /// The same that says whom it came from.
+    #[must_use]
+    pub fn from_anybody(mut self) -> Self {
+        self.address = Some(SocketAddress::empty());
+        self
+    }
+
+    /// The same with control data.
+    #[must_use]
+    pub fn with_control(mut self, control: Vec<u8>) -> Self {
+        self.control = control;
+        self
+    }
+
+    /// The kernel's form of it. `receive`: there is room for an address, whatever it says now.
+    pub(super) fn header(&mut self, receive: bool) -> *mut libc::msghdr {
+        self.iovecs.clear();
+        self.iovecs.extend(self.buffers.iter_mut().map(|buffer| libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        }));
+        self.header.msg_iov = self.iovecs.as_mut_ptr();
+        self.header.msg_iovlen = self.iovecs.len();
+        (self.header.msg_name, self.header.msg_namelen) = match &mut self.address {
+            None => (std::ptr::null_mut(), 0),
+            Some(address) => {
+                if receive {
+                    address.len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+                }
+                ((&raw mut address.storage).cast(), address.len)
+            }
+        };
+        (self.header.msg_control, self.header.msg_controllen) = match self.control.is_empty() {
+            true => (std::ptr::null_mut(), 0),
+            false => (self.control.as_mut_ptr().cast(), self.control.len()),
+        };
+        self.header.msg_flags = 0;
+        &raw mut self.header
+    }
+
+    /// Takes over what the kernel said of a received message. Its lengths may be those of what there
+    /// was, more than there is room for.
+    pub(super) fn received(&mut self) {
+        if let Some(address) = &mut self.address {
+            let room = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            address.len = self.header.msg_namelen.min(room);
+        }
+        self.control_len = self.header.msg_controllen.min(self.control.len());
+        self.flags = self.header.msg_flags;
+    }
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Message")
+            .field("buffers", &self.buffers.len())
+            .field("address", &self.address)
+            .field("control_len", &self.control_len)
+            .field("flags", &self.flags)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_internet_address_survives_the_kernels_form() {
+        for text in ["127.0.0.1:7", "[::1]:65535", "[fe80::1%3]:80"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(SocketAddress::from(address).to_inet(), Some(address));
+        }
+        assert_eq!(SocketAddress::empty().to_inet(), None);
+    }
+
+    #[test]
+    fn a_path_that_does_not_fit_is_refused() {
+        assert!(SocketAddress::unix(Path::new(&"x".repeat(107))).is_ok());
+        let error = SocketAddress::unix(Path::new(&"x".repeat(108))).unwrap_err();
+        assert_eq!(error, PathUnfit { len_bytes: 108 });
+        assert!(SocketAddress::unix(Path::new("a\0b")).is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! Aborts and asynchronous events of the model, and what it does about them when it is told to be bad.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::nvme::spec::{Status, SubmissionEntry};
+
+use super::{Fetched, Lie, Model, State};
+
+/// What the controller makes of Abort (Base 2.0c §5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aborts {
+    /// The command ends, and is completed as aborted before the Abort is.
+    Work,
+    /// It says that the command was not aborted, and goes on with it.
+    Refused,
+    /// It says that the command was aborted, and never completes it.
+    Pretended,
+    /// The Abort itself is not answered.
+    Ignored,
+}
+
+/// What the model keeps of events.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    /// Requests for events that are with it.
+    requests: VecDeque<SubmissionEntry>,
+    /// Events that no request was there for.
+    waiting: VecDeque<u32>,
+    /// Log pages whose events are not told again until they were read.
+    masked: BTreeSet<u8>,
+    /// What it answers to Get Log Page 04h.
+    pub(super) changed_namespaces: Vec<u32>,
+}
+
+impl Model {
+    /// Tells of an event, with this dword 0, if one of its kind is not being dealt with.
+    pub fn tell(&self, dw0: u32) {
+        let vector = self.lock().tell(dw0);
+        vector.into_iter().for_each(|vector| self.fire(vector));
+    }
+
+    /// Tells that namespaces changed, and which.
+    pub fn tell_changed(&self, nsids: impl IntoIterator<Item = u32>) {
+        self.lock().events.changed_namespaces = nsids.into_iter().collect();
+        self.tell(0x0004_0002);
+    }
+
+    /// How many requests for events it has.
+    pub fn event_requests(&self) -> usize {
+        self.lock().events.requests.len()
+    }
+
+    /// What the controller does with the next admin commands, one each; then it is honest again.
+    pub fn lie_admin(&self, lies: impl IntoIterator<Item = Lie>) {
+        self.lock().admin_lies.extend(lies);
+    }
+
+    /// Says from the next Identify on that it is another drive.
+    pub fn become_another(&self) {
+        self.lock().another = true;
+    }
+
+    /// The kernel wants the function back.
+    pub fn ask_back(&self) {
+        self.asked_back.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+impl State {
+    /// Abort: dword 0 of its completion says whether it did not. What it completed is posted before.
+    pub(super) fn abort(&mut self, entry: &SubmissionEntry) -> Option<u32> {
+        let (qid, cid) = (entry.cdw10.get() as u16, (entry.cdw10.get() >> 16) as u16);
+        self.seen.aborts.push((qid, cid));
+        let is = |one: &Fetched| one.qid == qid && (one.entry.cdw0.get() >> 16) as u16 == cid;
+        let at = self.fetched.iter().position(is);
+        match (self.options.aborts, at) {
+            (Aborts::Ignored, _) => None,
+            (Aborts::Refused, _) | (_, None) => Some(1),
+            (Aborts::Pretended, Some(at)) => {
+                self.fetched[at].lie = Lie::Stuck;
+                Some(0)
+            }
+            (Aborts::Work, Some(at)) => {
+                let aborted = self.fetched.remove(at);
+                let lie = Lie::Status(Status::ABORT_REQUESTED);
+                let vector = self.complete(Fetched { lie, ..aborted });
+                self.to_fire.extend(vector);
+                Some(0)
+            }
+        }
+    }
+
+    /// Takes a request for an event; answered when there is one.
+    pub(super) fn request_event(&mut self, entry: SubmissionEntry) {
+        self.events.requests.push_back(entry);
+        if let Some(dw0) = self.events.waiting.pop_front() {
+            self.tell(dw0);
+        }
+    }
+
+    fn tell(&mut self, dw0: u32) -> Option<u16> {
+        let log_page = (dw0 >> 16) as u8;
+        if self.events.masked.contains(&log_page) {
+            return None;
+        }
+        let Some(entry) = self.events.requests.pop_front() else {
+            self.events.waiting.push_back(dw0);
+            return None;
+        };
+        self.events.masked.insert(log_page);
+        self.answer_admin(&entry, Status::SUCCESS, dw0)
+    }
+
+    /// A log page was read: its events may come again.
+    pub(super) fn log_was_read(&mut self, log_page: u8) {
+        self.events.masked.remove(&log_page);
+    }
+
+    /// Forgets all that a reset forgets.
+    pub(super) fn reset_events(&mut self) {
+        let changed_namespaces = std::mem::take(&mut self.events.changed_namespaces);
+        self.events = Events { changed_namespaces, ..Events::default() };
+    }
+}

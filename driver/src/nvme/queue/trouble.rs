@@ -1,0 +1,587 @@
+//! What a queue does when something goes wrong: late commands, aborts, resets, lies, the end.
+//!
+//! ```text
+//!   Serving ──lie──► Deleting ──the pair is gone──► Failed
+//!      │ ▲
+//!      │ └───────────────── Creating ◄──it runs again──┐
+//!      └──the controller was told to stop──► Lost ─────┘
+//!                                              └──it ended──► Ended
+//! ```
+//!
+//! # What is sent again
+//!
+//! A command that was aborted, or that a reset ended, may have been done, in part or in whole, or not
+//! at all; and it is over: an aborted one has its completion, and with RDY = 0 the controller fetches
+//! and writes nothing of before (Base 2.0c §3.7.2). Sending it again is safe when doing it twice is the
+//! same as doing it once, and nobody can have come between:
+//!
+//! * reads and flushes change nothing; a flush sent again still covers what had completed before it;
+//! * writes, zeroes and discards put into the same blocks what is put there already: their frames are
+//!   the request's until it is answered, and whoever owns the queue submits nothing for the same blocks
+//!   that must come after it before that ([`IoQueue`](crate::IoQueue), Ordering). No earlier copy is
+//!   left in the controller to overwrite a later write.
+//! * A namespace that another controller may write (NMIC) is different: somebody may have seen the
+//!   first copy done and put something else there. What changes such a namespace is failed.
+//!
+//! A request is sent again `retries_max` times at most: it may be what stops the controller.
+
+use std::sync::Arc;
+
+use crate::block::Cancel;
+use crate::error::{IoError, IoErrorKind, IoResult};
+use crate::nvme::admin::{self, AdminError, Ticket};
+use crate::nvme::controller::Event;
+use crate::nvme::failure::{Failure, Violation};
+use crate::nvme::fate::{Fate, NOT_SERVING, Quiet, Standing};
+use crate::nvme::in_flight::{self, Answered};
+use crate::nvme::ring::Cqe;
+use crate::nvme::spec::command::{CDW12_DEAC, CDW12_FUA};
+use crate::nvme::spec::{Opcode, Status, SubmissionEntry};
+use crate::request::{Completion, Lba, Op, Refusal, Refused, Request};
+use crate::slots::Token;
+
+use super::{NvmeQueue, forget};
+
+/// What is wanted of a command in flight beside that it be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Nothing,
+    /// It is late and was asked to end, to be sent again.
+    Again,
+    /// Its owner wants it to end.
+    Cancel,
+}
+
+/// What a command in flight asks, so that it can be asked again. Written with every command, hence
+/// short: the words of the command that are not its memory's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record {
+    lba: u64,
+    cdw12: u32,
+    opcode: u8,
+    tries: u8,
+    wish: Wish,
+}
+
+impl Record {
+    const NONE: Self = Self::new(Opcode::FLUSH, 0, 0);
+    /// A command that is somebody else's, and is never sent again.
+    pub(super) const ONCE: Self = Self::new(Opcode(0xff), 0, 0);
+
+    #[inline]
+    pub(super) const fn new(opcode: Opcode, lba: u64, cdw12: u32) -> Self {
+        Self { lba, cdw12, opcode: opcode.0, tries: 0, wish: Wish::Nothing }
+    }
+
+    /// The request that was: operation, first block, number of blocks. `None` when it is none of those
+    /// that may be done twice.
+    fn operation(self) -> Option<(Op, Lba, u32)> {
+        let blocks = (self.cdw12 & 0xffff) + 1;
+        let (op, blocks) = match Opcode(self.opcode) {
+            Opcode::READ => (Op::Read, blocks),
+            Opcode::WRITE => (Op::Write { fua: self.cdw12 & CDW12_FUA != 0 }, blocks),
+            Opcode::WRITE_ZEROES => {
+                (Op::WriteZeroes { may_unmap: self.cdw12 & CDW12_DEAC != 0 }, blocks)
+            }
+            Opcode::FLUSH => (Op::Flush, 0),
+            // One of several: its own range, whose length fills the word.
+            Opcode::DATASET_MANAGEMENT => (Op::Discard, self.cdw12),
+            _ => return None,
+        };
+        Some((op, Lba(self.lba), blocks))
+    }
+}
+
+/// A request that waits to be sent: once more, or for the first time while there was no queue.
+#[derive(Debug)]
+struct Waiting {
+    request: Request,
+    tries: u8,
+}
+
+/// How a queue stands with its controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// The controller broke the protocol here: submission queue, then completion queue are deleted. In
+    /// `epoch`; whatever ends that deletes them too.
+    Deleting {
+        violation: Violation,
+        epoch: u32,
+        submission: bool,
+        ticket: Option<Ticket>,
+    },
+    /// The controller was told to stop. The commands in flight are over when it has.
+    Lost,
+    /// Nothing is in flight; completion queue, then submission queue are made anew.
+    Creating {
+        completion: bool,
+        ticket: Option<Ticket>,
+    },
+    /// The pair is gone, and the queue with it.
+    Failed(IoError),
+    /// The controller has ended.
+    Ended,
+}
+
+/// The part of a queue that is for trouble.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    phase: Phase,
+    /// Of each slot.
+    records: Box<[Record]>,
+    waiting: Vec<Waiting>,
+    retries_max: u8,
+    /// Whether somebody else may write the namespace.
+    shared_namespace: bool,
+    /// The queue is being dropped: it is not made anew.
+    closing: bool,
+}
+
+impl Trouble {
+    pub(super) fn new(depth: u16, retries_max: u8, shared_namespace: bool) -> Self {
+        Self {
+            phase: Phase::Serving,
+            records: vec![Record::NONE; depth.into()].into_boxed_slice(),
+            waiting: Vec::with_capacity(depth.into()),
+            retries_max,
+            shared_namespace,
+            closing: false,
+        }
+    }
+
+    /// Takes down what the command in `slot` asks.
+    #[inline]
+    pub(super) fn note(&mut self, slot: u16, record: Record) {
+        if let Some(place) = self.records.get_mut(usize::from(slot)) {
+            *place = record;
+        }
+    }
+
+    #[inline]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+}
+
+impl NvmeQueue {
+    pub(super) fn is_serving(&self) -> bool {
+        self.trouble.phase == Phase::Serving && self.fate.word() == self.serving
+    }
+
+    /// The controller broke the protocol on this queue, which is given up. What is in flight is
+    /// answered when the controller has let go of the queue pair: a deletion that it acknowledges is
+    /// its word that it fetches and writes nothing of it any more (Base 2.0c §5.6, §5.5), as good as
+    /// RDY = 0 is for all of it. If it does not delete it, it is reset.
+    #[cold]
+    pub(super) fn lied(&mut self, violation: Violation) {
+        self.stop_serving();
+        let Standing::Running(epoch) = self.fate.standing() else { return };
+        self.fate.counters.queues_failed.add(1);
+        self.fate.note(Event::QueueFailed(violation));
+        self.trouble.phase = Phase::Deleting { violation, epoch, submission: false, ticket: None };
+    }
+
+    fn stop_serving(&mut self) {
+        self.frame_limits.close();
+        self.serving = NOT_SERVING;
+        if self.trouble.phase == Phase::Serving {
+            self.trouble.phase = Phase::Lost;
+        }
+    }
+
+    /// A poll of a queue that does not serve.
+    #[cold]
+    pub(super) fn poll_trouble(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
+        self.stop_serving();
+        self.controller.turn();
+        let moved = self.poll_answering(budget, out);
+        if self.answering.is_some() {
+            return moved;
+        }
+        let standing = self.fate.standing();
+        let over = matches!(standing, Standing::Ending | Standing::Quiet | Standing::Never);
+        if over && !matches!(self.trouble.phase, Phase::Failed(_)) {
+            self.trouble.phase = Phase::Ended;
+        }
+        let moved = moved
+            + match self.trouble.phase {
+                Phase::Serving => 0,
+                Phase::Deleting { violation, epoch, submission, ticket } => {
+                    self.delete(standing, violation, epoch, submission, ticket);
+                    0
+                }
+                Phase::Lost => self.sort_lost(standing, budget - moved, out),
+                Phase::Creating { completion, ticket } => {
+                    self.create(standing, completion, ticket);
+                    0
+                }
+                Phase::Failed(error) => self.answer_all(budget - moved, out, error, false),
+                Phase::Ended => self.poll_ended(budget - moved, out),
+            };
+        self.committed = self.committed.min(self.in_flight.len());
+        moved
+    }
+
+    /// Answers what is in flight and what waits, up to `budget`, with one error. What is `lost` is
+    /// leaked: the device may still write it, whoever has it, so nobody gets it.
+    fn answer_all(
+        &mut self,
+        budget: usize,
+        out: &mut Vec<Completion>,
+        error: IoError,
+        lost: bool,
+    ) -> usize {
+        self.gathering = None;
+        let mut moved = 0;
+        for slot in 0..self.in_flight.depth() as u16 {
+            if moved == budget {
+                return moved;
+            }
+            let Some(Answered { mut completion, .. }) = self.in_flight.take(slot) else {
+                continue;
+            };
+            if lost {
+                forget(std::mem::take(&mut completion.data));
+            }
+            completion.result = Err(error);
+            out.push(completion);
+            moved += 1;
+        }
+        while moved < budget
+            && let Some(Waiting { request, .. }) = self.trouble.waiting.pop()
+        {
+            // The device never had it, or has let go of it.
+            out.push(Completion { token: request.token, result: Err(error), data: request.data });
+            moved += 1;
+        }
+        moved
+    }
+
+    /// Answers everything with the controller's failure, once it touches memory no more.
+    fn poll_ended(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
+        let Some(failure) = self.fate.failure() else { return 0 };
+        match self.fate.quiet() {
+            Quiet::NotYet => 0,
+            Quiet::Yes => self.answer_all(budget, out, failure.io_error(), false),
+            Quiet::Never => self.answer_all(budget, out, failure.io_error(), true),
+        }
+    }
+
+    /// The commands of a controller that has stopped are over: each is kept to be sent again, or
+    /// answered.
+    fn sort_lost(&mut self, standing: Standing, budget: usize, out: &mut Vec<Completion>) -> usize {
+        if standing == Standing::Stopping {
+            return 0;
+        }
+        self.gathering = None;
+        let error = self.fate.reason().passing();
+        let mut moved = 0;
+        for slot in 0..self.in_flight.depth() as u16 {
+            if moved == budget {
+                return moved;
+            }
+            // Each on its own, also those that shared a command.
+            if let Some(Answered { completion, .. }) = self.in_flight.take(slot) {
+                moved += usize::from(self.keep_or_answer(slot, completion, error, out));
+            }
+        }
+        if !self.trouble.closing {
+            self.trouble.phase = Phase::Creating { completion: false, ticket: None };
+        }
+        moved
+    }
+
+    /// Keeps a request whose command is over to be sent again, or answers it; whether it was answered.
+    fn keep_or_answer(
+        &mut self,
+        slot: u16,
+        completion: Completion,
+        error: IoError,
+        out: &mut Vec<Completion>,
+    ) -> bool {
+        let record = self.trouble.records[usize::from(slot)];
+        let operation = record.operation().filter(|(op, ..)| {
+            let once = op.writes() && self.trouble.shared_namespace;
+            record.wish != Wish::Cancel && record.tries < self.trouble.retries_max && !once
+        });
+        let Completion { token, data, .. } = completion;
+        if let Some((op, lba, blocks)) = operation {
+            let request = Request { token, op, lba, blocks, data };
+            self.trouble.waiting.push(Waiting { request, tries: record.tries + 1 });
+            return false;
+        }
+        let result = match record.wish {
+            Wish::Cancel => Err(IoError::new(IoErrorKind::Cancelled)),
+            Wish::Nothing | Wish::Again => {
+                self.fate.counters.given_up.add(1);
+                Err(error)
+            }
+        };
+        out.push(Completion { token, result, data });
+        true
+    }
+
+    /// Makes the pair anew on a controller that runs again, a step at a time.
+    fn create(&mut self, standing: Standing, completion: bool, ticket: Option<Ticket>) {
+        let Standing::Running(epoch) = standing else {
+            if standing == Standing::Stopping {
+                self.trouble.phase = Phase::Lost;
+            }
+            return;
+        };
+        let (opcode, entry) = match completion {
+            false => {
+                // The controller knows of neither ring.
+                self.memory.sq.reset();
+                self.memory.cq.reset();
+                let entry = admin::create_cq_entry(self.qid, &self.memory.cq, self.vector);
+                (Opcode::CREATE_IO_CQ, entry)
+            }
+            true => (Opcode::CREATE_IO_SQ, admin::create_sq_entry(self.qid, &self.memory.sq)),
+        };
+        match self.step(opcode, entry, ticket) {
+            Step::Waits(ticket) => self.trouble.phase = Phase::Creating { completion, ticket },
+            Step::Done if !completion => {
+                self.trouble.phase = Phase::Creating { completion: true, ticket: None };
+            }
+            Step::Done => {
+                self.trouble.phase = Phase::Serving;
+                self.serving = Fate::running_word(epoch);
+                self.frame_limits.open();
+                self.send_waiting();
+            }
+            // Only a reset takes a completion queue without its submission queue away.
+            Step::Refused if completion => {
+                self.fate.fail(Failure::KeepsQueue { qid: self.qid });
+                self.trouble.phase = Phase::Lost;
+            }
+            Step::Refused => {
+                self.trouble.phase = Phase::Failed(IoError::new(IoErrorKind::Device));
+            }
+            Step::Lost => self.trouble.phase = Phase::Lost,
+        }
+    }
+
+    /// Deletes the pair, a step at a time.
+    fn delete(
+        &mut self,
+        standing: Standing,
+        violation: Violation,
+        epoch: u32,
+        submission: bool,
+        ticket: Option<Ticket>,
+    ) {
+        let failed = Phase::Failed(Failure::Protocol(violation).passing());
+        let gone = match standing {
+            Standing::Running(now) => now != epoch,
+            Standing::Reviving => true,
+            Standing::Stopping => return,
+            Standing::Ending | Standing::Quiet | Standing::Never => return,
+        };
+        if gone {
+            self.trouble.phase = failed;
+            return;
+        }
+        let opcode = if submission { Opcode::DELETE_IO_CQ } else { Opcode::DELETE_IO_SQ };
+        let deleting =
+            |submission, ticket| Phase::Deleting { violation, epoch, submission, ticket };
+        match self.step(opcode, admin::delete_entry(self.qid), ticket) {
+            Step::Waits(ticket) => self.trouble.phase = deleting(submission, ticket),
+            Step::Done if !submission => self.trouble.phase = deleting(true, None),
+            Step::Done => self.trouble.phase = failed,
+            Step::Refused => {
+                self.fate.fail(Failure::KeepsQueue { qid: self.qid });
+                self.trouble.phase = deleting(submission, None);
+            }
+            // The reset that took the command away takes the pair away too.
+            Step::Lost => self.trouble.phase = deleting(submission, None),
+        }
+    }
+
+    fn step(&self, opcode: Opcode, entry: SubmissionEntry, ticket: Option<Ticket>) -> Step {
+        let Some(ticket) = ticket else {
+            return match self.controller.post(opcode, entry) {
+                Ok(ticket) => Step::Waits(ticket),
+                Err(_) => Step::Lost,
+            };
+        };
+        match self.controller.take(ticket) {
+            None => Step::Waits(Some(ticket)),
+            Some(Ok(_)) => Step::Done,
+            Some(Err(AdminError::Status(_))) => Step::Refused,
+            Some(Err(AdminError::Failed(_))) => Step::Lost,
+        }
+    }
+
+    /// Sends what waits. There is a slot for each: it was in one, or would have been.
+    #[cold]
+    pub(super) fn send_waiting(&mut self) {
+        if self.trouble.waiting.is_empty() || !self.is_serving() {
+            return;
+        }
+        // In the order they were submitted, as far as it is known.
+        let mut waiting = std::mem::take(&mut self.trouble.waiting);
+        for Waiting { request, tries } in waiting.drain(..) {
+            let Some(slot) = self.in_flight.vacant().map(|vacant| vacant.slot()) else {
+                unreachable!("more requests wait than there are slots")
+            };
+            let token = request.token;
+            if let Err(refused) = crate::IoQueue::submit(self, request) {
+                unreachable!("{token:?} was taken before and is refused now: {}", refused.reason)
+            }
+            self.trouble.records[usize::from(slot)].tries = tries;
+            self.fate.counters.sent_again.add(u64::from(tries > 0));
+        }
+        // Its capacity is the depth.
+        self.trouble.waiting = waiting;
+        crate::IoQueue::commit(self);
+    }
+
+    /// Takes a request while there is no queue to send it to, but one to come.
+    pub(super) fn hold(&mut self, request: Request) -> Result<(), Refused> {
+        // Serving is what it thinks until it is polled.
+        let waits =
+            matches!(self.trouble.phase, Phase::Serving | Phase::Lost | Phase::Creating { .. });
+        let reason = match self.target.geometry.check(&self.target.capabilities, &request) {
+            _ if !waits || self.fate.failure().is_some() => Refusal::Failed,
+            Err(reason) => reason,
+            Ok(()) if !request.data.frames.iter().all(|frame| self.mark.owns(frame)) => {
+                Refusal::BadFrames
+            }
+            Ok(()) if self.in_flight.len() + self.trouble.waiting() == self.in_flight.depth() => {
+                Refusal::Full
+            }
+            Ok(()) => {
+                self.trouble.waiting.push(Waiting { request, tries: 0 });
+                return Ok(());
+            }
+        };
+        Err(Refused { request, reason })
+    }
+
+    /// A command ended as aborted. How many requests were answered: none when it is sent again.
+    pub(super) fn aborted(
+        &mut self,
+        cqe: Cqe,
+        Answered { mut completion, next }: Answered,
+        out: &mut Vec<Completion>,
+    ) -> usize {
+        let slot = in_flight::slot_of(cqe.cid());
+        let status = cqe.status().to_io_error();
+        self.fate.counters.aborted.add(1);
+        let result: IoResult = match self.trouble.records[usize::from(slot)].wish {
+            Wish::Cancel => Err(IoError { kind: IoErrorKind::Cancelled, ..status }),
+            // Nobody asked for it: a failure like another.
+            Wish::Nothing => Err(IoError { kind: IoErrorKind::Device, ..status }),
+            Wish::Again => {
+                let error = IoError { kind: IoErrorKind::TimedOut, ..status };
+                let answered = self.keep_or_answer(slot, completion, error, out);
+                if answered {
+                    self.answering = next.map(|next| (next, Err(error)));
+                    return 1;
+                }
+                // Those that shared the command have been sent as often as it.
+                let mut next = next;
+                while let Some(slot) = next
+                    && let Some(Answered { completion, next: after }) = self.in_flight.take(slot)
+                {
+                    let _ = self.keep_or_answer(slot, completion, error, out);
+                    self.committed = self.committed.saturating_sub(1);
+                    next = after;
+                }
+                self.committed = self.committed.saturating_sub(1);
+                return 0;
+            }
+        };
+        completion.result = result;
+        self.answering = next.map(|next| (next, result));
+        out.push(completion);
+        1
+    }
+
+    /// Asks for the end of commands that are past their deadline; has the controller reset when that
+    /// did not help in time.
+    pub(super) fn see_to_late(&mut self) {
+        let late = |age| self.deadlines.is_late(age);
+        if !self.in_flight.commands().any(|command| late(command.age)) || self.fate.is_paused() {
+            return;
+        }
+        let overdue = |age| self.deadlines.is_overdue(age);
+        if self.in_flight.commands().any(|command| overdue(command.age)) {
+            let waited_ms = self.deadlines.overdue().as_millis() as u64;
+            self.fate.fail(Failure::TimedOut { qid: self.qid, waited_ms });
+            return;
+        }
+        let controller = Arc::clone(&self.controller);
+        for command in self.in_flight.commands().filter(|command| late(command.age)) {
+            let slot = in_flight::slot_of(command.cid);
+            let record = &mut self.trouble.records[usize::from(slot)];
+            if record.wish != Wish::Nothing {
+                continue;
+            }
+            if !controller.abort(self.qid, command.cid) {
+                // As many are under way as the controller takes: the next look asks for the rest.
+                break;
+            }
+            self.fate.counters.late.add(1);
+            record.wish = Wish::Again;
+        }
+    }
+
+    /// [`cancel`](crate::IoQueue::cancel): by Abort.
+    pub(super) fn ask_to_cancel(&mut self, token: Token) -> Cancel {
+        if self.trouble.waiting.iter().any(|waiting| waiting.request.token == token) {
+            return Cancel::Cannot;
+        }
+        let Some(found) = self.in_flight.find(token) else { return Cancel::NotFound };
+        // One of several requests of a command cannot be ended without the others.
+        let Some(cid) = found else { return Cancel::Cannot };
+        if !self.is_serving() {
+            return Cancel::Cannot;
+        }
+        let slot = in_flight::slot_of(cid);
+        let record = &mut self.trouble.records[usize::from(slot)];
+        if record.wish == Wish::Nothing && !self.controller.abort(self.qid, cid) {
+            return Cancel::Cannot;
+        }
+        record.wish = Wish::Cancel;
+        Cancel::Asked
+    }
+
+    /// Gets the queue to where nothing of it is in flight that was committed, and the controller either
+    /// knows of the pair or does not: the word in which it does. Bounded by the deadlines, and after
+    /// them by the ladder.
+    pub(super) fn settle(&mut self, uncommitted: usize) -> u32 {
+        self.trouble.closing = true;
+        let mut out: Vec<Completion> = Vec::with_capacity(self.in_flight.depth());
+        loop {
+            let between =
+                matches!(self.trouble.phase, Phase::Deleting { .. } | Phase::Creating { .. });
+            if !between && self.in_flight.len() <= uncommitted {
+                break;
+            }
+            out.clear();
+            if crate::IoQueue::poll(self, usize::MAX, &mut out) == 0 {
+                self.look();
+                self.controller.parts().clock.sleep(std::time::Duration::from_micros(20));
+            }
+        }
+        self.trouble.waiting.clear();
+        self.serving
+    }
+}
+
+/// What came of one step that the controller is asked for.
+enum Step {
+    Waits(Option<Ticket>),
+    Done,
+    Refused,
+    /// The controller was told to stop meanwhile.
+    Lost,
+}
+
+/// Whether a command ended because it was asked to.
+pub(super) fn is_abort(status: Status) -> bool {
+    status.code() == Status::ABORT_REQUESTED
+}
