@@ -96,6 +96,7 @@ mod inbox;
 mod iocb;
 mod listio;
 mod notify;
+pub mod ops;
 mod queue;
 pub mod reactor;
 mod refusal;
