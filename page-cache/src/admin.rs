@@ -11,12 +11,12 @@
 //! because of it, and no data is lost.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use uaio_driver::{DmaBuf, FRAME_SIZE};
 
 use crate::cache::{Cache, CacheError, CacheOptions};
 use crate::page::{Blocks, Notes, Page};
+use crate::sync::Ordering;
 use crate::wait::Wakes;
 
 /// Pages of a range up to which each is looked up; a longer one is compared with what is cached.

@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
 use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
 
 use crate::barrier::Barriers;
@@ -14,6 +12,7 @@ use crate::readahead::Streams;
 use crate::room::DirtyRoom;
 use crate::shard::{self, Shard};
 use crate::stats::CacheStats;
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
 use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
 
 /// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
@@ -114,7 +113,10 @@ pub struct Cache {
     pub(crate) barriers: Barriers,
     pub(crate) errors: ErrorLog,
     pub(crate) orders: Mutex<Orders>,
+    /// Taken inside any other lock, so nothing is locked under it.
     flusher: Mutex<Option<Arc<dyn Wake>>>,
+    /// Held while a flusher comes or goes, with all that follows from it.
+    flusher_changes: Mutex<()>,
     lanes: Mutex<Lanes>,
     seq: AtomicU64,
     pub(crate) device_flushes: AtomicU64,
@@ -191,7 +193,7 @@ struct ShardCell {
     /// frames in it that can be evicted.
     room: DirtyRoom,
     /// Whether somebody waits for a frame of it; see `Shard::wait_frame`.
-    wanted: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
     /// Pins that callers hold.
     pins: AtomicUsize,
 }
@@ -246,7 +248,7 @@ impl Cache {
             .rev()
             .map(|left| {
                 let own = taken.split_off(taken.len() - taken.len() / (left + 1));
-                let wanted = Arc::new(AtomicBool::new(false));
+                let wanted = Arc::new(Wanted::default());
                 // By its place among the shards: the first made is number 0.
                 let number = (shards - 1 - left) as u32;
                 let lock = Mutex::new(Shard::new(number, own, Arc::clone(&wanted)));
@@ -262,6 +264,7 @@ impl Cache {
             errors: ErrorLog::default(),
             orders: Mutex::default(),
             flusher: Mutex::default(),
+            flusher_changes: Mutex::default(),
             lanes: Mutex::default(),
             seq: AtomicU64::new(0),
             device_flushes: AtomicU64::new(0),
@@ -336,7 +339,7 @@ impl Cache {
 
     /// A handle to the page's frame, if these blocks of it are cached.
     #[inline]
-    fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
+    pub(crate) fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
         let mut shard = self.shard(page);
         let slot = shard.find(page)?;
         let content = shard.page(slot).readable()?;
@@ -530,9 +533,9 @@ impl Cache {
 
     /// Names the flusher; without one, whoever needs it fails instead of waiting for ever.
     pub(crate) fn set_flusher(&self, wake: Option<Arc<dyn Wake>>, wakes: &mut Wakes) {
-        let mut flusher = self.flusher.lock();
+        let _one_at_a_time = self.flusher_changes.lock();
         let broken = if wake.is_some() { None } else { Some(NO_FLUSHER) };
-        *flusher = wake;
+        *self.flusher.lock() = wake;
         self.rooms().for_each(|room| room.set_broken(broken, wakes));
         if let Some(error) = broken {
             self.fail_tickets(wakes, error, |_| true);
@@ -589,9 +592,8 @@ impl Cache {
     #[inline]
     pub(crate) fn unpin(&self, page: u64, frame: DmaBuf) {
         let last = frame.release();
-        // SeqCst: pairs with `Shard::wait_frame`. Either this sees that a frame is wanted, or the
-        // one who wants it saw that this pin is gone.
-        if last.is_some() || self.cell(page).wanted.load(Ordering::SeqCst) {
+        // Either this sees that a frame is wanted, or the one who wants it saw that this pin is gone.
+        if last.is_some() || self.cell(page).wanted.is_raised() {
             self.unpin_slow(page, last);
         }
     }

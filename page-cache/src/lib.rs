@@ -104,6 +104,8 @@ mod cached_device;
 mod commit;
 pub mod errors;
 pub mod evict;
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 mod lane;
 pub mod page;
 mod read;

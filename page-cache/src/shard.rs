@@ -6,7 +6,6 @@
 //! other. Keys are spread by hash, so the shards fill evenly.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashTable;
 use uaio_driver::{DmaBuf, IoError};
@@ -14,6 +13,7 @@ use uaio_driver::{DmaBuf, IoError};
 use crate::evict::{Lap, Links, List, Pages, Policy};
 use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stats::ShardStats;
+use crate::sync::Wanted;
 use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
 /// A page's place in the shard: one cache line, so that a hit takes one miss for the key and the
@@ -127,7 +127,7 @@ pub(crate) struct Shard {
     /// How many, so that what wakes nobody looks at no queue.
     page_waiters_len: usize,
     /// Whether `frame_waiters` has any, for those who drop a pin without the lock.
-    wanted: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
     entries: WaitTable,
     /// Pages with dirty blocks that are not under writeback, by the sequence number of the oldest.
     dirty: List,
@@ -162,7 +162,7 @@ pub(crate) struct Released {
 
 impl Shard {
     /// The shard of this number, of these frames.
-    pub(crate) fn new(number: u32, frames: Vec<DmaBuf>, wanted: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(number: u32, frames: Vec<DmaBuf>, wanted: Arc<Wanted>) -> Self {
         let total = frames.len();
         let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
@@ -499,10 +499,9 @@ impl Shard {
     /// [`take_frame`](Shard::take_frame) gave none, under the same lock.
     ///
     /// What stood in the way may have been a pin that was dropped, without this lock, after we
-    /// looked. So: say that a frame is wanted, then look again. Whoever drops a pin drops it, then
-    /// looks whether a frame is wanted. All four are SeqCst, so one of the two sees the other.
+    /// looked. So: say that a frame is wanted, then look again; see [`Wanted`].
     pub(crate) fn wait_frame(&mut self, keep: Option<u32>, waiter: Waiter) -> Option<DmaBuf> {
-        self.wanted.store(true, Ordering::SeqCst);
+        self.wanted.raise();
         if let Some(frame) = self.take_frame(keep) {
             self.settle_wanted();
             return Some(frame);
@@ -526,7 +525,7 @@ impl Shard {
     /// Whoever drops a pin need not look here when nobody waits for a frame and none is too many.
     fn settle_wanted(&self) {
         let wanted = self.total > self.target || !self.frame_waiters.is_empty();
-        self.wanted.store(wanted, Ordering::SeqCst);
+        self.wanted.set(wanted);
     }
 
     /// A frame that was lent is now a page's.
@@ -597,7 +596,7 @@ impl Shard {
     pub(crate) fn hand_over(&mut self, wakes: &mut Wakes) {
         if self.total > self.target {
             // A pin may be what stands in the way; see `wait_frame`.
-            self.wanted.store(true, Ordering::SeqCst);
+            self.wanted.raise();
             if self.shrink() {
                 return;
             }

@@ -5,6 +5,7 @@
 //! something. No lock, no allocation, no clock, no system call and no call through a pointer for a
 //! request; the two doorbells of a batch go through the one to the registers.
 
+pub(super) mod raw;
 mod trouble;
 
 use std::os::fd::BorrowedFd;

@@ -31,6 +31,9 @@ impl Record {
     /// Of a slot that was never used.
     pub(super) const NONE: Self = Self::new(Opcode::FLUSH, 0, 0);
 
+    /// A command that is somebody else's, and is never sent again.
+    pub(super) const ONCE: Self = Self::new(Opcode(0xff), 0, 0);
+
     #[inline]
     pub(super) const fn new(opcode: Opcode, lba: u64, cdw12: u32) -> Self {
         Self { lba, cdw12, opcode: opcode.0, tries: 0, wish: Wish::Nothing }
