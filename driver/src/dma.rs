@@ -45,12 +45,15 @@ pub struct PoolOptions {
     pub iova: Iova,
     /// Whether to try hugepages first. Without any, ordinary pages are taken silently.
     pub hugepages: bool,
+    /// The NUMA node that the memory should be of: that of the drive
+    /// ([`vfio::numa_node`](crate::vfio::numa_node)). When it has no more, another node's is taken.
+    pub numa_node: Option<u32>,
 }
 
 impl PoolOptions {
-    /// `frames` frames at the default address, in hugepages if there are some.
+    /// `frames` frames at the default address, in hugepages if there are some, of any node.
     pub fn frames(frames: usize) -> Self {
-        Self { frames, iova: Iova(4 << 30), hugepages: true }
+        Self { frames, iova: Iova(4 << 30), hugepages: true, numa_node: None }
     }
 }
 
@@ -145,7 +148,7 @@ impl DmaPool {
     ///
     /// [`DeviceError::Invalid`] for no frames or a bad address, [`DeviceError::NoMemory`].
     pub fn new(options: PoolOptions) -> Result<Self, DeviceError> {
-        let PoolOptions { frames, iova, hugepages } = options;
+        let PoolOptions { frames, iova, hugepages, numa_node } = options;
         if frames == 0 || frames > u32::MAX as usize / 2 {
             return Err(DeviceError::Invalid(format!("a pool of {frames} frames is not possible")));
         }
@@ -158,6 +161,12 @@ impl DmaPool {
         let base = NonNull::new(region.as_ptr()).expect("a mapping is never at address zero");
         advise(base, len_bytes, libc::MADV_DONTFORK)
             .map_err(|source| DeviceError::Os { what: "madvise(MADV_DONTFORK)".into(), source })?;
+        if let Some(node) = numa_node {
+            prefer_node(base, len_bytes, node).map_err(|source| DeviceError::Os {
+                what: format!("mbind to node {node}"),
+                source,
+            })?;
+        }
         if !huge {
             // Advice only: a kernel without transparent hugepages says EINVAL and nothing is lost.
             let _ = advise(base, len_bytes, libc::MADV_HUGEPAGE);
@@ -289,6 +298,33 @@ fn advise(base: NonNull<u8>, len_bytes: usize, advice: libc::c_int) -> io::Resul
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Has the pages of a mapping come from a NUMA node, as long as it has some (mbind(2), MPOL_PREFERRED).
+fn prefer_node(base: NonNull<u8>, len_bytes: usize, node: u32) -> io::Result<()> {
+    /// As many nodes as the mask has bits, which is as many as Linux has on any machine.
+    const NODES: u32 = 1024;
+    if node >= NODES {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut mask = [0u64; NODES as usize / 64];
+    mask[node as usize / 64] = 1 << (node % 64);
+    // The kernel reads one bit fewer than it is told (mm/mempolicy.c, get_nodes).
+    let max_node = libc::c_ulong::from(NODES + 1);
+    // SAFETY: the range is exactly one mapping that the caller owns, of which only where its pages will
+    // come from changes; the mask is readable for `max_node - 1` bits.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            base.as_ptr(),
+            len_bytes,
+            libc::MPOL_PREFERRED,
+            mask.as_ptr(),
+            max_node,
+            0,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Tells the frames of one pool from those of others: [`DmaPool::owns`] in one comparison, for data
@@ -724,6 +760,26 @@ mod tests {
         assert!(pool.owns(&frame) && pool.mark().owns(&frame));
         let other = super::tests::pool(1);
         assert!(!other.owns(&frame) && !other.mark().owns(&frame));
+    }
+
+    /// Node 0 is on every machine; that its memory is used shows only on one with several.
+    #[test]
+    fn a_pool_of_a_node_is_there_and_one_of_no_node_is_refused() {
+        let of =
+            |node| DmaPool::new(PoolOptions { numa_node: Some(node), ..PoolOptions::frames(1) });
+        match of(0) {
+            Ok(pool) => assert!(pool.take().is_some()),
+            // A kernel without NUMA has no such call, a container may forbid it.
+            Err(error) => {
+                let DeviceError::Os { source, .. } = &error else { panic!("{error}") };
+                assert!(
+                    matches!(source.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)),
+                    "{error}"
+                );
+            }
+        }
+        let error = of(1024).unwrap_err().to_string();
+        assert!(error.starts_with("mbind to node 1024: "), "{error}");
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub struct ControllerOptions {
     /// How often a request is sent again that an abort or a reset ended, if it may be.
     pub retries_max: u8,
     /// Whether doorbells are kept in memory when the controller offers it (Doorbell Buffer Config), as
-    /// emulated ones do, for which a register is slow to write.
+    /// emulated ones do, for which a register is slow to write. Off until it was tried on more than the
+    /// model.
     pub shadow_doorbells: bool,
     /// Whether a controller that does not stop may be reset with its whole NVM subsystem, other
     /// controllers of it included (NSSR).
@@ -78,7 +79,7 @@ impl Default for ControllerOptions {
             resets_max: 5,
             resets_window: Duration::from_secs(600),
             retries_max: 3,
-            shadow_doorbells: true,
+            shadow_doorbells: false,
             subsystem_reset: false,
         }
     }

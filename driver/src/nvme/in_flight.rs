@@ -48,10 +48,9 @@ struct Entry {
     record: Record,
     /// The identifier of the slot's tenant, and in the upper half what is special about it.
     key: u32,
-    /// The tick at which the tenant came.
-    tick: u16,
-    /// In flight: the next request that the same command answers. Free: the next free slot.
-    next: u16,
+    /// In flight: the next request that the same command answers. Free: the next free slot. In the
+    /// upper half the tick at which the tenant came: one store sets both.
+    next_and_tick: u32,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64, "a slot is one cache line");
@@ -62,15 +61,18 @@ impl Entry {
         self.key as u16
     }
 
+    #[inline]
+    fn next(&self) -> u16 {
+        self.next_and_tick as u16
+    }
+
     /// Takes the tenant out, as it is answered when its command is good. The slot is `next` of the free
     /// ones afterwards.
     #[inline]
     fn vacate(&mut self, next: u16) -> Completion {
         self.key = u32::from(self.cid().wrapping_add(1 << SLOT_BITS)) | FREE;
-        self.next = next;
-        // What is left is an empty list, whatever its offset.
-        let frames = std::mem::take(&mut self.data.frames);
-        let data = SgList { frames, offset: self.data.offset };
+        self.next_and_tick = next.into();
+        let data = std::mem::replace(&mut self.data, SgList::empty());
         Completion { token: self.token, result: Ok(()), data }
     }
 }
@@ -82,7 +84,8 @@ pub(super) struct InFlight {
     /// The first free slot; [`NONE`] when all are taken.
     free: u16,
     len: u16,
-    tick: u16,
+    /// The tick, where a slot has it, and no next slot.
+    stamp: u32,
 }
 
 /// A slot that is free, to be filled.
@@ -92,7 +95,7 @@ pub(super) struct Vacant<'a> {
     slot: u16,
     free: &'a mut u16,
     len: &'a mut u16,
-    tick: u16,
+    stamp: u32,
 }
 
 impl Vacant<'_> {
@@ -110,16 +113,15 @@ impl Vacant<'_> {
     /// Puts a request with a command of its own into it.
     #[inline]
     pub(super) fn fill(self, token: Token, data: SgList, record: Record) {
-        let Self { entry, free, len, tick, .. } = self;
-        *free = entry.next;
+        let Self { entry, free, len, stamp, .. } = self;
+        *free = entry.next();
         *len += 1;
-        entry.key &= u32::from(u16::MAX);
+        entry.key ^= FREE;
         entry.token = token;
         // It was empty, so there is nothing to drop, which the compiler cannot know.
         std::mem::forget(std::mem::replace(&mut entry.data, data));
         entry.record = record;
-        entry.next = NONE;
-        entry.tick = tick;
+        entry.next_and_tick = stamp;
     }
 }
 
@@ -151,10 +153,9 @@ impl InFlight {
             data: SgList::empty(),
             record: Record::NONE,
             key: u32::from(slot) | FREE,
-            tick: 0,
-            next: if slot + 1 == depth { NONE } else { slot + 1 },
+            next_and_tick: if slot + 1 == depth { NONE.into() } else { u32::from(slot) + 1 },
         };
-        Self { entries: (0..depth).map(entry).collect(), free: 0, len: 0, tick: 0 }
+        Self { entries: (0..depth).map(entry).collect(), free: 0, len: 0, stamp: NONE.into() }
     }
 
     pub(super) fn depth(&self) -> usize {
@@ -169,11 +170,11 @@ impl InFlight {
     /// A free slot; `None` when all are taken.
     #[inline]
     pub(super) fn vacant(&mut self) -> Option<Vacant<'_>> {
-        let Self { entries, free, len, tick } = self;
+        let Self { entries, free, len, stamp } = self;
         let slot = *free;
         // NONE is no slot of any table.
         let entry = entries.get_mut(usize::from(slot))?;
-        Some(Vacant { entry, slot, free, len, tick: *tick })
+        Some(Vacant { entry, slot, free, len, stamp: *stamp })
     }
 
     /// Puts a request into a free slot, to be answered by the command of `last`'s chain: the slot.
@@ -183,7 +184,7 @@ impl InFlight {
         vacant.fill(token, SgList::empty(), record);
         self.entries[usize::from(slot)].key |= FOLLOWS;
         let last = &mut self.entries[usize::from(last)];
-        last.next = slot;
+        last.next_and_tick = last.next_and_tick & !u32::from(u16::MAX) | u32::from(slot);
         last.key |= LEADS;
         Some(slot)
     }
@@ -226,7 +227,7 @@ impl InFlight {
         if entry.key & FREE != 0 {
             return None;
         }
-        let next = (entry.next != NONE).then_some(entry.next);
+        let next = Some(entry.next()).filter(|&next| next != NONE);
         let completion = entry.vacate(self.free);
         self.free = slot;
         self.len -= 1;
@@ -244,10 +245,10 @@ impl InFlight {
     /// Every command in flight, in slot order, and what it asks. For deadlines and cancellation, not for
     /// the data path.
     pub(super) fn commands(&mut self) -> impl Iterator<Item = (Command, &mut Record)> + '_ {
-        let tick = self.tick;
+        let tick = self.tick();
         self.entries.iter_mut().filter(|entry| entry.key & (FOLLOWS | FREE) == 0).map(
             move |entry| {
-                let age = tick.wrapping_sub(entry.tick).into();
+                let age = tick.wrapping_sub((entry.next_and_tick >> 16) as u16).into();
                 (Command { cid: entry.cid(), token: entry.token, age }, &mut entry.record)
             },
         )
@@ -265,7 +266,11 @@ impl InFlight {
 
     /// Moves the tick on: every request in flight is one older.
     pub(super) fn grow_older(&mut self) {
-        self.tick = self.tick.wrapping_add(1);
+        self.stamp = self.stamp.wrapping_add(1 << 16);
+    }
+
+    fn tick(&self) -> u16 {
+        (self.stamp >> 16) as u16
     }
 }
 
@@ -364,7 +369,7 @@ mod tests {
     #[test]
     fn the_age_of_a_command_is_the_ticks_since_it_came() {
         let mut table = InFlight::new(4);
-        table.tick = u16::MAX - 1;
+        table.stamp |= 0xfffe_0000;
         let (leader, first) = put(&mut table, 1).unwrap();
         table.grow_older();
         table.follow(leader, token(2), Record::NONE).unwrap();

@@ -11,11 +11,9 @@ use super::spec::command::{CDW12_FUA, Opcode};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FrameLimits {
     blocks: u64,
-    /// How many blocks a frame has; 0 when nothing is admitted.
-    frame_blocks: u32,
-    frame_blocks_if_open: u32,
-    /// The codes below this are admitted: that of reads, and that of writes if it is writable.
-    codes: u8,
+    /// How many blocks a frame has, by code; 0 for what is not admitted.
+    frame_blocks: [u32; 2],
+    frame_blocks_if_open: [u32; 2],
     /// The first word of a command, but for its identifier, by code.
     heads: [u64; 2],
 }
@@ -25,20 +23,20 @@ impl FrameLimits {
     pub(super) fn new(geometry: Geometry, capabilities: Capabilities, nsid: u32) -> Self {
         let Geometry { block_size, blocks, .. } = geometry;
         // Not more than the namespace has, so that the last start is never below 0.
-        let frame_blocks = u64::from(FRAME_SIZE as u32 / block_size).min(blocks) as u32;
+        let reads = u64::from(FRAME_SIZE as u32 / block_size).min(blocks) as u32;
+        let frame_blocks = [reads, if capabilities.read_only { 0 } else { reads }];
         let head = |opcode: Opcode| u64::from(nsid) << 32 | u64::from(opcode.0);
         Self {
             blocks,
             frame_blocks,
             frame_blocks_if_open: frame_blocks,
-            codes: if capabilities.read_only { 1 } else { 2 },
             heads: [head(Opcode::READ), head(Opcode::WRITE)],
         }
     }
 
     /// From now on nothing is admitted.
     pub(super) fn close(&mut self) {
-        self.frame_blocks = 0;
+        self.frame_blocks = [0; 2];
     }
 
     /// From now on requests are admitted again.
@@ -52,18 +50,17 @@ impl FrameLimits {
     pub(super) fn admit(&self, request: &Request) -> Option<(u64, u32)> {
         let Request { op, lba, blocks, data: SgList { frames, offset }, .. } = request;
         let (code, flags) = match *op {
-            Op::Read => (0u8, 0),
+            Op::Read => (0usize, 0),
             Op::Write { fua } => (1, u32::from(fua) * CDW12_FUA),
             Op::Flush | Op::Discard | Op::WriteZeroes { .. } => return None,
         };
         // The number of blocks is 0's based; of none, it is too large.
         let nlb = blocks.wrapping_sub(1);
-        let fits = code < self.codes
-            && nlb < self.frame_blocks
+        let fits = nlb < self.frame_blocks[code]
             && *offset == 0
             && frames.len() == 1
             && lba.0 <= self.blocks - u64::from(*blocks);
-        fits.then_some((self.heads[usize::from(code)], flags | nlb))
+        fits.then_some((self.heads[code], flags | nlb))
     }
 }
 

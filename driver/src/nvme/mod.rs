@@ -37,12 +37,19 @@
 //! Everything the drive sees is of one pool, mapped for it once: rings, PRP lists and frames. The pool
 //! may be shared with a cache and with other namespaces. A queue of depth N takes
 //! [`NvmeController::frames_for_queue`] frames while it is open, in runs, so queues are opened before a
-//! cache takes the rest.
+//! cache takes the rest. A pool can be of the drive's NUMA node
+//! ([`PoolOptions::numa_node`](crate::PoolOptions::numa_node)); one that cannot be mapped, because it is
+//! larger than 128 GiB or than the process may lock, is refused before anything is tried. VFIO's
+//! no-IOMMU mode is not used. No rights are needed beyond those on `/dev/vfio/GROUP`.
 //!
 //! # I/O model
 //!
-//! Polled. A command is built in its ring slot by five stores; a commit rings the doorbell once, a poll
-//! that found something once. An idle queue can be slept on; with an MSI-X vector of its own also one
+//! Polled. A command is built in its ring slot by five stores; a commit rings the doorbell once; the
+//! completion ring's is rung when the controller could run out of room, which is every half of a ring.
+//! With [`ControllerOptions::shadow_doorbells`] a controller that offers it (emulated ones do) has its
+//! doorbells in memory, and a register is written only when it has stopped looking. A 4 KiB read
+//! takes at most 150 instructions of this driver for submit, commit and poll at depth 128, which
+//! `cargo ci test` counts. An idle queue can be slept on; with an MSI-X vector of its own also one
 //! with something in flight ([`arm`](crate::IoQueue::arm)). The vector is allowed at the first `arm`
 //! and not any more after a thousand polls without one, so a poller takes no interrupts.
 //!
@@ -87,6 +94,10 @@
 //! | Write Zeroes, also with DEAC | yes | without DEAC | no |
 //! | Dataset Management, 256 ranges | yes | answered; what it frees not looked at | no |
 //! | interrupts; a second owner refused | yes; no | yes | no |
+//! | doorbells in memory (Doorbell Buffer Config) | yes | no | no |
+//! | a queue without a vector of its own is polled | yes | no | no |
+//! | pools in hugepages; of a NUMA node | -; the call, not the effect | yes; no | no |
+//! | pools above 128 GiB or the limit of locked memory, no rights on the group: refused | the check, the message | no | no |
 //! | orderly shutdown, reopening | yes | yes | no |
 //! | Abort, controller reset with requests in flight, subsystem reset, events | yes | no | no |
 //! | lies, lateness, removal, a controller that does not stop | yes | no | no |

@@ -452,9 +452,10 @@ impl IoQueue for NvmeQueue {
         let prp1 = prp::describe_one(frame, 0, self.pool_iova);
         let Some(vacant) = self.in_flight.vacant() else { return self.submit_other(request) };
         let head = head | u64::from(vacant.cid()) << 16;
-        build(&mut self.memory.sq, [head, prp1, 0, request.lba.0, cdw12.into()]);
-        let record = Record::new(Opcode(head as u8), request.lba.0, cdw12);
+        let lba = request.lba.0;
+        let record = Record::new(Opcode(head as u8), lba, cdw12);
         vacant.fill(request.token, request.data, record);
+        build(&mut self.memory.sq, [head, prp1, 0, lba, cdw12.into()]);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -56,6 +57,7 @@ impl VfioFunction {
     pub fn open(address: PciAddress, pool: &DmaPool) -> Result<Self, DeviceError> {
         let sysfs = Sysfs::new();
         let group = sysfs.check_bound(address)?;
+        check_no_iommu(address, group)?;
         let container = iommu::container()?;
         let ops: Arc<dyn VfioOps> = container.clone();
         let device = VfioDevice::new(&sysfs.path(address), ops, false)
@@ -138,6 +140,22 @@ fn event_fds(device: &VfioDevice) -> io::Result<Vec<OwnedFd>> {
     (0..count).map(|_| Ok(new()?)).collect()
 }
 
+/// A group that is only there because VFIO may do without an IOMMU has another name
+/// (drivers/vfio/group.c): any address the drive is given, or makes up, is physical memory.
+fn check_no_iommu(address: PciAddress, group: u32) -> Result<(), DeviceError> {
+    if Path::new(&format!("/dev/vfio/noiommu-{group}")).exists() {
+        return Err(without_iommu(address));
+    }
+    Ok(())
+}
+
+fn without_iommu(address: PciAddress) -> DeviceError {
+    DeviceError::Invalid(format!(
+        "{address}: VFIO's no-IOMMU mode is not used: the drive could write anywhere in memory; boot with \
+         intel_iommu=on or amd_iommu=on"
+    ))
+}
+
 fn refused(address: PciAddress, group: u32, error: VfioError) -> DeviceError {
     match error {
         VfioError::OpenGroup(source, _) if source.raw_os_error() == Some(libc::EBUSY) => {
@@ -145,7 +163,8 @@ fn refused(address: PciAddress, group: u32, error: VfioError) -> DeviceError {
         }
         VfioError::OpenGroup(source, _) if source.kind() == io::ErrorKind::PermissionDenied => {
             DeviceError::Invalid(format!(
-                "{address}: no permission on /dev/vfio/{group}; be root, or its owner"
+                "{address}: no permission on /dev/vfio/{group}; give it to this user, as root: chown \
+                 $USER /dev/vfio/{group}"
             ))
         }
         VfioError::OpenGroup(source, _) => {
@@ -230,5 +249,28 @@ impl std::fmt::Debug for VfioFunction {
             .field("bar_bytes", &self.bar.len_bytes())
             .field("vectors", &self.event_fds.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_cannot_be_opened_says_why_and_what_to_do() {
+        let address: PciAddress = "00:04.0".parse().unwrap();
+        let error = |errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            refused(address, 7, VfioError::OpenGroup(source, "7".into())).to_string()
+        };
+        assert_eq!(error(libc::EBUSY), "0000:00:04.0: held by another process (/dev/vfio/7)");
+        assert_eq!(
+            error(libc::EACCES),
+            "0000:00:04.0: no permission on /dev/vfio/7; give it to this user, as root: chown $USER \
+             /dev/vfio/7"
+        );
+        assert!(error(libc::ENOENT).starts_with("0000:00:04.0: cannot open /dev/vfio/7: "));
+        let shared = refused(address, 7, VfioError::GroupViable).to_string();
+        assert!(shared.contains("another device of IOMMU group 7"), "{shared}");
     }
 }

@@ -10,6 +10,7 @@ use crate::dma::{DmaPool, FRAME_SIZE};
 use crate::error::DeviceError;
 
 use super::ioctl::{self, IovaRange};
+use super::lockable;
 
 /// Makes a container.
 pub(super) fn container() -> Result<Arc<VfioContainer>, DeviceError> {
@@ -32,6 +33,7 @@ pub(super) fn container() -> Result<Arc<VfioContainer>, DeviceError> {
 /// [`DeviceError::Invalid`] when the pool is outside of what the IOMMU takes; the text says which
 /// addresses to choose.
 pub(super) fn map(container: &VfioContainer, pool: &DmaPool) -> Result<(), DeviceError> {
+    lockable::check(pool.len_bytes() as u64)?;
     let ranges = ioctl::iova_ranges(ioctl::fd_of(container))
         .map_err(|source| DeviceError::Os { what: "VFIO_IOMMU_GET_INFO".into(), source })?;
     check_aperture(&ranges, pool.iova().0, pool.len_bytes() as u64)?;

@@ -5,6 +5,7 @@
 //! | [`PciAddress`] | how a function is named |
 //! | `sysfs` | what is there, whether it can be taken, [`bind`] and [`unbind`] |
 //! | `function` | an open function: group, container, interrupts, the pool mapped for it |
+//! | `lockable` | whether a pool can be mapped, before it is tried: at most 128 GiB, and what may be locked |
 //! | `iommu`, `ioctl`, `mmio` | the `unsafe` parts, a fence around each |
 //!
 //! A function is taken through its IOMMU group (`/dev/vfio/N`), which one process can hold at a time:
@@ -16,9 +17,10 @@ mod address;
 mod function;
 mod ioctl;
 mod iommu;
+mod lockable;
 mod mmio;
 mod sysfs;
 
 pub use address::PciAddress;
 pub use function::VfioFunction;
-pub use sysfs::{NvmeFunction, bind, list, unbind};
+pub use sysfs::{NvmeFunction, bind, list, numa_node, unbind};

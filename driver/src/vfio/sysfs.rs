@@ -67,6 +67,12 @@ pub fn unbind(address: PciAddress) -> Result<(), DeviceError> {
     Sysfs::new().unbind(address)
 }
 
+/// The NUMA node that the function at `address` is attached to; `None` on a machine with one node, or
+/// one that does not say.
+pub fn numa_node(address: PciAddress) -> Option<u32> {
+    Sysfs::new().numa_node(address)
+}
+
 /// A sysfs, at a root that tests choose.
 #[derive(Clone, Debug)]
 pub(super) struct Sysfs {
@@ -137,6 +143,11 @@ impl Sysfs {
 
     fn iommu_group(&self, address: PciAddress) -> Option<u32> {
         link_name(&self.path(address).join("iommu_group"))?.parse().ok()
+    }
+
+    fn numa_node(&self, address: PciAddress) -> Option<u32> {
+        // -1 is none.
+        text(&self.path(address).join("numa_node"))?.parse().ok()
     }
 
     /// Checks that there is an NVMe function at `address`, alone in an IOMMU group: the group.
@@ -370,6 +381,18 @@ mod tests {
         assert!(fake.error("00:06.0").contains("bound to no driver"));
         // A bridge in the group does no harm.
         assert_eq!(fake.sysfs.check_bound("00:07.0".parse().unwrap()).unwrap(), 3);
+    }
+
+    #[test]
+    fn the_numa_node_is_what_the_kernel_says_if_it_says_one() {
+        let fake = Fake::new();
+        fake.device("0000:00:04.0", "0x010802", None, None);
+        let address = "00:04.0".parse().unwrap();
+        assert_eq!(fake.sysfs.numa_node(address), None, "nothing said");
+        for (said, node) in [("-1\n", None), ("0\n", Some(0)), ("3\n", Some(3))] {
+            fs::write(fake.sysfs.path(address).join("numa_node"), said).unwrap();
+            assert_eq!(fake.sysfs.numa_node(address), node);
+        }
     }
 
     #[test]

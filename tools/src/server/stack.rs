@@ -106,7 +106,12 @@ impl<'a> Plan<'a> {
     ///
     /// Why not; nothing is left behind.
     pub(crate) fn open(&self) -> Result<Vec<Stack>, Failure> {
-        let pool = DmaPool::new(self.pool)
+        // Memory of the node that the (first) drive is on.
+        let numa_node = self.args.backends.iter().find_map(|backend| match backend {
+            Backend::Nvme { address, .. } => uaio_driver::vfio::numa_node(*address),
+            _ => None,
+        });
+        let pool = DmaPool::new(PoolOptions { numa_node, ..self.pool })
             .map_err(|error| Failure::device("make the memory for DMA", &error))?;
         let mut stacks: Vec<Stack> = Vec::new();
         let mut drive = None;

@@ -33,7 +33,7 @@ impl Rig {
     }
 
     fn try_new(options: ModelOptions) -> Result<Self, DeviceError> {
-        Self::driven(options, ControllerOptions::default())
+        Self::driven(options, ControllerOptions { shadow_doorbells: true, ..Default::default() })
     }
 
     fn driven(options: ModelOptions, how: ControllerOptions) -> Result<Self, DeviceError> {
@@ -68,7 +68,7 @@ fn start(
     pool: &DmaPool,
     clock: &Arc<ModelClock>,
 ) -> Result<Arc<NvmeController>, DeviceError> {
-    let options = ControllerOptions::default();
+    let options = ControllerOptions { shadow_doorbells: true, ..Default::default() };
     NvmeController::start(model.clone(), pool.clone(), options, clock.clone())
 }
 
