@@ -4,5 +4,6 @@ pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod guest;
+pub mod stress;
 pub mod test;
 pub mod trace;
