@@ -1,5 +1,8 @@
 //! Memory of a command.
 
+use crate::host::HostOp;
+use crate::hosted::HostReply;
+
 /// Memory of a command. It belongs to the command until its event.
 #[derive(Debug, Default)]
 #[non_exhaustive]
@@ -11,15 +14,18 @@ pub enum Buffers {
     One(Vec<u8>),
     /// Several, as one run of bytes: `preadv`, `pwritev`.
     Many(Vec<Vec<u8>>),
+    /// An operation of the host, whole, with all it brought and what the kernel put in.
+    Host(HostReply),
 }
 
 impl Buffers {
-    /// How many bytes they hold.
+    /// How many bytes they hold; what is the host's is not counted.
     pub fn len(&self) -> usize {
         match self {
             Self::None => 0,
             Self::One(bytes) => bytes.len(),
             Self::Many(pieces) => pieces.iter().map(Vec::len).sum(),
+            Self::Host(_) => 0,
         }
     }
 
@@ -33,6 +39,14 @@ impl Buffers {
         match self {
             Self::One(bytes) => bytes,
             _ => Vec::new(),
+        }
+    }
+
+    /// The operation of the host; none for anything else.
+    pub fn into_host(self) -> Option<HostOp> {
+        match self {
+            Self::Host(reply) => Some(reply.into_op()),
+            _ => None,
         }
     }
 

@@ -64,6 +64,8 @@ impl Cached {
 }
 
 impl Backend for Cached {
+    const MAY_WAIT: bool = false;
+
     /// An operation that was cancelled may hold its place in the lane until the device is done.
     fn has_room(&self) -> bool {
         self.lane.in_flight() < self.lane.depth()

@@ -15,8 +15,9 @@ pub enum Cancel {
     /// [`Cancelled`](uaio_driver::IoErrorKind::Cancelled) (`AIO_CANCELED`). Of a write, some may have
     /// been done; nothing of it was acknowledged.
     Cancelled,
-    /// The device is at it. Its event comes, and says whether it was cancelled or how it went
-    /// (`AIO_NOTCANCELED`, EINPROGRESS).
+    /// The device is at it, or it is just going from one place to another. Its event comes, or has
+    /// come meanwhile, and says whether it was cancelled or how it went (`AIO_NOTCANCELED`,
+    /// EINPROGRESS).
     InProgress,
     /// It was over before: its event is there and says how it went (`AIO_ALLDONE`).
     Over,
@@ -51,7 +52,7 @@ impl Context {
                 return decided;
             }
         }
-        if tickets.is_over(ticket) { Cancel::Over } else { Cancel::InProgress }
+        Cancel::InProgress
     }
 
     /// Cancels everything that was submitted to this context and is not over; says how much that
@@ -71,9 +72,8 @@ impl Handle {
     /// (`aio_cancel(fd, NULL)`); says how many there were. Each has its event; see
     /// [`Context::cancel`].
     pub fn cancel_all(&self) -> usize {
-        self.volume().station().cancel_all(&|request| {
-            let Work::Volume(work) = &request.iocb.work;
-            work.handle.is(self)
-        })
+        self.volume().station().cancel_all(
+            &|request| matches!(&request.iocb.work, Work::Volume(work) if work.handle.is(self)),
+        )
     }
 }

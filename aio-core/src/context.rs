@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use uaio_driver::DeviceError;
+use uaio_driver::{DeviceError, IoError};
 
 use crate::event::Event;
 use crate::iocb::{Iocb, Plan, Work};
@@ -41,8 +41,8 @@ impl ContextOptions {
 ///
 /// # Dropping
 ///
-/// Dropping it waits until every command it took is finished, bounded by the device's deadlines,
-/// and throws the events away.
+/// Dropping it cancels what it has with the host, which may wait for ever, waits until every command
+/// it took is finished, bounded by the devices' deadlines, and throws the events away.
 pub struct Context {
     queue: Arc<EventQueue>,
     shared: Arc<Shared>,
@@ -167,7 +167,7 @@ impl Context {
         commit: bool,
     ) -> Result<(Ticket, Option<Arc<dyn Serve>>), Refused> {
         let refuse = |iocb, reason| Err(Refused { iocb, reason });
-        let plan = match self.plan(&iocb) {
+        let plan = match self.plan(&mut iocb) {
             Ok(plan) => plan,
             Err(reason) => return refuse(iocb, reason),
         };
@@ -181,10 +181,12 @@ impl Context {
             let answer = match (&plan, &mut iocb.work) {
                 (Plan::Answer(result), _) => Some(*result),
                 (Plan::Go(len), Work::Volume(work)) => work.try_hit(*len).then_some(Ok(*len)),
+                (Plan::Go(_), Work::Host(_)) => None,
             };
             if let Some(result) = answer {
                 let Iocb { user_data, work, .. } = iocb;
-                self.queue.complete(Event { user_data, result, buffers: work.into_buffers() });
+                let buffers = work.into_buffers();
+                self.queue.complete(Event { user_data, result, buffers, more: false });
                 return Ok((Ticket::answered(self.queue.tickets().context()), None));
             }
             first = Some(plan);
@@ -211,15 +213,49 @@ impl Context {
         }
     }
 
-    /// Whether an iocb and all that is linked to it is possible here, and what it comes to.
-    fn plan(&self, iocb: &Iocb) -> Result<Plan, Refusal> {
-        let Work::Volume(work) = &iocb.work;
-        if !Arc::ptr_eq(work.handle.volume().station().shared(), &self.shared) {
+    /// Answers an iocb that can be answered without a slot: a read whose bytes are cached, or one
+    /// whose result is known.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not possible. What has more than one event, a chain or a multishot poll, is not.
+    pub(crate) fn try_now(
+        &self,
+        iocb: &mut Iocb,
+    ) -> Result<Option<Result<usize, IoError>>, Refusal> {
+        let multishot = matches!(&iocb.work, Work::Host(work) if work.is_multishot());
+        if iocb.links.is_some() || multishot {
             return Err(Refusal::Invalid);
         }
-        let plan = work.plan()?;
-        if let Some(links) = &iocb.links {
-            links.0.iter().try_for_each(|linked| self.plan(linked).map(|_| ()))?;
+        let plan = self.plan(iocb)?;
+        Ok(match (plan, &mut iocb.work) {
+            (Plan::Answer(result), _) => Some(result),
+            (Plan::Go(len), Work::Volume(work)) => work.try_hit(len).then_some(Ok(len)),
+            (Plan::Go(_), Work::Host(_)) => None,
+        })
+    }
+
+    /// Whether an iocb and all that is linked to it is possible here, and what it comes to.
+    fn plan(&self, iocb: &mut Iocb) -> Result<Plan, Refusal> {
+        let shared = match &iocb.work {
+            Work::Volume(work) => work.handle.volume().station().shared(),
+            Work::Host(work) => work.host.station().shared(),
+        };
+        if !Arc::ptr_eq(shared, &self.shared) {
+            return Err(Refusal::Invalid);
+        }
+        let plan = match &iocb.work {
+            Work::Volume(work) => work.plan()?,
+            Work::Host(_) => Plan::Go(0),
+        };
+        if let Some(links) = &mut iocb.links {
+            for linked in &mut links.0 {
+                self.plan(linked)?;
+                if let Work::Host(work) = &mut linked.work {
+                    // Here, not where it is begun: that may be another thread.
+                    work.settle().map_err(|_| Refusal::Invalid)?;
+                }
+            }
         }
         Ok(plan)
     }
@@ -305,7 +341,16 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         while self.queue.outstanding() > 0 {
-            self.wait(1, self.slots(), drop, None);
+            // Again each time: one may have been linked to a command of a volume.
+            let host = self.shared.stations().iter().fold(0, |host, station| {
+                let ours = |request: &Request| {
+                    Arc::ptr_eq(request.queue(), &self.queue)
+                        && matches!(request.iocb.work, Work::Host(_))
+                };
+                host + usize::from(station.may_wait()) * (1 + station.cancel_all(&ours))
+            });
+            let timeout = (host > 0).then_some(Duration::from_millis(10));
+            self.wait(1, self.slots(), drop, timeout);
         }
     }
 }

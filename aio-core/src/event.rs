@@ -15,4 +15,7 @@ pub struct Event {
     pub result: Result<usize, IoError>,
     /// The iocb's memory.
     pub buffers: Buffers,
+    /// More events of this iocb are to come: of a multishot poll only. Its memory comes with the
+    /// last.
+    pub more: bool,
 }

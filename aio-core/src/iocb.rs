@@ -6,6 +6,8 @@ use std::time::Duration;
 use uaio_driver::{IoError, IoErrorKind};
 
 use crate::buffers::Buffers;
+use crate::host::HostRequest;
+use crate::hosted::{Host, HostReply, HostWork};
 use crate::notify::Notify;
 use crate::refusal::Refusal;
 use crate::volume::Handle;
@@ -26,6 +28,8 @@ pub(crate) enum Command {
     Fdatasync,
     /// The same for a range.
     SyncRange,
+    /// Bring the range into the cache.
+    Readahead,
     /// The blocks are not needed any more.
     Discard,
     /// The blocks read as zeroes afterwards.
@@ -63,6 +67,8 @@ pub(crate) struct VolumeWork {
 pub(crate) enum Work {
     /// On a volume, through its cache.
     Volume(VolumeWork),
+    /// On the host, through its engine.
+    Host(Box<HostWork>),
 }
 
 /// Iocbs that go one after the other. A list in one, so that dropping a long one does not recurse.
@@ -99,9 +105,15 @@ pub struct Iocb {
 }
 
 impl Iocb {
-    fn on_volume(work: VolumeWork) -> Self {
+    /// An operation of the host: on any descriptor, on names, any system call. Its result is what
+    /// the system call of the same name returns.
+    pub fn host(host: &Host, request: impl Into<HostRequest>) -> Self {
+        Self::of(Work::Host(Box::new(HostWork::new(host, request.into()))))
+    }
+
+    fn of(work: Work) -> Self {
         Self {
-            work: Work::Volume(work),
+            work,
             user_data: 0,
             notify: Notify::None,
             timeout: None,
@@ -112,12 +124,12 @@ impl Iocb {
 
     fn new(handle: &Handle, command: Command, offset: u64, buffers: Buffers) -> Self {
         let handle = handle.clone();
-        Self::on_volume(VolumeWork { handle, command, offset, range_bytes: 0, buffers })
+        Self::of(Work::Volume(VolumeWork { handle, command, offset, range_bytes: 0, buffers }))
     }
 
     fn on_range(handle: &Handle, command: Command, offset: u64, range_bytes: u64) -> Self {
         let (handle, buffers) = (handle.clone(), Buffers::None);
-        Self::on_volume(VolumeWork { handle, command, offset, range_bytes, buffers })
+        Self::of(Work::Volume(VolumeWork { handle, command, offset, range_bytes, buffers }))
     }
 
     /// Reads as many bytes as `buffer` is long, from byte `offset` on.
@@ -157,6 +169,14 @@ impl Iocb {
     /// may make more stable than that, and tells what [`fsync`](Iocb::fsync) tells.
     pub fn sync_range(handle: &Handle, offset: u64, len_bytes: u64) -> Self {
         Self::on_range(handle, Command::SyncRange, offset, len_bytes)
+    }
+
+    /// Brings `len_bytes` bytes from `offset` on into the cache, as far as the volume goes and the
+    /// cache has room for (half of it); done when they are there, at once if they are (`readahead(2)`,
+    /// which is done when it has begun; `POSIX_FADV_WILLNEED`). The result is the length that was
+    /// looked at.
+    pub fn readahead(handle: &Handle, offset: u64, len_bytes: u64) -> Self {
+        Self::on_range(handle, Command::Readahead, offset, len_bytes)
     }
 
     /// Says that `len_bytes` bytes from `offset` on are not needed any more: whole blocks (`BLKDISCARD`).
@@ -240,24 +260,30 @@ impl Work {
     pub(crate) fn into_buffers(self) -> Buffers {
         match self {
             Self::Volume(work) => work.buffers,
+            Self::Host(work) => Buffers::Host(HostReply(work)),
         }
     }
 }
 
 impl VolumeWork {
-    /// How many bytes it is about; 0 for a sync.
-    pub(crate) fn asked(&self) -> usize {
+    /// How many bytes are to be moved; none when any success is all that there can be.
+    pub(crate) fn asked(&self) -> Option<usize> {
         match self.command {
-            Command::Read | Command::Write => self.buffers.len(),
-            Command::Discard | Command::WriteZeroes => self.range_bytes as usize,
-            Command::Fsync | Command::Fdatasync | Command::SyncRange => 0,
+            Command::Read | Command::Write => Some(self.buffers.len()),
+            Command::Discard
+            | Command::WriteZeroes
+            | Command::Readahead
+            | Command::Fsync
+            | Command::Fdatasync
+            | Command::SyncRange => None,
         }
     }
 
     /// What there is to do: an answer at once, or so many bytes to move (0 for a sync).
     pub(crate) fn plan(&self) -> Result<Plan, Refusal> {
         let volume = self.handle.volume();
-        let ranged = matches!(self.command, Command::Discard | Command::WriteZeroes);
+        let in_blocks = matches!(self.command, Command::Discard | Command::WriteZeroes);
+        let ranged = in_blocks || self.command == Command::Readahead;
         let len = if ranged { self.range_bytes } else { self.buffers.len() as u64 };
         match self.command {
             Command::Fsync | Command::Fdatasync => return Ok(Plan::Go(0)),
@@ -266,7 +292,11 @@ impl VolumeWork {
                 let possible = end.is_some_and(|end| end <= i64::MAX as u64);
                 return if possible { Ok(Plan::Go(0)) } else { Err(Refusal::Invalid) };
             }
-            Command::Read | Command::Write | Command::Discard | Command::WriteZeroes => {}
+            Command::Read
+            | Command::Write
+            | Command::Readahead
+            | Command::Discard
+            | Command::WriteZeroes => {}
         }
         let pieces = if let Buffers::Many(pieces) = &self.buffers { pieces.len() } else { 1 };
         let end = self.offset.checked_add(len);
@@ -274,17 +304,17 @@ impl VolumeWork {
             return Err(Refusal::Invalid);
         }
         let block_size = u64::from(volume.block_size());
-        let whole_blocks = ranged || self.handle.is_direct();
+        let whole_blocks = in_blocks || (!ranged && self.handle.is_direct());
         if whole_blocks && !(self.offset | len).is_multiple_of(block_size) {
             return Err(Refusal::Invalid);
         }
         let room = volume.size_bytes().saturating_sub(self.offset).min(len);
-        if ranged && room < len {
+        if in_blocks && room < len {
             // As BLKDISCARD and BLKZEROOUT: all of it or nothing.
             return Err(Refusal::Invalid);
         }
         let error = |kind| Ok(Plan::Answer(Err(IoError::new(kind))));
-        let writes = self.command != Command::Read;
+        let writes = !matches!(self.command, Command::Read | Command::Readahead);
         match self.command {
             _ if writes && volume.is_read_only() => error(IoErrorKind::ReadOnly),
             Command::Write if room == 0 && len > 0 => error(IoErrorKind::NoSpace),
@@ -310,7 +340,7 @@ impl VolumeWork {
         }
         let cache = self.handle.volume().cache();
         match &mut self.buffers {
-            Buffers::None => false,
+            Buffers::None | Buffers::Host(_) => false,
             Buffers::One(bytes) => cache.try_read(self.offset, &mut bytes[..len]),
             Buffers::Many(pieces) => {
                 let mut at = self.offset;

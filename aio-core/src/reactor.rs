@@ -17,6 +17,8 @@ use crate::baton::{Baton, Place};
 use crate::cached::{Cached, FlusherBell};
 use crate::cancel::Cancel;
 use crate::context::{Context, ContextOptions};
+use crate::host::{Engine, EngineError, EngineOptions};
+use crate::hosted::{Host, HostOptions, Hosted};
 use crate::queue::EventQueue;
 use crate::request::Request;
 use crate::station::{Backend, Station, Turned};
@@ -45,6 +47,7 @@ const CALLS_KEPT: usize = 16;
 pub struct Reactor {
     shared: Arc<Shared>,
     volumes: Mutex<Vec<Volume>>,
+    hosts: Mutex<Vec<Arc<Station<Hosted>>>>,
     stop: AtomicBool,
     /// The thread in `run`, when it is parked for the baton.
     runner: Mutex<Option<Thread>>,
@@ -60,6 +63,7 @@ impl Reactor {
         Ok(Self {
             shared: Arc::new(Shared::new(clock)?),
             volumes: Mutex::new(Vec::new()),
+            hosts: Mutex::new(Vec::new()),
             stop: AtomicBool::new(false),
             runner: Mutex::new(None),
         })
@@ -86,14 +90,42 @@ impl Reactor {
             fd.map_or(Ok(()), |fd| self.shared.sleep_on(fd))?;
         }
         let VolumeOptions { operations, inbox, .. } = options;
-        let cached = Cached::new(lane, flusher);
-        let mut stations = self.shared.stations.lock();
-        let id = stations.len() as u32;
-        let station = Station::new(id, Arc::clone(&self.shared), cached, operations, inbox);
-        let volume = Volume::new(cache, Arc::clone(&station));
-        *stations = stations.iter().cloned().chain([station as Arc<dyn Serve>]).collect();
+        let station = self.add_station(|id, shared| {
+            Station::new(id, shared, Cached::new(lane, flusher), operations, inbox)
+        });
+        let volume = Volume::new(cache, station);
         self.volumes.lock().push(volume.clone());
         Ok(volume)
+    }
+
+    /// Takes the host on: its descriptors, sockets, names and system calls, with the credentials of
+    /// the calling thread. See [`Host`].
+    ///
+    /// # Errors
+    ///
+    /// When there is no io_uring to be had, and why.
+    pub fn attach_host(&self, options: HostOptions) -> Result<Host, EngineError> {
+        let HostOptions { operations, inbox, workers } = options;
+        let depth = operations.max(1);
+        let mut engine = Engine::new(EngineOptions { workers, ..EngineOptions::depth(depth) })?;
+        let credentials = engine.take_credentials()?;
+        let asleep = self.shared.sleep_on(engine.event_fd());
+        asleep.map_err(|error| std::io::Error::other(error.to_string()))?;
+        let station = self
+            .add_station(|id, shared| Station::new(id, shared, Hosted::new(engine), depth, inbox));
+        self.hosts.lock().push(Arc::clone(&station));
+        Ok(Host::new(station, credentials))
+    }
+
+    fn add_station<B: Backend + 'static>(
+        &self,
+        make: impl FnOnce(u32, Arc<Shared>) -> Arc<Station<B>>,
+    ) -> Arc<Station<B>> {
+        let mut stations = self.shared.stations.lock();
+        let station = make(stations.len() as u32, Arc::clone(&self.shared));
+        let added = Arc::clone(&station) as Arc<dyn Serve>;
+        *stations = stations.iter().cloned().chain([added]).collect();
+        station
     }
 
     /// A context for commands on this reactor's volumes.
@@ -140,7 +172,8 @@ impl Reactor {
     }
 
     /// Closes every volume: what was submitted is finished and answered, what is dirty is written
-    /// and made stable, and the devices' queues are let go. Later submissions are refused. Blocks as
+    /// and made stable, and the devices' queues are let go. What was submitted to the host is
+    /// cancelled. Later submissions are refused. Blocks as
     /// long as the devices take, bounded by their deadlines.
     ///
     /// # Errors
@@ -153,6 +186,10 @@ impl Reactor {
             .iter()
             .filter_map(|volume| volume.station().close().err().map(|e| volume.close_error(e)))
             .collect();
+        for host in std::mem::take(&mut *self.hosts.lock()) {
+            // It has nothing of its own to save, so there is nothing to be said.
+            let _ = host.close();
+        }
         *self.shared.stations.lock() = Arc::new([]);
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
@@ -183,6 +220,8 @@ pub(crate) trait Serve: Send + Sync {
     fn cancel_all(&self, which: &dyn Fn(&Request) -> bool) -> usize;
     /// See [`Station::is_closed`].
     fn is_closed(&self) -> bool;
+    /// See [`Backend::MAY_WAIT`].
+    fn may_wait(&self) -> bool;
 }
 
 impl<B: Backend> Serve for Station<B> {
@@ -209,6 +248,9 @@ impl<B: Backend> Serve for Station<B> {
     }
     fn is_closed(&self) -> bool {
         Self::is_closed(self)
+    }
+    fn may_wait(&self) -> bool {
+        B::MAY_WAIT
     }
 }
 

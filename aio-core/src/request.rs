@@ -27,8 +27,8 @@ pub(crate) struct Request {
     list: Option<Arc<List>>,
     /// When it is to end, on the reactor's clock.
     pub(crate) deadline: Option<Duration>,
-    /// Bytes that the user asked for.
-    asked: usize,
+    /// Bytes that the user asked for; none when any success is all that there can be.
+    asked: Option<usize>,
     /// Bytes to move: those, cut at the end of the volume.
     len: usize,
     done: usize,
@@ -44,7 +44,7 @@ impl Request {
         list: Option<Arc<List>>,
     ) -> Self {
         let queue = Arc::clone(queue);
-        Self { iocb, queue, ticket, list, deadline: None, asked: 0, len: 0, done: 0, piece: 0 }
+        Self { iocb, queue, ticket, list, deadline: None, asked: None, len: 0, done: 0, piece: 0 }
     }
 
     pub(crate) fn into_iocb(self) -> Iocb {
@@ -55,6 +55,7 @@ impl Request {
     pub(crate) fn station(&self) -> Arc<dyn Serve> {
         match &self.iocb.work {
             Work::Volume(work) => Arc::clone(work.handle.volume().station()) as Arc<dyn Serve>,
+            Work::Host(work) => Arc::clone(work.host.station()) as Arc<dyn Serve>,
         }
     }
 
@@ -91,6 +92,12 @@ impl Request {
                     self.asked = work.asked();
                     first.take().map_or_else(|| work.plan_and_try(), Ok)
                 }
+                Work::Host(work) => {
+                    self.asked = work.asked;
+                    Ok(work
+                        .settle()
+                        .map_or_else(|error| Plan::Answer(Err(error)), |()| Plan::Go(0)))
+                }
             };
             let result = match planned {
                 _ if self.ending().is_some() => Err(IoError::new(IoErrorKind::Cancelled)),
@@ -109,7 +116,10 @@ impl Request {
 
     /// The operation for the next piece, with the memory of all of them.
     pub(crate) fn next_operation(&mut self, token: Token) -> Operation {
-        let Self { done, len, piece, iocb: Iocb { work: Work::Volume(work), .. }, .. } = self;
+        let Self { done, len, piece, iocb: Iocb { work: Work::Volume(work), .. }, .. } = self
+        else {
+            panic!("an operation of the host came to a volume")
+        };
         let VolumeWork { handle, command, offset, buffers, .. } = work;
         let offset = *offset + *done as u64;
         let kind = match command {
@@ -118,6 +128,7 @@ impl Request {
                 OpKind::Write { stable: handle.is_stable(), direct: handle.is_direct() }
             }
             Command::Fsync | Command::Fdatasync | Command::SyncRange => OpKind::Flush,
+            Command::Readahead => OpKind::Readahead,
             Command::Discard => OpKind::Discard,
             Command::WriteZeroes => OpKind::WriteZeroes { may_unmap: true },
         };
@@ -130,7 +141,7 @@ impl Request {
             _ => *len - *done,
         };
         let buffer = match std::mem::take(buffers) {
-            Buffers::None => Buffer::None,
+            Buffers::None | Buffers::Host(_) => Buffer::None,
             Buffers::One(bytes) => Buffer::Part { bytes, from: *done },
             Buffers::Many(pieces) => Buffer::Pieces { pieces, from: *done },
         };
@@ -140,7 +151,9 @@ impl Request {
 
     /// Takes in how a piece went, and its memory. Says whether another is to follow.
     pub(crate) fn piece_done(&mut self, result: Result<(), IoError>, buffer: Buffer) -> bool {
-        let Work::Volume(work) = &mut self.iocb.work;
+        let Work::Volume(work) = &mut self.iocb.work else {
+            panic!("an operation of the host came to a volume")
+        };
         work.buffers = match buffer {
             Buffer::Part { bytes, .. } => Buffers::One(bytes),
             Buffer::Pieces { pieces, .. } => Buffers::Many(pieces),
@@ -170,7 +183,8 @@ impl Request {
             *error = IoError::new(ending.kind());
         }
         let mut links = self.iocb.links.take().map_or_else(VecDeque::new, |links| links.0);
-        if result == Ok(self.asked)
+        let all = result.is_ok_and(|done| self.asked.is_none_or(|asked| asked == done));
+        if all
             && ending.is_none()
             && let Some(mut next) = links.pop_front()
         {
@@ -189,9 +203,15 @@ impl Request {
         None
     }
 
+    /// One of several events of it, of which it is not the last.
+    pub(crate) fn one_of_several(&self, result: Result<usize, IoError>) -> Event {
+        let buffers = Buffers::None;
+        Event { user_data: self.iocb.user_data, result, buffers, more: true }
+    }
+
     fn event(self, result: Result<usize, IoError>, last: bool) {
         let Iocb { work, user_data, notify, .. } = self.iocb;
-        let event = Event { user_data, result, buffers: work.into_buffers() };
+        let event = Event { user_data, result, buffers: work.into_buffers(), more: false };
         let last_of = last.then_some(self.ticket);
         self.queue.answer(Answer { event, last_of, notify, list: self.list });
     }

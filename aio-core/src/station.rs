@@ -17,13 +17,18 @@ use uaio_driver::{Armed, IoError, IoErrorKind, IoResult, Slots, Token, Wake};
 
 use crate::cancel::Cancel;
 use crate::deadline::Deadlines;
+use crate::event::Event;
 use crate::inbox::Inbox;
+use crate::queue::EventQueue;
 use crate::reactor::Shared;
 use crate::request::Request;
 use crate::ticket::{Ending, Ticket};
 
 /// What does the work of a station. Stepped under its core's lock; nothing in it blocks.
 pub(crate) trait Backend: Send {
+    /// What it does may wait for ever (for a peer, a descriptor), so it is cancelled rather than
+    /// waited for when its context or its reactor goes.
+    const MAY_WAIT: bool;
     /// Whether it takes another request.
     fn has_room(&self) -> bool;
     /// Starts a request. There is room.
@@ -53,6 +58,8 @@ pub(crate) trait Backend: Send {
 pub(crate) enum Outcome {
     /// The request goes on.
     GoesOn,
+    /// It goes on, and has had one of several answers; a slot for that was taken.
+    More(Result<usize, IoError>),
     /// That was all.
     Over(Result<usize, IoError>),
 }
@@ -92,10 +99,12 @@ pub(crate) struct Station<B> {
     spare: ArrayQueue<Vec<Done>>,
 }
 
-/// A request that is finished and not answered yet.
-struct Done {
-    request: Request,
-    result: Result<usize, IoError>,
+/// What is not answered yet.
+enum Done {
+    /// A request that is finished.
+    Over(Request, Result<usize, IoError>),
+    /// One of several answers of one that is not.
+    More(Arc<EventQueue>, Event),
 }
 
 struct Core<B> {
@@ -179,6 +188,10 @@ impl<B: Backend> Station<B> {
     /// Takes in what was linked to a request that is done. It has had its slots from the beginning,
     /// so it is never refused.
     pub(crate) fn go_on(&self, request: Request) {
+        if B::MAY_WAIT && self.is_closed() {
+            self.deliver_one(request, Err(IoError::new(IoErrorKind::Gone)));
+            return;
+        }
         let enqueued = self.enqueue(request, true);
         debug_assert!(enqueued.is_ok(), "a linked request was refused");
     }
@@ -249,8 +262,11 @@ impl<B: Backend> Station<B> {
         if done.is_empty() {
             return;
         }
-        for Done { request, result } in done.drain(..) {
-            self.deliver_one(request, result);
+        for done in done.drain(..) {
+            match done {
+                Done::Over(request, result) => self.deliver_one(request, result),
+                Done::More(queue, event) => queue.complete(event),
+            }
         }
         // When there are enough of them, this one goes.
         let _ = self.spare.push(done);
@@ -326,6 +342,9 @@ impl<B: Backend> Station<B> {
     /// go of it. Takes as long as the device does, bounded by its deadlines.
     pub(crate) fn close(&self) -> IoResult {
         self.closed.store(true, Ordering::Release);
+        if B::MAY_WAIT {
+            self.cancel_all(&|_| true);
+        }
         let clock = self.shared.clock();
         let mut ending = false;
         let result = loop {
@@ -352,6 +371,11 @@ impl<B: Backend> Station<B> {
         result
     }
 
+    /// Does something with the backend, unless the station was closed. Waits for one turn at most.
+    pub(crate) fn with_backend<R>(&self, with: impl FnOnce(&mut B) -> R) -> Option<R> {
+        self.core.lock().as_mut().map(|core| with(&mut core.backend))
+    }
+
     /// Cancels one submission, if it is here; it has been marked. `token` says where it was last.
     pub(crate) fn cancel(&self, ticket: Ticket, token: Token) -> Option<Cancel> {
         if let Some(request) = self.in_inbox(|inbox| inbox.remove(ticket)) {
@@ -366,8 +390,11 @@ impl<B: Backend> Station<B> {
         }
         core.backend.cancel(token);
         core.finish();
-        let decided = core.done.iter().find(|done| done.request.ticket() == ticket);
-        let decided = decided.map_or(Cancel::InProgress, |done| match done.result {
+        let decided = core.done.iter().find_map(|done| match done {
+            Done::Over(request, result) if request.ticket() == ticket => Some(*result),
+            _ => None,
+        });
+        let decided = decided.map_or(Cancel::InProgress, |result| match result {
             Err(error) if error.kind == IoErrorKind::Cancelled => Cancel::Cancelled,
             _ => Cancel::Over,
         });
@@ -433,7 +460,7 @@ impl<B: Backend> Core<B> {
 
     fn over(&mut self, token: Token, result: Result<usize, IoError>) {
         if let Some(request) = self.requests.remove(token) {
-            self.done.push(Done { request, result });
+            self.done.push(Done::Over(request, result));
         }
     }
 
@@ -442,8 +469,13 @@ impl<B: Backend> Core<B> {
         let mut any = false;
         while let Some((token, outcome)) = self.backend.next_finished(&mut self.requests) {
             any = true;
-            if let Outcome::Over(result) = outcome {
-                self.over(token, result);
+            match (outcome, self.requests.get(token)) {
+                (Outcome::Over(result), _) => self.over(token, result),
+                (Outcome::More(result), Some(request)) => {
+                    let queue = Arc::clone(request.queue());
+                    self.done.push(Done::More(queue, request.one_of_several(result)));
+                }
+                (Outcome::GoesOn | Outcome::More(_), _) => {}
             }
         }
         any

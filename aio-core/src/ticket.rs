@@ -8,7 +8,7 @@ use uaio_driver::{IoErrorKind, Token};
 /// Names one submission of one context: to cancel it, to wait for it, to ask whether it is over.
 ///
 /// A submission of linked iocbs has one ticket, over when the last of them has its event. Tickets go
-/// stale and are never mistaken for a later one (until 2^30 submissions have used the same slot).
+/// stale and are never mistaken for a later one (until 2^31 submissions have used the same slot).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket {
     pub(crate) context: u32,
@@ -60,8 +60,9 @@ pub(crate) struct Tickets {
 
 /// One submission after the other.
 ///
-/// `state` is the generation in the upper half and the ending, once there is one, in the lower: who
-/// ends a submission and who finishes it decide by one compare-and-exchange. `station` and `token` are
+/// `state` is the generation in the upper half, odd while there is a submission, and the ending, once
+/// there is one, in the lower: who ends a submission and who finishes it decide by one
+/// compare-and-exchange. `station` and `token` are
 /// a hint where it was last; only the station, under its lock, knows.
 struct Cell {
     state: AtomicU64,
@@ -92,8 +93,10 @@ impl Tickets {
         loop {
             if let Some(slot) = self.free.pop() {
                 // Relaxed: the queue of free slots ordered it.
-                let state = self.cells[slot as usize].state.load(Ordering::Relaxed);
-                return Ticket { context: self.context, slot, generation: (state >> 32) as u32 };
+                let state = &self.cells[slot as usize].state;
+                let generation = ((state.load(Ordering::Relaxed) >> 32) as u32).wrapping_add(1);
+                state.store(u64::from(generation) << 32, Ordering::Relaxed);
+                return Ticket { context: self.context, slot, generation };
             }
             // Its last owner has given the slot of the context back and is about to do this.
             std::thread::yield_now();

@@ -181,7 +181,8 @@ fn dropping_a_context_drains_it() {
                 });
                 drop(context);
             });
-            assert_eq!(stack.gate.completed.load(Ordering::SeqCst), 16);
+            // What was read ahead may come on top.
+            assert!(stack.gate.completed.load(Ordering::SeqCst) >= 16);
             assert_eq!(stack.volume.cache().frames_lent(), 0);
         };
         if threaded {

@@ -21,6 +21,9 @@ pub const GUEST: &[&str] = &[
     "tar",
 ];
 
+/// Counting instructions.
+pub const COUNT: &[&str] = &["valgrind"];
+
 /// Counting instructions and measuring peers.
 pub const BENCH: &[&str] = &["valgrind", "fio"];
 

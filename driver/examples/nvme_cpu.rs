@@ -9,8 +9,9 @@
 //! ```
 //!
 //! callgrind's "Collected" divided by 128 × rounds is instructions a request: everything inside
-//! [`counted_submit`], [`counted_commit`] and [`counted_poll`], also what they call of other crates and
-//! the model's doorbell, once a batch. The first argument is the number of rounds.
+//! [`counted_submit`], [`counted_commit`] and [`counted_poll`], also what they call of other crates. The
+//! bench `nvme-cpu` leaves out the loops of these three themselves and the model's doorbell, once a
+//! batch. The first argument is the number of rounds.
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -26,20 +26,33 @@ impl<'a> Sink<'a> {
         Self { out, len, end: len + most }
     }
 
-    /// Appends one.
-    ///
-    /// # Panics
-    ///
-    /// When there is no more room.
+    /// The place of the next one; `None` when there is no more room.
     #[inline]
-    pub(crate) fn push(&mut self, completion: Completion) {
-        assert!(self.len < self.end, "more completions than room was made for");
+    pub(crate) fn place(&mut self) -> Option<Place<'_>> {
+        if self.len >= self.end {
+            return None;
+        }
         // SAFETY: the index is below `end`, which `reserve` made the capacity reach.
         let place = unsafe { self.out.as_mut_ptr().add(self.len) };
-        // SAFETY: it is valid for writes, and nothing is there that would have to be dropped.
+        // SAFETY: it is memory for a completion, in the vector that is borrowed.
         let place = unsafe { &mut *place.cast::<MaybeUninit<Completion>>() };
-        place.write(completion);
-        self.len += 1;
+        Some(Place { place, len: &mut self.len })
+    }
+}
+
+/// The place of one completion: taken first, so that nothing is in between when it is filled.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    place: &'a mut MaybeUninit<Completion>,
+    len: &'a mut usize,
+}
+
+impl Place<'_> {
+    /// Appends `completion`.
+    #[inline]
+    pub(crate) fn fill(self, completion: Completion) {
+        self.place.write(completion);
+        *self.len += 1;
     }
 }
 
@@ -65,17 +78,20 @@ mod tests {
     fn what_is_pushed_is_behind_what_was_there() {
         let mut out = vec![completion(0)];
         let mut sink = Sink::new(&mut out, 3);
-        sink.push(completion(1));
-        sink.push(completion(2));
+        sink.place().unwrap().fill(completion(1));
+        // A place that is not filled is not there.
+        assert!(sink.place().is_some());
+        sink.place().unwrap().fill(completion(2));
         drop(sink);
         let tokens: Vec<_> = out.iter().map(|done| done.token.to_u64()).collect();
         assert_eq!(tokens, [0, 1, 2]);
     }
 
     #[test]
-    #[should_panic(expected = "more completions than room")]
-    fn more_than_room_was_made_for_is_a_defect() {
+    fn it_takes_no_more_than_room_was_made_for() {
         let mut out = Vec::with_capacity(8);
-        Sink::new(&mut out, 0).push(completion(1));
+        let mut sink = Sink::new(&mut out, 1);
+        sink.place().unwrap().fill(completion(1));
+        assert!(sink.place().is_none());
     }
 }

@@ -187,7 +187,7 @@ impl<'a> World<'a> {
                     assert!(in_flight > 0 || seat.queue.arm() != Armed::MustPoll);
                 }),
                 28 => self.clock.advance(Duration::from_millis(self.random.u64(..3000))),
-                29 => self.from_below(),
+                29 => self.misbehave(),
                 30 => {
                     let controller = self.namespace.controller();
                     controller.turn();
@@ -209,7 +209,7 @@ impl<'a> World<'a> {
         assert!(self.clock.now() - before < PATIENCE, "closing took {:?}", self.clock.now());
     }
 
-    fn from_below(&mut self) {
+    fn misbehave(&mut self) {
         let Self { random, model, .. } = self;
         match random.u8(..24) {
             0..8 => {

@@ -34,7 +34,7 @@ fn every_namespace_conforms() {
     let pool = pool();
     let controller = open(&pool).unwrap();
     println!("{:#?}", controller.identify());
-    for info in controller.namespaces() {
+    for info in controller.namespaces().iter() {
         let namespace = controller.namespace(info.nsid).unwrap();
         println!("{:?} {:?}", namespace.geometry(), namespace.capabilities());
         conformance::run(&*namespace);

@@ -2,18 +2,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
 use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
 
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
-use crate::page::{Blocks, Notes, Page};
+use crate::page::Blocks;
 use crate::readahead::Streams;
 use crate::room::DirtyRoom;
 use crate::shard::{self, Shard};
 use crate::stats::CacheStats;
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
 use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
 
 /// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
@@ -54,6 +53,15 @@ pub struct CacheOptions {
 impl CacheOptions {
     /// The fewest frames a cache works with.
     pub const FRAMES_MIN: usize = 16;
+
+    pub(crate) fn check_dirty_max(percent: u8) -> Result<(), CacheError> {
+        if (1..=90).contains(&percent) {
+            return Ok(());
+        }
+        Err(CacheError::Invalid(format!(
+            "a dirty limit of {percent} % is not possible: take 1 to 90"
+        )))
+    }
 
     /// A write-back cache of `frames` frames.
     pub fn frames(frames: usize) -> Self {
@@ -105,15 +113,38 @@ pub struct Cache {
     pub(crate) barriers: Barriers,
     pub(crate) errors: ErrorLog,
     pub(crate) orders: Mutex<Orders>,
+    /// Taken inside any other lock, so nothing is locked under it.
     flusher: Mutex<Option<Arc<dyn Wake>>>,
+    /// Held while a flusher comes or goes, with all that follows from it.
+    flusher_changes: Mutex<()>,
     lanes: Mutex<Lanes>,
     seq: AtomicU64,
     pub(crate) device_flushes: AtomicU64,
     block_size: usize,
     blocks: u64,
-    frames: usize,
-    dirty_max: usize,
+    /// What was asked for last; held while it is changed.
+    pub(crate) size: Mutex<Size>,
+    pub(crate) frames: AtomicUsize,
+    /// The most pages that may be dirty, whatever the write rate.
+    pub(crate) dirty_max: AtomicUsize,
 }
+
+/// How large a cache is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) frames: usize,
+    pub(crate) dirty_max_percent: u8,
+}
+
+impl Size {
+    /// The most pages that may be dirty.
+    pub(crate) fn dirty_max(&self) -> usize {
+        (self.frames * usize::from(self.dirty_max_percent) / 100).max(1)
+    }
+}
+
+/// The dirty limit in pages until the write rate is known: what a slow drive writes in two seconds.
+pub(crate) const ROOM_PAGES_UNTIL_KNOWN: usize = (128 << 20) / FRAME_SIZE;
 
 /// Who may wait on the cache's queues.
 #[derive(Default)]
@@ -162,10 +193,9 @@ struct ShardCell {
     /// frames in it that can be evicted.
     room: DirtyRoom,
     /// Whether somebody waits for a frame of it; see `Shard::wait_frame`.
-    wanted: Arc<AtomicBool>,
-    /// Pins that callers hold, and how many they may.
+    wanted: Arc<Wanted>,
+    /// Pins that callers hold.
     pins: AtomicUsize,
-    pins_max: usize,
 }
 
 /// One opener of a cache: each is told once of writeback errors that happened while it was open.
@@ -193,11 +223,7 @@ impl Cache {
                 CacheOptions::FRAMES_MIN
             )));
         }
-        if !(1..=90).contains(&dirty_max_percent) {
-            return Err(CacheError::Invalid(format!(
-                "a dirty limit of {dirty_max_percent} % is not possible: take 1 to 90"
-            )));
-        }
+        CacheOptions::check_dirty_max(dirty_max_percent)?;
         let shards = match shards {
             // 8 MiB a shard, so that the spread of the hash evens out inside each.
             0 => (frames / 2048).clamp(1, 64).next_power_of_two(),
@@ -215,20 +241,19 @@ impl Cache {
             let free = taken.len();
             return Err(CacheError::NoFrames { wanted: frames, free });
         }
-        let dirty_max = (frames * usize::from(dirty_max_percent) / 100).max(1);
-        // Until the write rate is known: what a slow drive writes in two seconds, 128 MiB.
-        let room_pages = dirty_max.min(32 << 10) / shards;
+        let size = Size { frames, dirty_max_percent };
+        let dirty_max = size.dirty_max();
+        let room_pages = dirty_max.min(ROOM_PAGES_UNTIL_KNOWN) / shards;
         let shards = (0..shards)
             .rev()
             .map(|left| {
                 let own = taken.split_off(taken.len() - taken.len() / (left + 1));
-                let wanted = Arc::new(AtomicBool::new(false));
-                let pins_max = own.len() / 4;
+                let wanted = Arc::new(Wanted::default());
                 // By its place among the shards: the first made is number 0.
                 let number = (shards - 1 - left) as u32;
                 let lock = Mutex::new(Shard::new(number, own, Arc::clone(&wanted)));
                 let room = DirtyRoom::new(number, room_pages.max(1));
-                ShardCell { lock, room, wanted, pins: AtomicUsize::new(0), pins_max }
+                ShardCell { lock, room, wanted, pins: AtomicUsize::new(0) }
             })
             .collect();
         let geometry = device.geometry();
@@ -239,13 +264,15 @@ impl Cache {
             errors: ErrorLog::default(),
             orders: Mutex::default(),
             flusher: Mutex::default(),
+            flusher_changes: Mutex::default(),
             lanes: Mutex::default(),
             seq: AtomicU64::new(0),
             device_flushes: AtomicU64::new(0),
             block_size: geometry.block_size as usize,
             blocks: geometry.blocks,
-            frames,
-            dirty_max,
+            size: Mutex::new(size),
+            frames: AtomicUsize::new(frames),
+            dirty_max: AtomicUsize::new(dirty_max),
             device,
         }))
     }
@@ -301,7 +328,7 @@ impl Cache {
             return None;
         }
         let cell = self.cell(page);
-        if cell.pins.fetch_add(1, Ordering::Relaxed) < cell.pins_max
+        if cell.pins.fetch_add(1, Ordering::Relaxed) < self.pins_max()
             && let Some(frame) = self.share(page, self.existing(page))
         {
             return Some(PagePin { cache: self, page, frame: Some(frame) });
@@ -312,7 +339,7 @@ impl Cache {
 
     /// A handle to the page's frame, if these blocks of it are cached.
     #[inline]
-    fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
+    pub(crate) fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
         let mut shard = self.shard(page);
         let slot = shard.find(page)?;
         let content = shard.page(slot).readable()?;
@@ -331,7 +358,7 @@ impl Cache {
 
     /// What it has done and holds. Takes each shard's lock in turn.
     pub fn stats(&self) -> CacheStats {
-        let mut stats = CacheStats { frames: self.frames as u64, ..CacheStats::default() };
+        let mut stats = CacheStats { frames_wanted: self.frames() as u64, ..CacheStats::default() };
         for shard in self.shards() {
             let shard = shard.lock();
             let own = &shard.stats;
@@ -345,7 +372,9 @@ impl Cache {
             stats.readahead_wasted += own.readahead_wasted;
             stats.written_back += own.written_back;
             stats.writeback_errors += own.writeback_errors;
-            stats.cached += shard.count().cached as u64;
+            let count = shard.count();
+            stats.frames += count.total as u64;
+            stats.cached += count.cached as u64;
             stats.dirty_bytes += (shard.dirty_len() * FRAME_SIZE) as u64;
             stats.writeback_bytes += (shard.writeback_len() * FRAME_SIZE) as u64;
             stats.failed += shard.failed_len() as u64;
@@ -404,35 +433,14 @@ impl Cache {
         self.shards().map(|shard| shard.lock().count().lent).sum()
     }
 
-    /// Lets go of the clean pages that lie wholly in a range of bytes and that nobody uses
-    /// (`POSIX_FADV_DONTNEED`), and says how many. What is dirty stays: flush first. Takes a lock for
-    /// each page of the range, one after the other.
-    pub fn drop_clean(&self, bytes: Range<u64>) -> usize {
-        let page_size = FRAME_SIZE as u64;
-        let end = if bytes.end >= self.size_bytes() { self.pages() } else { bytes.end / page_size };
-        (bytes.start.div_ceil(page_size)..end).filter(|page| self.drop_page(*page, true)).count()
+    /// How many pages of a shard may be pinned: a quarter.
+    fn pins_max(&self) -> usize {
+        self.frames() / self.shards.len() / 4
     }
 
-    /// Lets go of a clean page that nobody uses; says whether it did.
-    pub(crate) fn drop_page(&self, page: u64, asked: bool) -> bool {
-        let mut wakes = Wakes::default();
-        let mut shard = self.shard(page);
-        let Some(slot) = shard.find(page) else { return false };
-        let Page::Clean(content) = shard.page(slot) else { return false };
-        if content.frame.is_shared() {
-            return false;
-        }
-        let wasted = content.notes.contains(Notes::AHEAD) && asked;
-        let (released, result) = shard.forget(slot, &mut wakes, Blocks(u8::MAX), false);
-        debug_assert!(result.is_ok() && released.room == 0, "a clean page can be forgotten");
-        shard.stats.readahead_wasted += u64::from(wasted);
-        shard.hand_over(&mut wakes);
-        true
-    }
-
-    /// How many frames it has.
+    /// How many frames it is to have.
     pub(crate) fn frames(&self) -> usize {
-        self.frames
+        self.frames.load(Ordering::Relaxed)
     }
 
     pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> {
@@ -472,7 +480,7 @@ impl Cache {
     }
 
     pub(crate) fn dirty_max(&self) -> usize {
-        self.dirty_max
+        self.dirty_max.load(Ordering::Relaxed)
     }
 
     /// The blocks of a page that the device has: all but on the last page of an odd size.
@@ -525,9 +533,9 @@ impl Cache {
 
     /// Names the flusher; without one, whoever needs it fails instead of waiting for ever.
     pub(crate) fn set_flusher(&self, wake: Option<Arc<dyn Wake>>, wakes: &mut Wakes) {
-        let mut flusher = self.flusher.lock();
+        let _one_at_a_time = self.flusher_changes.lock();
         let broken = if wake.is_some() { None } else { Some(NO_FLUSHER) };
-        *flusher = wake;
+        *self.flusher.lock() = wake;
         self.rooms().for_each(|room| room.set_broken(broken, wakes));
         if let Some(error) = broken {
             self.fail_tickets(wakes, error, |_| true);
@@ -584,9 +592,8 @@ impl Cache {
     #[inline]
     pub(crate) fn unpin(&self, page: u64, frame: DmaBuf) {
         let last = frame.release();
-        // SeqCst: pairs with `Shard::wait_frame`. Either this sees that a frame is wanted, or the
-        // one who wants it saw that this pin is gone.
-        if last.is_some() || self.cell(page).wanted.load(Ordering::SeqCst) {
+        // Either this sees that a frame is wanted, or the one who wants it saw that this pin is gone.
+        if last.is_some() || self.cell(page).wanted.is_raised() {
             self.unpin_slow(page, last);
         }
     }

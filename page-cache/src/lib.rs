@@ -95,6 +95,7 @@
 //! | [`writeback`] | dirty pages go to the device, and flushes end |
 //! | [`errors`] | writeback errors, kept until everybody was told |
 
+mod admin;
 mod barrier;
 mod buffer;
 mod bypass;
@@ -103,6 +104,8 @@ mod cached_device;
 mod commit;
 pub mod errors;
 pub mod evict;
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 mod lane;
 pub mod page;
 mod read;
@@ -116,6 +119,7 @@ pub mod wait;
 mod write;
 pub mod writeback;
 
+pub use admin::{Dropped, MemoryUse, Residency};
 pub use buffer::Buffer;
 pub use cache::{Cache, CacheError, CacheMode, CacheOptions, Handle, PagePin};
 pub use cached_device::CachedDevice;

@@ -6,7 +6,6 @@
 //! other. Keys are spread by hash, so the shards fill evenly.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashTable;
 use uaio_driver::{DmaBuf, IoError};
@@ -14,6 +13,7 @@ use uaio_driver::{DmaBuf, IoError};
 use crate::evict::{Lap, Links, List, Pages, Policy};
 use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stats::ShardStats;
+use crate::sync::Wanted;
 use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
 /// A page's place in the shard: one cache line, so that a hit takes one miss for the key and the
@@ -23,6 +23,12 @@ use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 struct Record {
     key: u64,
     page: Page,
+}
+
+impl Record {
+    fn vacant() -> Self {
+        Self { key: 0, page: Page::Absent }
+    }
 }
 
 const _: () = assert!(size_of::<Record>() == 64);
@@ -113,13 +119,15 @@ pub(crate) struct Shard {
     /// reader after their page went.
     lent: usize,
     total: usize,
+    /// How many frames it is to have: what is more goes back to the pool as it becomes free.
+    target: usize,
     frame_waiters: WaitQueue,
     /// Those who wait for pages, by a hash of the slot; a power of two of them.
     page_waiters: Box<[WaitQueue]>,
     /// How many, so that what wakes nobody looks at no queue.
     page_waiters_len: usize,
     /// Whether `frame_waiters` has any, for those who drop a pin without the lock.
-    wanted: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
     entries: WaitTable,
     /// Pages with dirty blocks that are not under writeback, by the sequence number of the oldest.
     dirty: List,
@@ -154,9 +162,9 @@ pub(crate) struct Released {
 
 impl Shard {
     /// The shard of this number, of these frames.
-    pub(crate) fn new(number: u32, frames: Vec<DmaBuf>, wanted: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(number: u32, frames: Vec<DmaBuf>, wanted: Arc<Wanted>) -> Self {
         let total = frames.len();
-        let records = (0..total).map(|_| Record { key: 0, page: Page::Absent }).collect();
+        let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
         let queues = (total / 16).next_power_of_two().clamp(8, 1024);
         let (mut links, mut vacant) = (Links::new(total), List::EMPTY);
@@ -169,6 +177,7 @@ impl Shard {
             free: frames,
             lent: 0,
             total,
+            target: total,
             frame_waiters: WaitQueue::EMPTY,
             page_waiters: vec![WaitQueue::EMPTY; queues].into(),
             page_waiters_len: 0,
@@ -203,9 +212,7 @@ impl Shard {
             &mut self.page_waiters[key as usize & mask]
         };
         self.entries.remove(queue, entries, slot);
-        if self.frame_waiters.is_empty() {
-            self.wanted.store(false, Ordering::SeqCst);
-        }
+        self.settle_wanted();
         true
     }
 
@@ -213,6 +220,27 @@ impl Shard {
     #[inline]
     pub(crate) fn find(&self, key: u64) -> Option<u32> {
         self.index.find(hash(key), |slot| self.records[*slot].key == key).copied()
+    }
+
+    /// The pages that there are: key and slot.
+    pub(crate) fn present(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.index.iter().map(|slot| (self.records[*slot].key, *slot))
+    }
+
+    /// Whether the page of this key was evicted not long ago.
+    pub(crate) fn remembers(&self, key: u64) -> bool {
+        self.policy.remembers(key)
+    }
+
+    /// Bytes of memory beside the frames.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.index.allocation_size()
+            + self.records.records.capacity() * size_of::<Record>()
+            + self.links.memory_bytes()
+            + self.policy.memory_bytes()
+            + self.troubles.capacity() * size_of::<Trouble>()
+            + self.free.capacity() * size_of::<DmaBuf>()
+            + self.page_waiters.len() * size_of::<WaitQueue>()
     }
 
     pub(crate) fn page(&self, slot: u32) -> &Page {
@@ -471,12 +499,11 @@ impl Shard {
     /// [`take_frame`](Shard::take_frame) gave none, under the same lock.
     ///
     /// What stood in the way may have been a pin that was dropped, without this lock, after we
-    /// looked. So: say that a frame is wanted, then look again. Whoever drops a pin drops it, then
-    /// looks whether a frame is wanted. All four are SeqCst, so one of the two sees the other.
+    /// looked. So: say that a frame is wanted, then look again; see [`Wanted`].
     pub(crate) fn wait_frame(&mut self, keep: Option<u32>, waiter: Waiter) -> Option<DmaBuf> {
-        self.wanted.store(true, Ordering::SeqCst);
+        self.wanted.raise();
         if let Some(frame) = self.take_frame(keep) {
-            self.wanted.store(false, Ordering::SeqCst);
+            self.settle_wanted();
             return Some(frame);
         }
         self.stats.frame_waits += 1;
@@ -492,7 +519,13 @@ impl Shard {
         while let Some(waiter) = self.entries.pop(&mut self.frame_waiters) {
             wakes.push(waiter, Wakeup::Ended(Err(error)));
         }
-        self.wanted.store(false, Ordering::SeqCst);
+        self.settle_wanted();
+    }
+
+    /// Whoever drops a pin need not look here when nobody waits for a frame and none is too many.
+    fn settle_wanted(&self) {
+        let wanted = self.total > self.target || !self.frame_waiters.is_empty();
+        self.wanted.set(wanted);
     }
 
     /// A frame that was lent is now a page's.
@@ -515,9 +548,59 @@ impl Shard {
         self.free.push(frame);
     }
 
-    /// Hands what is free or can be evicted to those who wait, in order. Call it, under the same
-    /// lock, after whatever may have freed a frame: a frame put back, a page clean, a pin gone.
+    /// How many frames it is to have.
+    pub(crate) fn target(&self) -> usize {
+        self.target
+    }
+
+    /// Sets how many frames it is to have, and says how many it has to be [given](Shard::grow). What
+    /// is too many goes with the next [`hand_over`](Shard::hand_over).
+    pub(crate) fn retarget(&mut self, target: usize) -> usize {
+        self.target = target;
+        target.saturating_sub(self.total)
+    }
+
+    /// More frames, and tables for them.
+    pub(crate) fn grow(&mut self, frames: Vec<DmaBuf>) {
+        self.total += frames.len();
+        self.free.extend(frames);
+        let slots = self.records.records.len();
+        if self.total <= slots {
+            return;
+        }
+        self.records.records.resize_with(self.total, Record::vacant);
+        self.troubles.resize(self.total, Trouble::default());
+        self.links.resize(self.total);
+        self.policy.resize(self.total);
+        let records = &self.records;
+        self.index.reserve(self.total - self.index.len(), |slot| hash(records[*slot].key));
+        for slot in slots as u32..self.total as u32 {
+            self.vacant.push_back(&mut self.links, slot);
+        }
+    }
+
+    /// Returns frames to the pool for as long as there are more than there are to be, and some to be
+    /// had. Says whether more are to go.
+    fn shrink(&mut self) -> bool {
+        while self.total > self.target {
+            let Some(frame) = self.free.pop().or_else(|| self.evict(None)) else { return true };
+            drop(frame);
+            self.total -= 1;
+        }
+        false
+    }
+
+    /// Hands what is free or can be evicted to those who wait, in order, when there are not too many
+    /// frames. Call it, under the same lock, after whatever may have freed a frame: a frame put back,
+    /// a page clean, a pin gone.
     pub(crate) fn hand_over(&mut self, wakes: &mut Wakes) {
+        if self.total > self.target {
+            // A pin may be what stands in the way; see `wait_frame`.
+            self.wanted.raise();
+            if self.shrink() {
+                return;
+            }
+        }
         while !self.frame_waiters.is_empty() {
             let Some(frame) = self.any_frame(None) else { return };
             let Some(waiter) = self.entries.pop(&mut self.frame_waiters) else {
@@ -525,7 +608,7 @@ impl Shard {
             };
             wakes.push(waiter, Wakeup::Frame(frame));
         }
-        self.wanted.store(false, Ordering::SeqCst);
+        self.settle_wanted();
     }
 
     /// Pages with dirty blocks that are not under writeback, oldest first.

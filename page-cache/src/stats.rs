@@ -45,8 +45,10 @@ pub struct CacheStats {
     pub device_flushes: u64,
     /// Flushes asked for.
     pub flushes: u64,
-    /// Frames in all.
+    /// Frames in all. More than are wanted while the cache shrinks.
     pub frames: u64,
+    /// Frames that it is to have.
+    pub frames_wanted: u64,
     /// Frames that hold a page.
     pub cached: u64,
     /// Bytes the device does not have yet, counted by the page.

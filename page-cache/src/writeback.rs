@@ -25,7 +25,6 @@
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use uaio_driver::{
@@ -36,6 +35,7 @@ use crate::cache::Cache;
 use crate::lane::{Core, Io, IoKind, Run};
 use crate::page::{Blocks, Page};
 use crate::room::Usage;
+use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakeup};
 
 /// How old a dirty page may get before it is written without anybody asking.

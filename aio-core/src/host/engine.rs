@@ -135,8 +135,7 @@ impl Engine {
     pub fn new(options: EngineOptions) -> Result<Self, EngineError> {
         let EngineOptions { depth, workers, owner } = options;
         if depth == 0 || depth > DEPTH_MAX {
-            let what = format!("a depth of {depth} is not possible: take 1 to {DEPTH_MAX}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what).into());
+            return Err(EngineError::Depth { depth });
         }
         let ring = Ring::new(depth as u32, owner)?;
         let workers = match workers {

@@ -22,6 +22,8 @@
 //! * **Blocking.** `commit` does not wait: what cannot be done at once is done by the kernel when it
 //!   can be, and opening and closing on threads of the kernel's. A read of a file whose metadata is
 //!   not in memory is the exception; [`HostRequest::away`] is for it.
+//!   `O_NONBLOCK` of a socket does not count, since nobody is kept waiting; `MSG_DONTWAIT` and
+//!   `RWF_NOWAIT` do, with EAGAIN.
 //! * **The submitter's.** Credentials are [taken](Engine::take_credentials); working directory,
 //!   umask, RLIMIT_FSIZE and the target of SIGPIPE and SIGXFSZ are [settled](HostRequest::settle).
 //!   Neither depends on the thread that does the work.

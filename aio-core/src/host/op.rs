@@ -456,6 +456,26 @@ impl From<HostOp> for HostRequest {
     }
 }
 
+impl HostRequest {
+    /// The same with a [timeout](HostRequest::timeout).
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
+    }
+
+    /// The same, issued [away](HostRequest::away).
+    #[must_use]
+    pub fn away(self) -> Self {
+        Self { away: true, ..self }
+    }
+
+    /// The same as somebody.
+    #[must_use]
+    pub fn with_credentials(self, credentials: Credentials) -> Self {
+        Self { credentials: Some(credentials), ..self }
+    }
+}
+
 /// An operation that is done, or one of several answers of one.
 #[derive(Debug)]
 #[must_use = "the operation's memory and descriptors are in it"]

@@ -45,7 +45,13 @@ pub enum EngineError {
         /// What it lacks.
         feature: &'static str,
     },
-    /// There is not enough memory or no descriptor left, or the depth is out of range.
+    /// There is no engine of this depth: EINVAL.
+    #[error("a depth of {depth} is not possible: take 1 to {}", super::DEPTH_MAX)]
+    Depth {
+        /// What was asked for.
+        depth: usize,
+    },
+    /// There is not enough memory, or no descriptor left.
     #[error("setting up io_uring: {0}")]
     Os(#[from] io::Error),
 }
@@ -56,6 +62,7 @@ impl EngineError {
         match self {
             Self::Missing | Self::TooOld { .. } => libc::ENOSYS,
             Self::Forbidden { .. } => libc::EPERM,
+            Self::Depth { .. } => libc::EINVAL,
             Self::Os(error) => error.raw_os_error().unwrap_or(libc::EIO),
         }
     }

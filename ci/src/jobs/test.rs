@@ -11,8 +11,10 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use crate::bench::registry::{self, Source};
 use crate::cargo::{self, Profile};
 use crate::guest::Console;
+use crate::jobs;
 use crate::lab::{Lab, image};
 use crate::machine::Machine;
 use crate::runner::{self, Binaries, Verdict};
@@ -22,7 +24,7 @@ use crate::{guest, packages};
 /// How much of the console of a failed scenario is shown.
 const TAIL_LINES: usize = 25;
 
-/// Runs all tests: those of the host, then the scenarios in guests.
+/// Runs all tests: those of the host, the budgets of instructions, then the scenarios in guests.
 ///
 /// The last line is `N passed, N failed`, scenarios and host tests together.
 #[derive(Debug, Args)]
@@ -82,6 +84,7 @@ pub fn run(options: &Options) -> Result<i32> {
     packages::ensure(packages::BUILD)?;
     if !options.guest {
         count.add(host_tests(filter)?);
+        count.add(budgets(filter)?);
     }
     if !options.host {
         count.add(guest_scenarios(&scenarios, filter, options)?);
@@ -90,13 +93,36 @@ pub fn run(options: &Options) -> Result<i32> {
     Ok(i32::from(count.failed > 0 || count.passed == 0))
 }
 
-/// Runs `cargo test` and counts.
+/// What `cargo test` is asked for: everything, and the cache's own code under a model checker, which
+/// is built on other locks.
+const HOST_TESTS: &[&[&str]] = &[
+    &["--workspace", "--no-fail-fast"],
+    &["--package=uaio-page-cache", "--features=loom", "--lib", "interleavings"],
+];
+
+/// Runs the tests of the host and counts.
 fn host_tests(filter: &str) -> Result<Count> {
     let log_path = Lab::open()?.log_dir()?.join("host.log");
     let mut log = File::create(&log_path)?;
     let started = Instant::now();
+    let mut count = Count::default();
+    for args in HOST_TESTS {
+        count.add(cargo_test(args, filter, &mut log)?);
+    }
+    println!(
+        "host tests: {} passed, {} failed in {} s; log {}",
+        count.passed,
+        count.failed,
+        started.elapsed().as_secs(),
+        log_path.display()
+    );
+    Ok(count)
+}
+
+/// Runs `cargo test` and counts.
+fn cargo_test(args: &[&str], filter: &str, log: &mut File) -> Result<Count> {
     let mut cargo = cargo::command();
-    cargo.args(["test", "--workspace", "--no-fail-fast", "--quiet"]);
+    cargo.args(["test", "--quiet"]).args(args);
     if !filter.is_empty() {
         cargo.args(["--", filter]);
     }
@@ -125,13 +151,22 @@ fn host_tests(filter: &str) -> Result<Count> {
         // It did not compile, or a test took its whole process down.
         count.failed = 1;
     }
-    println!(
-        "host tests: {} passed, {} failed in {} s; log {}",
-        count.passed,
-        count.failed,
-        started.elapsed().as_secs(),
-        log_path.display()
-    );
+    Ok(count)
+}
+
+/// Counts the instructions of the benches that have a budget, whose counts do not depend on what else the machine does,
+/// so that a data path that grows beyond it is a failed test.
+fn budgets(filter: &str) -> Result<Count> {
+    let mut count = Count::default();
+    for bench in registry::ALL.iter().filter(|bench| bench.name.contains(filter)) {
+        let Source::Callgrind { budget, .. } = bench.source else { continue };
+        packages::ensure(packages::COUNT)?;
+        let counted = jobs::bench::count_instructions(bench)?;
+        let over = counted > f64::from(budget);
+        let verdict = if over { "more than" } else { "within" };
+        println!("{}: {counted:.1} instructions, {verdict} the budget of {budget}", bench.name);
+        count.add(Count { passed: u64::from(!over), failed: u64::from(over) });
+    }
     Ok(count)
 }
 

@@ -3,6 +3,9 @@
 mod bring_up;
 mod events;
 mod recovery;
+mod rescan;
+
+pub use rescan::NamespaceChanges;
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -97,6 +100,8 @@ pub struct NvmeController {
     options: ControllerOptions,
     fate: Arc<Fate>,
     properties: Properties,
+    /// The active namespaces as they were last looked for.
+    namespaces: Mutex<Arc<[NamespaceInfo]>>,
     shared: Mutex<Shared>,
     pool: DmaPool,
     clock: Arc<dyn Clock>,
@@ -191,11 +196,6 @@ impl NvmeController {
         &self.info
     }
 
-    /// Its active namespaces.
-    pub fn namespaces(&self) -> &[NamespaceInfo] {
-        &self.info.namespaces
-    }
-
     /// Opens a namespace as a block device. A namespace is open once at a time. Closing the last one
     /// that is open closes the controller.
     ///
@@ -206,8 +206,9 @@ impl NvmeController {
     pub fn namespace(self: &Arc<Self>, nsid: u32) -> Result<Arc<NvmeNamespace>, DeviceError> {
         let name = &self.info.name;
         self.check_running()?;
-        let Some(info) = self.info.namespaces.iter().find(|info| info.nsid == nsid) else {
-            let there: Vec<_> = self.info.namespaces.iter().map(|ns| ns.nsid.to_string()).collect();
+        let known = self.namespaces();
+        let Some(info) = known.iter().find(|info| info.nsid == nsid) else {
+            let there: Vec<_> = known.iter().map(|ns| ns.nsid.to_string()).collect();
             let there = there.join(", ");
             return Err(DeviceError::Invalid(format!(
                 "{name}: no namespace {nsid}; there are: {there}"

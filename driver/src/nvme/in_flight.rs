@@ -6,8 +6,8 @@
 //! same idea with 32 bits of generation; here only 16 bits travel, and a request may be part of a
 //! command that another slot leads (discards).
 //!
-//! What a slot holds is the completion as it will be given out if the command is good, so a good
-//! command's is moved out as it is. A slot is one cache line.
+//! One number of a slot, its key, says which command is in it and that it is an ordinary one: so one
+//! comparison finds what nearly every completion is for. A slot is one cache line.
 //!
 //! # Age
 //!
@@ -33,13 +33,16 @@ const NONE: u16 = u16::MAX;
 const LEADS: u32 = 1 << 16;
 /// Beside the identifier in a slot's key: the request has no command of its own.
 const FOLLOWS: u32 = 1 << 17;
+/// Beside the identifier in a slot's key: nobody is in it; the identifier is that of the next tenant.
+const FREE: u32 = 1 << 18;
 
 #[derive(Debug)]
+#[repr(align(64))]
 struct Entry {
-    /// The answer that the tenant gets if its command is good, with its memory; `None` is a free slot.
-    tenant: Option<Completion>,
-    /// The identifier of the slot's present tenant, or of its next, and what is special about it: so
-    /// one comparison finds an ordinary command, and nothing else.
+    token: Token,
+    /// The tenant's memory; empty when there is no tenant.
+    data: SgList,
+    /// The identifier of the slot's tenant, and in the upper half what is special about it.
     key: u32,
     /// The tick at which the tenant came.
     tick: u32,
@@ -50,8 +53,19 @@ struct Entry {
 const _: () = assert!(size_of::<Entry>() == 64, "a slot is one cache line");
 
 impl Entry {
+    #[inline]
     fn cid(&self) -> u16 {
         self.key as u16
+    }
+
+    /// Takes the tenant out, as it is answered when its command is good. The slot is `next` of the free
+    /// ones afterwards.
+    #[inline]
+    fn vacate(&mut self, next: u16) -> Completion {
+        self.key = u32::from(self.cid().wrapping_add(1 << SLOT_BITS)) | FREE;
+        self.next = next;
+        let data = std::mem::replace(&mut self.data, SgList::empty());
+        Completion { token: self.token, result: Ok(()), data }
     }
 }
 
@@ -93,8 +107,10 @@ impl Vacant<'_> {
         let Self { entry, free, len, tick, .. } = self;
         *free = entry.next;
         *len += 1;
-        // There was nothing, so there is nothing to drop, which the compiler cannot know.
-        std::mem::forget(entry.tenant.replace(Completion { token, result: Ok(()), data }));
+        entry.key = u32::from(entry.cid());
+        entry.token = token;
+        // It was empty, so there is nothing to drop, which the compiler cannot know.
+        std::mem::forget(std::mem::replace(&mut entry.data, data));
         entry.next = NONE;
         entry.tick = tick;
     }
@@ -124,8 +140,9 @@ impl InFlight {
     /// An empty table of `depth` slots, 1 to [`DEPTH_MAX`].
     pub(super) fn new(depth: u16) -> Self {
         let entry = |slot| Entry {
-            tenant: None,
-            key: u32::from(slot),
+            token: Token::from_u64(0),
+            data: SgList::empty(),
+            key: u32::from(slot) | FREE,
             tick: 0,
             next: if slot + 1 == depth { NONE } else { slot + 1 },
         };
@@ -168,21 +185,20 @@ impl InFlight {
         self.entries[usize::from(slot)].cid()
     }
 
-    /// Takes the one request out that the command `cid` answers; `None` when no such command is in
-    /// flight, or it answers more than one.
+    /// Takes the one request out that the command `cid` answers and gives it to `take`. `false`, and
+    /// nothing happens, when no such command is in flight, or it answers more than one.
+    // Not an `Option` of it: a completion that is only moved once is not taken apart on the way.
     #[inline]
-    pub(super) fn complete(&mut self, cid: u16) -> Option<Completion> {
+    pub(super) fn complete(&mut self, cid: u16, take: impl FnOnce(Completion)) -> bool {
         let slot = cid & SLOT_MASK;
-        let entry = self.entries.get_mut(usize::from(slot))?;
+        let Some(entry) = self.entries.get_mut(usize::from(slot)) else { return false };
         if entry.key != u32::from(cid) {
-            return None;
+            return false;
         }
-        let completion = entry.tenant.take()?;
-        entry.key = next_key(cid);
-        entry.next = self.free;
+        take(entry.vacate(self.free));
         self.free = slot;
         self.len -= 1;
-        Some(completion)
+        true
     }
 
     /// [`complete`](InFlight::complete), of any command: the first request that it answers, and which
@@ -199,10 +215,11 @@ impl InFlight {
     /// Takes whatever request is in `slot` out.
     pub(super) fn take(&mut self, slot: u16) -> Option<Answered> {
         let entry = self.entries.get_mut(usize::from(slot))?;
-        let completion = entry.tenant.take()?;
+        if entry.key & FREE != 0 {
+            return None;
+        }
         let next = (entry.next != NONE).then_some(entry.next);
-        entry.key = next_key(entry.cid());
-        entry.next = self.free;
+        let completion = entry.vacate(self.free);
         self.free = slot;
         self.len -= 1;
         Some(Answered { completion, next })
@@ -211,16 +228,17 @@ impl InFlight {
     /// The request in flight that has the token: the identifier of its command, or `None` inside when
     /// its command is not its alone. Looks through all slots.
     pub(super) fn find(&self, token: Token) -> Option<Option<u16>> {
-        let is = |entry: &&Entry| entry.tenant.as_ref().is_some_and(|one| one.token == token);
+        let is = |entry: &&Entry| entry.key & FREE == 0 && entry.token == token;
         let entry = self.entries.iter().find(is)?;
         Some((entry.key & (LEADS | FOLLOWS) == 0).then(|| entry.cid()))
     }
 
     /// Every command in flight, in slot order. For deadlines and cancellation, not for the data path.
     pub(super) fn commands(&self) -> impl Iterator<Item = Command> + '_ {
-        self.entries.iter().filter(|entry| entry.key & FOLLOWS == 0).filter_map(|entry| {
-            let token = entry.tenant.as_ref()?.token;
-            Some(Command { cid: entry.cid(), token, age: self.tick.wrapping_sub(entry.tick) })
+        self.entries.iter().filter(|entry| entry.key & (FOLLOWS | FREE) == 0).map(|entry| Command {
+            cid: entry.cid(),
+            token: entry.token,
+            age: self.tick.wrapping_sub(entry.tick),
         })
     }
 
@@ -235,18 +253,19 @@ pub(super) fn slot_of(cid: u16) -> u16 {
     cid & SLOT_MASK
 }
 
-/// The key of a slot's next tenant, after one with the identifier `cid`.
-#[inline]
-fn next_key(cid: u16) -> u32 {
-    u32::from(cid.wrapping_add(1 << SLOT_BITS))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn token(word: u64) -> Token {
         Token::from_u64(word)
+    }
+
+    fn complete(table: &mut InFlight, cid: u16) -> Option<Completion> {
+        let mut taken = None;
+        let is_taken = table.complete(cid, |completion| taken = Some(completion));
+        assert_eq!(is_taken, taken.is_some());
+        taken
     }
 
     /// Fills a free slot: the slot and the identifier.
@@ -261,26 +280,29 @@ mod tests {
     fn an_identifier_is_good_once() {
         let mut table = InFlight::new(2);
         let cid = table.vacant().unwrap().cid();
-        assert!(table.complete(cid).is_none(), "not yet in flight");
+        assert!(complete(&mut table, cid).is_none(), "not yet in flight");
         let (slot, _) = put(&mut table, 7).unwrap();
         assert_eq!(table.len(), 1);
         for complete in [
-            |table: &mut InFlight, cid| table.complete(cid),
-            |table: &mut InFlight, cid| table.complete_any(cid).map(|answered| answered.completion),
+            complete as fn(&mut InFlight, u16) -> Option<Completion>,
+            |table: &mut InFlight, cid: u16| {
+                table.complete_any(cid).map(|answered| answered.completion)
+            },
         ] {
             assert!(complete(&mut table, cid ^ 1).is_none(), "another slot");
             assert!(complete(&mut table, cid ^ 1 << SLOT_BITS).is_none(), "another generation");
             assert!(complete(&mut table, 0x3ff).is_none(), "no such slot");
         }
-        assert_eq!(table.complete(cid).unwrap().token, token(7));
-        assert!(table.complete(cid).is_none(), "a second time");
+        assert_eq!(complete(&mut table, cid).unwrap().token, token(7));
+        assert!(complete(&mut table, cid).is_none(), "a second time");
         assert!(table.complete_any(cid).is_none(), "a second time");
         let (again, next) = put(&mut table, 8).unwrap();
         assert_eq!(again, slot);
         assert_ne!(next, cid);
-        assert!(table.complete(cid).is_none(), "the last tenant's identifier");
+        assert!(complete(&mut table, cid).is_none(), "the last tenant's identifier");
         assert_eq!(table.complete_any(next).unwrap().completion.token, token(8));
-        assert!(table.complete(next.wrapping_add(1 << SLOT_BITS)).is_none(), "the next one's");
+        let later = next.wrapping_add(1 << SLOT_BITS);
+        assert!(complete(&mut table, later).is_none(), "the next one's");
         assert_eq!(table.len(), 0);
     }
 
@@ -294,7 +316,7 @@ mod tests {
                 cids.push(cid);
             }
             assert_eq!(cids.len(), usize::from(DEPTH_MAX));
-            assert!(cids.into_iter().all(|cid| table.complete(cid).is_some()));
+            assert!(cids.into_iter().all(|cid| complete(&mut table, cid).is_some()));
         }
     }
 
@@ -304,9 +326,9 @@ mod tests {
         let (leader, cid) = put(&mut table, 1).unwrap();
         let follower = table.follow(leader, token(2)).unwrap();
         let follower_cid = table.cid(follower);
-        assert!(table.complete(follower_cid).is_none(), "it has no command");
+        assert!(complete(&mut table, follower_cid).is_none(), "it has no command");
         assert!(table.complete_any(follower_cid).is_none(), "it has no command");
-        assert!(table.complete(cid).is_none(), "it answers more than one");
+        assert!(complete(&mut table, cid).is_none(), "it answers more than one");
         let first = table.complete_any(cid).unwrap();
         assert_eq!((first.completion.token, first.next), (token(1), Some(follower)));
         let second = table.take(follower).unwrap();
@@ -315,7 +337,7 @@ mod tests {
         assert_eq!(table.len(), 0);
         let (slot, cid) = put(&mut table, 3).unwrap();
         assert_eq!(slot, follower);
-        assert!(table.complete(cid).is_some(), "an ordinary command again");
+        assert!(complete(&mut table, cid).is_some(), "an ordinary command again");
     }
 
     #[test]
@@ -334,7 +356,7 @@ mod tests {
             Command { cid: third, token: token(3), age: 1 },
         ];
         assert_eq!(found, want);
-        table.complete(third);
+        complete(&mut table, third);
         assert_eq!(table.commands().count(), 1);
     }
 }

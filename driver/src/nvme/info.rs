@@ -37,7 +37,7 @@ pub struct ControllerInfo {
     pub writes_zeroes: bool,
     /// How long a normal shutdown may take.
     pub shutdown_timeout: Duration,
-    /// The active namespaces, by identifier.
+    /// The active namespaces, by identifier, as they were at the start.
     pub namespaces: Vec<NamespaceInfo>,
 }
 

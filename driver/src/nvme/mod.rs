@@ -109,6 +109,7 @@ mod info;
 mod limits;
 pub mod model;
 mod namespace;
+pub mod protection;
 mod prp;
 mod queue;
 mod registers;
@@ -120,7 +121,7 @@ mod tests;
 mod transfer;
 
 pub use commands::{Command, CommandError, Data};
-pub use controller::{ControllerOptions, Event, NvmeController};
+pub use controller::{ControllerOptions, Event, NamespaceChanges, NvmeController};
 pub use failure::{Failure, Violation};
 pub use info::{ControllerInfo, NamespaceInfo};
 pub use namespace::NvmeNamespace;

@@ -1,7 +1,7 @@
 //! A namespace: the block device.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::block::{BlockDevice, Capabilities, Geometry, Health, IoQueue, QueueOptions};
@@ -10,6 +10,7 @@ use crate::error::DeviceError;
 use crate::request::Request;
 use crate::slots::Token;
 
+use super::commands::CommandError;
 use super::controller::{Created, NvmeController};
 use super::info::NamespaceInfo;
 use super::queue::{NvmeQueue, QueueTarget};
@@ -23,35 +24,23 @@ use super::spec::command::NLB_MAX;
 pub struct NvmeNamespace {
     name: String,
     nsid: u32,
-    geometry: Geometry,
-    capabilities: Capabilities,
-    deallocates_to_zeroes: bool,
-    shared: bool,
+    shape: Mutex<Shape>,
     controller: Arc<NvmeController>,
     open_queues: Arc<AtomicUsize>,
     closed: AtomicBool,
 }
 
-/// One open queue of a namespace, counted for as long as it lives.
-#[derive(Debug)]
-pub(super) struct NamespaceUse(Arc<AtomicUsize>);
-
-impl NamespaceUse {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
+/// What queues are opened with. Constant while one is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    geometry: Geometry,
+    capabilities: Capabilities,
+    deallocates_to_zeroes: bool,
+    shared: bool,
 }
 
-impl Drop for NamespaceUse {
-    fn drop(&mut self) {
-        // Release: pairs with the Acquire in `close`, which finds the queue gone with all it did.
-        self.0.fetch_sub(1, Ordering::Release);
-    }
-}
-
-impl NvmeNamespace {
-    pub(super) fn new(controller: Arc<NvmeController>, info: &NamespaceInfo) -> Self {
+impl Shape {
+    fn new(controller: &NvmeController, info: &NamespaceInfo) -> Self {
         let id = controller.identify();
         let block_size = info.block_size as u32;
         let write_zeroes_max_bytes =
@@ -59,8 +48,6 @@ impl NvmeNamespace {
         let write_zeroes_max_blocks =
             (write_zeroes_max_bytes / u64::from(block_size)).min(NLB_MAX.into()) as u32;
         Self {
-            name: format!("nvme:{}/{}", id.name, info.nsid),
-            nsid: info.nsid,
             geometry: Geometry {
                 block_size,
                 blocks: info.blocks,
@@ -80,10 +67,74 @@ impl NvmeNamespace {
             },
             deallocates_to_zeroes: info.deallocates_to_zeroes,
             shared: info.shared,
+        }
+    }
+}
+
+/// One open queue of a namespace, counted for as long as it lives.
+#[derive(Debug)]
+pub(super) struct NamespaceUse(Arc<AtomicUsize>);
+
+impl NamespaceUse {
+    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for NamespaceUse {
+    fn drop(&mut self) {
+        // Release: pairs with the Acquire in `close`, which finds the queue gone with all it did.
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl NvmeNamespace {
+    pub(super) fn new(controller: Arc<NvmeController>, info: &NamespaceInfo) -> Self {
+        Self {
+            name: format!("nvme:{}/{}", controller.identify().name, info.nsid),
+            nsid: info.nsid,
+            shape: Mutex::new(Shape::new(&controller, info)),
             open_queues: Arc::new(AtomicUsize::new(0)),
             closed: AtomicBool::new(false),
             controller,
         }
+    }
+
+    /// Its identifier.
+    pub const fn nsid(&self) -> u32 {
+        self.nsid
+    }
+
+    /// Takes the size and the format that the namespace has now; whether they are others than before.
+    /// For a namespace that was resized while it is open; every queue of it is closed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError::Invalid`] while a queue is open, when the namespace is gone, or when its format is
+    /// not supported any more; those of [`NvmeController::admin`]. It stays as it was then.
+    pub fn refresh(&self) -> Result<bool, CommandError> {
+        let mut shape = self.lock();
+        let open = self.open_queues.load(Ordering::Acquire);
+        if open > 0 {
+            return Err(CommandError::invalid(&self.name, format_args!("{open} queues are open")));
+        }
+        let id = self.controller.identify_namespace(self.nsid)?;
+        let Some(info) = NamespaceInfo::new(self.nsid, &id) else {
+            return Err(CommandError::invalid(
+                &self.name,
+                "the namespace is not attached any more",
+            ));
+        };
+        if let Some(why) = info.unsupported() {
+            return Err(CommandError::invalid(&self.name, why));
+        }
+        let now = Shape::new(&self.controller, &info);
+        Ok(std::mem::replace(&mut *shape, now) != now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shape> {
+        self.shape.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The controller it is of.
@@ -92,15 +143,19 @@ impl NvmeNamespace {
     }
 
     fn queue(&self, depth: u16) -> Result<NvmeQueue, DeviceError> {
-        let namespace_use = NamespaceUse::new(&self.open_queues);
+        // Under the lock: a queue that is counted has the shape that `refresh` leaves alone.
+        let (namespace_use, shape) = {
+            let shape = self.lock();
+            (NamespaceUse::new(&self.open_queues), *shape)
+        };
         let Created { qid, vector, memory, serving } = self.controller.create_queue(depth)?;
         let target = QueueTarget {
             nsid: self.nsid,
-            geometry: self.geometry,
-            capabilities: self.capabilities,
+            geometry: shape.geometry,
+            capabilities: shape.capabilities,
             dsm: self.controller.dsm_limits(),
-            deallocates_to_zeroes: self.deallocates_to_zeroes,
-            shared: self.shared,
+            deallocates_to_zeroes: shape.deallocates_to_zeroes,
+            shared: shape.shared,
             namespace_use,
         };
         let controller = Arc::clone(&self.controller);
@@ -133,11 +188,11 @@ impl BlockDevice for NvmeNamespace {
     }
 
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.lock().geometry
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.capabilities
+        self.lock().capabilities
     }
 
     fn pool(&self) -> &DmaPool {
@@ -149,7 +204,7 @@ impl BlockDevice for NvmeNamespace {
     }
 
     fn open_queue(&self, options: QueueOptions) -> Result<Box<dyn IoQueue>, DeviceError> {
-        let most = self.capabilities.depth_max;
+        let most = self.capabilities().depth_max;
         if options.depth == 0 || options.depth > most {
             return Err(DeviceError::Invalid(format!(
                 "{}: a queue depth of {} is not possible: take 1 to {most}",
@@ -177,7 +232,7 @@ impl BlockDevice for NvmeNamespace {
             self.controller.put_namespace(self.nsid);
             return self.controller.close();
         }
-        let flushed = if self.capabilities.volatile_cache { self.flush() } else { Ok(()) };
+        let flushed = if self.capabilities().volatile_cache { self.flush() } else { Ok(()) };
         self.controller.put_namespace(self.nsid);
         flushed
     }

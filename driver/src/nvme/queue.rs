@@ -5,6 +5,7 @@
 //! something. No lock, no allocation, no clock, no system call and no call through a pointer for a
 //! request; the two doorbells of a batch go through the one to the registers.
 
+pub(super) mod raw;
 mod trouble;
 
 use std::os::fd::BorrowedFd;
@@ -299,10 +300,10 @@ impl NvmeQueue {
             let Self { memory: QueueMemory { cq, .. }, in_flight, .. } = self;
             let mut sink = Sink::new(out, most - moved);
             moved += cq.drain(most - moved, |cqe| {
-                let Some(completion) = in_flight.complete(cqe.cid()) else { return false };
-                sink.push(completion);
-                last = Some(cqe);
-                true
+                let Some(place) = sink.place() else { return false };
+                let taken = in_flight.complete(cqe.cid(), |completion| place.fill(completion));
+                last = if taken { Some(cqe) } else { last };
+                taken
             });
             drop(sink);
             if moved == most {

@@ -262,6 +262,11 @@ impl CompletionRing {
         u64::from_le(self.ring.at(self.head.into())[0].load(Ordering::Relaxed)) as u32
     }
 
+    /// Dwords 0 and 1 of the completion that `peek` gave.
+    pub(super) fn value(&self) -> u64 {
+        u64::from_le(self.ring.at(self.head.into())[0].load(Ordering::Relaxed))
+    }
+
     /// Moves on to the next entry.
     #[inline]
     pub(super) fn advance(&mut self) {

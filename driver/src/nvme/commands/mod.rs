@@ -5,11 +5,22 @@
 //! sizes of the specification and what Identify says is supported; what comes back is copied out of the
 //! device's reach and decoded.
 
-mod identify;
+pub mod directive;
+pub mod feature;
+pub mod firmware;
+pub mod format;
+pub mod identify;
 pub mod log;
+pub mod namespaces;
+pub mod nvm;
+pub mod placement;
+pub mod queue;
+pub mod reservation;
+pub mod security;
+pub mod zone;
 
-pub use identify::NamespaceDescriptors;
 pub use log::NSID_ALL;
+pub use queue::{Answer, Buffer, CommandQueue, IoCommand};
 
 use std::fmt;
 use std::time::Duration;

@@ -79,6 +79,7 @@ impl Start {
             .and_then(|()| self.learn(&mut admin, cap, ready_timeout))
         {
             Ok(learnt) => Ok(NvmeController {
+                namespaces: Mutex::new(learnt.info.namespaces.as_slice().into()),
                 info: learnt.info,
                 cap,
                 cc: Self::configuration(),

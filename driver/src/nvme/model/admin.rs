@@ -2,126 +2,36 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::nvme::spec::layout::{Layout, Text};
+use crate::nvme::spec::Status;
+use crate::nvme::spec::command::{Opcode, SubmissionEntry};
 
-use crate::nvme::spec::command::{FEATURE_NUMBER_OF_QUEUES, Opcode, SubmissionEntry, cns};
-use crate::nvme::spec::event;
-use crate::nvme::spec::identify::IDENTIFY_SIZE;
-use crate::nvme::spec::{IdentifyController, IdentifyControllerNvm, IdentifyNamespace, Status};
-
-use super::{Cq, Sq, State, prp};
+use super::{Cq, Sq, State};
 
 impl State {
-    /// Does an admin command: its status and dword 0.
-    pub(super) fn execute_admin(&mut self, entry: &SubmissionEntry) -> (Status, u32) {
-        let done = match Opcode(entry.cdw0.get() as u8) {
+    /// Does an admin command: dword 0 of its completion.
+    pub(super) fn execute_admin(&mut self, entry: &SubmissionEntry) -> Result<u32, Status> {
+        match Opcode(entry.cdw0.get() as u8) {
             Opcode::IDENTIFY => self.identify(entry),
-            Opcode::SET_FEATURES => return self.set_features(entry),
             Opcode::GET_LOG_PAGE => self.get_log_page(entry),
-            Opcode::CREATE_IO_CQ => self.create_cq(entry),
-            Opcode::CREATE_IO_SQ => self.create_sq(entry),
-            Opcode::DELETE_IO_SQ => self.delete_sq(entry),
-            Opcode::DELETE_IO_CQ => self.delete_cq(entry),
+            Opcode::GET_FEATURES => self.get_features(entry),
+            Opcode::SET_FEATURES => self.set_features(entry),
+            Opcode::CREATE_IO_CQ => self.create_cq(entry).map(|()| 0),
+            Opcode::CREATE_IO_SQ => self.create_sq(entry).map(|()| 0),
+            Opcode::DELETE_IO_SQ => self.delete_sq(entry).map(|()| 0),
+            Opcode::DELETE_IO_CQ => self.delete_cq(entry).map(|()| 0),
+            Opcode::NAMESPACE_MANAGEMENT => self.namespace_management(entry),
+            Opcode::NAMESPACE_ATTACHMENT => self.namespace_attachment(entry),
+            Opcode::FORMAT_NVM => self.format_nvm(entry),
+            Opcode::SANITIZE => self.sanitize(entry),
+            Opcode::DEVICE_SELF_TEST => self.device_self_test(entry),
+            Opcode::FIRMWARE_DOWNLOAD => self.firmware_download(entry),
+            Opcode::FIRMWARE_COMMIT => self.firmware_commit(entry),
+            Opcode::SECURITY_SEND => self.security_send(entry),
+            Opcode::SECURITY_RECEIVE => self.security_receive(entry),
+            Opcode::DIRECTIVE_SEND => self.directive_send(entry),
+            Opcode::DIRECTIVE_RECEIVE => self.directive_receive(entry),
             _ => Err(Status::INVALID_OPCODE),
-        };
-        (done.err().unwrap_or(Status::SUCCESS), 0)
-    }
-
-    fn identify(&mut self, entry: &SubmissionEntry) -> Result<(), Status> {
-        let nsid = entry.nsid.get();
-        let mut bytes = [0; IDENTIFY_SIZE];
-        match entry.cdw10.get() & 0xff {
-            cns::CONTROLLER => self.identify_controller().encode_into(&mut bytes),
-            cns::CONTROLLER_CSI if self.options.reports_limits => {
-                let mut id = IdentifyControllerNvm::default();
-                id.dmrl = self.options.dmrl;
-                id.encode_into(&mut bytes);
-            }
-            cns::NAMESPACE => self.identify_namespace(nsid)?.encode_into(&mut bytes),
-            cns::ACTIVE_NAMESPACES => {
-                let ids = self.media.keys().filter(|&&id| id > nsid);
-                for (out, id) in bytes.chunks_exact_mut(4).zip(ids) {
-                    out.copy_from_slice(&id.to_le_bytes());
-                }
-            }
-            _ => return Err(Status::INVALID_FIELD),
         }
-        if let Some(random) = &mut self.mumbles {
-            // Mostly what it was: a structure of noise is refused at the first look.
-            (0..random.usize(..64))
-                .for_each(|_| bytes[random.usize(..IDENTIFY_SIZE)] = random.u8(..));
-        }
-        self.give(entry, &bytes)
-    }
-
-    /// Writes what an admin command asked for to where it wants it.
-    fn give(&self, entry: &SubmissionEntry, bytes: &[u8]) -> Result<(), Status> {
-        let (prp1, prp2) = (entry.prp1.get(), entry.prp2.get());
-        let mut at = 0;
-        for (iova, len) in prp::walk(&self.pool, prp1, prp2, bytes.len())? {
-            prp::write(&self.pool, iova, &bytes[at..at + len])?;
-            at += len;
-        }
-        Ok(())
-    }
-
-    fn get_log_page(&mut self, entry: &SubmissionEntry) -> Result<(), Status> {
-        let (log_page, numd) = (entry.cdw10.get() as u8, entry.cdw10.get() >> 16);
-        let mut bytes = vec![0; (numd as usize + 1) * 4];
-        if log_page == 0x04 {
-            let ids = std::mem::take(&mut self.events.changed_namespaces);
-            for (out, id) in bytes.chunks_exact_mut(4).zip(ids) {
-                out.copy_from_slice(&id.to_le_bytes());
-            }
-        }
-        self.give(entry, &bytes)?;
-        self.log_was_read(log_page);
-        Ok(())
-    }
-
-    fn identify_controller(&self) -> IdentifyController {
-        let mut id = IdentifyController::default();
-        id.vid = 0x1b36;
-        id.sn = Text::new(if self.another { "MODEL-0002" } else { "MODEL-0001" });
-        id.acl = self.options.acl;
-        id.aerl = self.options.aerl;
-        id.oaes = 0b111 << 8;
-        id.mn = Text::new("In-process NVMe controller");
-        id.fr = Text::new("1.0");
-        id.mdts = self.options.mdts;
-        id.ver = 0x0002_0000;
-        id.sqes = 0x66;
-        id.cqes = 0x44;
-        id.nn = self.media.keys().max().copied().unwrap_or(0);
-        id.oncs = self.options.oncs;
-        id.vwc = u8::from(self.options.volatile_cache);
-        id
-    }
-
-    fn identify_namespace(&self, nsid: u32) -> Result<IdentifyNamespace, Status> {
-        let medium = self.media.get(&nsid).ok_or(Status::INVALID_NAMESPACE)?;
-        let mut id = IdentifyNamespace::default();
-        id.nsze = medium.namespace.blocks;
-        id.nmic = u8::from(self.options.shared_namespaces);
-        id.ncap = medium.namespace.blocks;
-        // The format in use is not the first one, as on most drives.
-        id.nlbaf = 1;
-        id.flbas = 1;
-        id.lbaf[1].lbads = medium.namespace.lbads;
-        id.lbaf[1].ms = medium.namespace.metadata;
-        id.nsattr = u8::from(medium.namespace.read_only);
-        id.dlfeat = 0b1001;
-        Ok(id)
-    }
-
-    fn set_features(&mut self, entry: &SubmissionEntry) -> (Status, u32) {
-        match entry.cdw10.get() & 0xff {
-            FEATURE_NUMBER_OF_QUEUES => {}
-            event::FEATURE_EVENTS => return (Status::SUCCESS, 0),
-            _ => return (Status::INVALID_FIELD, 0),
-        }
-        let granted = u32::from(self.options.queues) - 1;
-        (Status::SUCCESS, granted << 16 | granted)
     }
 
     /// Queue identifier and entries from command dword 10.

@@ -82,24 +82,24 @@ impl Model {
 
 impl State {
     /// Abort: dword 0 of its completion says whether it did not. What it completed is posted before.
-    pub(super) fn abort(&mut self, entry: &SubmissionEntry) -> Option<(Status, u32)> {
+    pub(super) fn abort(&mut self, entry: &SubmissionEntry) -> Option<u32> {
         let (qid, cid) = (entry.cdw10.get() as u16, (entry.cdw10.get() >> 16) as u16);
         self.seen.aborts.push((qid, cid));
         let is = |one: &Fetched| one.qid == qid && (one.entry.cdw0.get() >> 16) as u16 == cid;
         let at = self.fetched.iter().position(is);
         match (self.options.aborts, at) {
             (Aborts::Ignored, _) => None,
-            (Aborts::Refused, _) | (_, None) => Some((Status::SUCCESS, 1)),
+            (Aborts::Refused, _) | (_, None) => Some(1),
             (Aborts::Pretended, Some(at)) => {
                 self.fetched[at].lie = Lie::Stuck;
-                Some((Status::SUCCESS, 0))
+                Some(0)
             }
             (Aborts::Work, Some(at)) => {
                 let aborted = self.fetched.remove(at);
                 let lie = Lie::Status(Status::ABORT_REQUESTED);
                 let vector = self.complete(Fetched { lie, ..aborted });
                 self.to_fire.extend(vector);
-                Some((Status::SUCCESS, 0))
+                Some(0)
             }
         }
     }

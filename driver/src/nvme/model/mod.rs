@@ -11,9 +11,16 @@
 
 mod admin;
 mod failures;
+mod identify;
 mod io;
+mod log;
+mod maintenance;
 mod medium;
 pub mod prp;
+mod reservation;
+mod settings;
+mod transfer;
+mod zone;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -36,8 +43,11 @@ use super::spec::{CompletionEntry, Opcode, Status, SubmissionEntry};
 
 pub use failures::Aborts;
 use failures::Events;
+use maintenance::AdminState;
+pub use maintenance::FIRMWARE_MAGIC;
 use medium::Medium;
 pub use medium::ModelNamespace;
+use reservation::Reservations;
 
 /// What the model is.
 #[derive(Clone, Debug)]
@@ -56,6 +66,8 @@ pub struct ModelOptions {
     pub dstrd: u8,
     /// CAP.TO, in units of 500 ms.
     pub to: u8,
+    /// TNVMCAP: what all namespaces together can have, in bytes.
+    pub capacity_bytes: u64,
     /// ONCS.
     pub oncs: u16,
     /// Whether it has a volatile write cache.
@@ -99,6 +111,7 @@ impl Default for ModelOptions {
             vectors: 9,
             dstrd: 0,
             to: 4,
+            capacity_bytes: 64 << 20,
             oncs: oncs::DSM | oncs::WRITE_ZEROES,
             volatile_cache: true,
             reports_limits: true,
@@ -204,6 +217,10 @@ struct State {
     sqs: BTreeMap<u16, Sq>,
     cqs: BTreeMap<u16, Cq>,
     media: BTreeMap<u32, Medium>,
+    /// What the first half of a fused operation came to, until the second comes.
+    fused_failed: Option<bool>,
+    reservations: BTreeMap<u32, Reservations>,
+    admin: AdminState,
     fetched: Vec<Fetched>,
     lies: VecDeque<Lie>,
     admin_lies: VecDeque<Lie>,
@@ -269,6 +286,9 @@ impl Model {
             state: Mutex::new(State {
                 media: (1..).zip(options.namespaces.iter().map(|&it| Medium::new(it))).collect(),
                 random: fastrand::Rng::with_seed(options.shuffle.unwrap_or(0)),
+                fused_failed: None,
+                reservations: BTreeMap::new(),
+                admin: AdminState::new(),
                 cc: Cc::new(),
                 csts: Csts::new(),
                 aqa: Aqa::new(),
@@ -323,6 +343,18 @@ impl Model {
         if let Some(medium) = self.lock().media.get_mut(&nsid) {
             medium.bad.insert(lba);
         }
+    }
+
+    /// Gives a namespace another number of blocks, as something else than this host would.
+    pub fn resize(&self, nsid: u32, blocks: u64) {
+        if let Some(medium) = self.lock().media.get_mut(&nsid) {
+            medium.resize(blocks);
+        }
+    }
+
+    /// Another host registers `key` with a namespace and acquires a reservation of type `kind`.
+    pub fn other_host(&self, nsid: u32, key: u64, kind: u8) {
+        self.lock().reservations.entry(nsid).or_default().other_host(key, kind);
     }
 
     /// Cuts the power: the controller is disabled and its volatile cache is lost.
@@ -464,12 +496,15 @@ impl State {
     /// Does a command and writes its completion; the vector to fire, if any.
     fn complete(&mut self, fetched: Fetched) -> Option<u16> {
         let Fetched { qid, entry, lie } = fetched;
-        let (status, dw0) = match (qid, lie) {
-            (0, Lie::Status(status)) => (status, 0),
-            (0, _) => self.execute_admin_unless_kept(&entry)?,
-            (_, Lie::Status(status)) => (status, 0),
-            _ => (self.execute_io(&entry).err().unwrap_or(Status::SUCCESS), 0),
+        let done = match (qid, lie) {
+            (_, Lie::Status(status)) => Err(status),
+            (0, _) => self.execute_admin_unless_kept(&entry)?.map(u64::from),
+            _ => self.execute_io(&entry),
         };
+        if let Err(status) = done {
+            self.log_error(qid, &entry, status);
+        }
+        let (status, value) = (done.err().unwrap_or(Status::SUCCESS), done.unwrap_or(0));
         // The queue may have been deleted meanwhile.
         let sq = self.sqs.get_mut(&qid)?;
         if lie != Lie::Unfetched {
@@ -483,8 +518,8 @@ impl State {
         };
         let cqid = sq.cqid;
         let completion = CompletionEntry {
-            dw0: dw0.into(),
-            dw1: 0.into(),
+            dw0: (value as u32).into(),
+            dw1: ((value >> 32) as u32).into(),
             sqhd: (sqhd as u16).into(),
             sqid: if lie == Lie::WrongQueue { qid + 1 } else { qid }.into(),
             cid: if lie == Lie::UnknownCommand { cid ^ 0x8000 } else { cid }.into(),
@@ -512,9 +547,12 @@ impl State {
     }
 
     /// Does an admin command; `None` for one whose answer comes later, or never.
-    fn execute_admin_unless_kept(&mut self, entry: &SubmissionEntry) -> Option<(Status, u32)> {
+    fn execute_admin_unless_kept(
+        &mut self,
+        entry: &SubmissionEntry,
+    ) -> Option<Result<u32, Status>> {
         match Opcode(entry.cdw0.get() as u8) {
-            Opcode::ABORT => self.abort(entry),
+            Opcode::ABORT => self.abort(entry).map(Ok),
             Opcode::ASYNCHRONOUS_EVENT_REQUEST => {
                 self.request_event(*entry);
                 None
@@ -564,6 +602,8 @@ impl State {
         let was = std::mem::replace(&mut self.cc, cc);
         if cc.en() && !was.en() {
             self.reset();
+            self.admin.settings.reset();
+            self.admin.firmware.reset();
             self.doorbells.iter().for_each(|doorbell| doorbell.store(0, Ordering::Relaxed));
             let admin_sq = u32::from(self.aqa.asqs()) + 1;
             let admin_cq = u32::from(self.aqa.acqs()) + 1;
@@ -591,7 +631,8 @@ impl State {
 
     /// The medium of a namespace that is attached to this controller.
     fn medium(&mut self, nsid: u32) -> Result<&mut Medium, Status> {
-        self.media.get_mut(&nsid).ok_or(Status::INVALID_NAMESPACE)
+        let attached = self.media.get_mut(&nsid).filter(|medium| medium.attached);
+        attached.ok_or(Status::INVALID_NAMESPACE)
     }
 
     /// The register takes one value (Base 2.0c §3.1.3.7).

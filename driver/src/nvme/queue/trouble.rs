@@ -65,6 +65,8 @@ pub(super) struct Record {
 
 impl Record {
     const NONE: Self = Self::new(Opcode::FLUSH, 0, 0);
+    /// A command that is somebody else's, and is never sent again.
+    pub(super) const ONCE: Self = Self::new(Opcode(0xff), 0, 0);
 
     #[inline]
     pub(super) const fn new(opcode: Opcode, lba: u64, cdw12: u32) -> Self {

@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod event;
+pub mod feature;
 pub mod identify;
 pub mod layout;
 pub mod log;

@@ -50,7 +50,7 @@ fn conforms_in_every_configuration() {
     for options in configurations {
         println!("{options:?}");
         let rig = Rig::new(options);
-        for info in rig.controller.namespaces() {
+        for info in rig.controller.namespaces().iter() {
             let namespace = rig.controller.namespace(info.nsid).unwrap();
             conformance::run(&*namespace);
         }

@@ -1,7 +1,9 @@
 //! The whole driver against the controller model: right answers, and each wrong one by name.
 
+mod admin_commands;
 mod bring_up;
 mod data_path;
+mod io_commands;
 mod ladder;
 mod lies;
 mod teardown;
