@@ -617,6 +617,15 @@ impl DmaRegion {
         unsafe { std::slice::from_raw_parts(start, self.len_bytes() / 8) }
     }
 
+    /// The region as 32-bit words, as [`words`](DmaRegion::words).
+    #[inline]
+    pub fn half_words(&self) -> &[AtomicU32] {
+        let words = self.words();
+        // SAFETY: the same memory, of the same length, as words of half the size and alignment; it is
+        // only reached atomically or by a device, by words of one size by whoever uses the region.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 2) }
+    }
+
     /// Gives the frames up for ever, so that dropping the region does not return them: for a device
     /// that will not let go of them. The region is empty afterwards.
     pub fn leak(&mut self) {
