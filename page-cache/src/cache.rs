@@ -7,10 +7,12 @@ use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind,
 
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
+use crate::index::hash;
+use crate::limits::DirtyLimits;
 use crate::page::Blocks;
 use crate::readahead::Streams;
 use crate::room::DirtyRoom;
-use crate::shard::{self, Shard};
+use crate::shard::Shard;
 use crate::stats::CacheStats;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
 use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
@@ -46,22 +48,14 @@ pub struct CacheOptions {
     /// Shards, a power of two; 0 for as many as suit the number of frames.
     pub shards: usize,
     /// Room for dirty pages, as part of all frames in percent, 1 to 90. Below this the limit is set
-    /// by the write rate seen, so that a flush takes about two seconds.
+    /// by the write rate seen, so that a flush takes about two seconds. More can be said with
+    /// [`Cache::set_dirty_limits`].
     pub dirty_max_percent: u8,
 }
 
 impl CacheOptions {
     /// The fewest frames a cache works with.
     pub const FRAMES_MIN: usize = 16;
-
-    pub(crate) fn check_dirty_max(percent: u8) -> Result<(), CacheError> {
-        if (1..=90).contains(&percent) {
-            return Ok(());
-        }
-        Err(CacheError::Invalid(format!(
-            "a dirty limit of {percent} % is not possible: take 1 to 90"
-        )))
-    }
 
     /// A write-back cache of `frames` frames.
     pub fn frames(frames: usize) -> Self {
@@ -127,19 +121,20 @@ pub struct Cache {
     pub(crate) frames: AtomicUsize,
     /// The most pages that may be dirty, whatever the write rate.
     pub(crate) dirty_max: AtomicUsize,
+    pub(crate) age_max_ms: AtomicU64,
 }
 
 /// How large a cache is to be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     pub(crate) frames: usize,
-    pub(crate) dirty_max_percent: u8,
+    pub(crate) dirty: DirtyLimits,
 }
 
 impl Size {
     /// The most pages that may be dirty.
     pub(crate) fn dirty_max(&self) -> usize {
-        (self.frames * usize::from(self.dirty_max_percent) / 100).max(1)
+        self.dirty.hard.pages(self.frames)
     }
 }
 
@@ -223,7 +218,8 @@ impl Cache {
                 CacheOptions::FRAMES_MIN
             )));
         }
-        CacheOptions::check_dirty_max(dirty_max_percent)?;
+        let dirty = DirtyLimits::percent(dirty_max_percent);
+        dirty.check(frames)?;
         let shards = match shards {
             // 8 MiB a shard, so that the spread of the hash evens out inside each.
             0 => (frames / 2048).clamp(1, 64).next_power_of_two(),
@@ -241,7 +237,7 @@ impl Cache {
             let free = taken.len();
             return Err(CacheError::NoFrames { wanted: frames, free });
         }
-        let size = Size { frames, dirty_max_percent };
+        let size = Size { frames, dirty };
         let dirty_max = size.dirty_max();
         let room_pages = dirty_max.min(ROOM_PAGES_UNTIL_KNOWN) / shards;
         let shards = (0..shards)
@@ -253,6 +249,7 @@ impl Cache {
                 let number = (shards - 1 - left) as u32;
                 let lock = Mutex::new(Shard::new(number, own, Arc::clone(&wanted)));
                 let room = DirtyRoom::new(number, room_pages.max(1));
+                room.set_background(dirty.background.pages(frames) / shards);
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0) }
             })
             .collect();
@@ -273,6 +270,7 @@ impl Cache {
             size: Mutex::new(size),
             frames: AtomicUsize::new(frames),
             dirty_max: AtomicUsize::new(dirty_max),
+            age_max_ms: AtomicU64::new(dirty.age_max.as_millis() as u64),
             device,
         }))
     }
@@ -458,7 +456,7 @@ impl Cache {
 
     #[inline]
     fn cell(&self, page: u64) -> &ShardCell {
-        let group = shard::hash(page / PAGES_TOGETHER) >> 32;
+        let group = hash(page / PAGES_TOGETHER) >> 32;
         &self.shards[group as usize & (self.shards.len() - 1)]
     }
 

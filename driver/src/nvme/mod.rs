@@ -112,8 +112,10 @@ mod namespace;
 pub mod protection;
 mod prp;
 mod queue;
+mod record;
 mod registers;
 mod ring;
+mod shadow;
 pub mod spec;
 mod statistics;
 #[cfg(test)]
