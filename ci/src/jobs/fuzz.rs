@@ -1,7 +1,8 @@
 //! `cargo ci fuzz`: seeded programs against oracles, for as long as one likes.
 //!
 //! A target is a test that draws everything from a seed, so it runs on stable Rust, in every `cargo test`
-//! for a moment, and here for longer. A failure names its seed; `UAIO_SEED=n` replays it.
+//! for a moment, and here for longer. A failure names its seed, or the file that its input is in.
+//! What a target keeps from one run to the next lies under `target/fuzz`.
 
 use std::process::Command;
 
@@ -18,12 +19,20 @@ struct Target {
     what: &'static str,
 }
 
-const TARGETS: &[Target] = &[Target {
-    name: "nvme",
-    package: "uaio-driver",
-    test: "nvme_fuzz",
-    what: "the NVMe driver between requests from above and a controller's answers from below",
-}];
+const TARGETS: &[Target] = &[
+    Target {
+        name: "nvme",
+        package: "uaio-driver",
+        test: "nvme_fuzz",
+        what: "the NVMe driver between requests from above and a controller's answers from below",
+    },
+    Target {
+        name: "cache",
+        package: "uaio-page-cache",
+        test: "fuzz",
+        what: "the cache under schedules of operations, faults and cancels, against a map of bytes",
+    },
+];
 
 /// Runs the fuzz targets, one after the other.
 #[derive(Debug, Args)]
@@ -57,11 +66,15 @@ pub fn run(options: &Options) -> Result<i32> {
         let status = Command::new("cargo")
             .args(["test", "--quiet", "--package", package, "--test", test, "--", "--nocapture"])
             .env("UAIO_FUZZ_S", options.seconds.to_string())
+            .env("UAIO_FUZZ_CORPUS", workspace_dir().join("target/fuzz").join(name))
             .current_dir(workspace_dir())
             .status()
             .context("cannot run cargo")?;
         if !status.success() {
-            bail!("fuzz target {name} failed; UAIO_SEED=n replays the seed that it names");
+            bail!(
+                "fuzz target {name} failed; UAIO_SEED=n replays the seed that it names, \
+                 UAIO_FUZZ_INPUT=file the input"
+            );
         }
     }
     Ok(0)
