@@ -134,6 +134,21 @@ pub const ALL: &[Bench] = &[
         source: Source::Host { package: "uaio-core", example: "bench_osync" },
     },
     Bench {
+        name: "aio-2006",
+        what: "the table of 2006, 64 KiB at depth 64, against pread and pwrite one at a time and glibc's AIO",
+        rows: &[
+            row("random-read", 2.37, Unit::Iops),
+            row("random-osync-write", 1.79, Unit::Iops),
+            row("sequential-read", 1.05, Unit::Iops),
+            row("sequential-osync-write", 3.76, Unit::Iops),
+            row("random-read-glibc", 1.0, Unit::Iops),
+            row("random-osync-write-glibc", 1.0, Unit::Iops),
+            row("sequential-read-glibc", 1.0, Unit::Iops),
+            row("sequential-osync-write-glibc", 1.0, Unit::Iops),
+        ],
+        source: Source::Host { package: "uaio-core", example: "bench_aio_2006" },
+    },
+    Bench {
         name: "seq-read",
         what: "a cold file read in order, 128 KiB at a time, against pread through the kernel's page cache",
         rows: &[row("", 1.0, Unit::Nanoseconds)],
