@@ -74,6 +74,7 @@ mod sink;
 pub mod slots;
 pub mod ublk;
 pub mod uring;
+pub mod url;
 pub mod vfio;
 
 pub use block::{
