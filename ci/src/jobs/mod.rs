@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
+pub mod fuzz;
 pub mod guest;
 pub mod stress;
 pub mod test;
