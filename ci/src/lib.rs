@@ -52,8 +52,6 @@ enum Job {
     Demo(jobs::demo::Options),
     /// Measure, each figure against a peer
     Bench(jobs::bench::Options),
-    /// Run the fuzz targets for longer than the tests do
-    Fuzz(jobs::fuzz::Options),
     /// Compare the eviction policies on a block trace, or on generated patterns
     Trace(jobs::trace::Options),
     /// Boot a guest and run a command or a shell in it
@@ -67,7 +65,6 @@ pub fn main() -> ExitCode {
         Job::Bench(options) => jobs::bench::run(&options),
         Job::Demo(options) => jobs::demo::run(&options),
         Job::Test(options) => jobs::test::run(&options),
-        Job::Fuzz(options) => jobs::fuzz::run(&options),
         Job::Trace(options) => jobs::trace::run(&options),
         Job::Guest(options) => jobs::guest::run(*options),
     };

@@ -11,13 +11,15 @@ pub enum Unit {
     Nanoseconds,
     /// Instructions for one request; less is better.
     Instructions,
+    /// Throughput in percent of what it was; more is better.
+    Percent,
 }
 
 impl Unit {
     /// How many times better `ours` is than `peer`.
     pub fn ratio(self, ours: f64, peer: f64) -> f64 {
         match self {
-            Self::Iops => ours / peer,
+            Self::Iops | Self::Percent => ours / peer,
             Self::Nanoseconds | Self::Instructions => peer / ours,
         }
     }
@@ -27,7 +29,7 @@ impl Unit {
     /// The fewest rounds a ratio may be made of: a count comes out the same each time.
     pub fn rounds_min(self) -> usize {
         match self {
-            Self::Iops | Self::Nanoseconds => 9,
+            Self::Iops | Self::Nanoseconds | Self::Percent => 9,
             Self::Instructions => 1,
         }
     }
@@ -39,6 +41,7 @@ impl fmt::Display for Unit {
             Self::Iops => "IOPS",
             Self::Nanoseconds => "ns",
             Self::Instructions => "instructions",
+            Self::Percent => "%",
         })
     }
 }
@@ -122,6 +125,12 @@ pub const ALL: &[Bench] = &[
             row("pinned-256M", 2.0, Unit::Nanoseconds),
         ],
         source: Source::Host { package: "uaio-core", example: "bench_cache_hit" },
+    },
+    Bench {
+        name: "cache-scale",
+        what: "what a second thread gains on cached reads, against what it gains on memcpy alone",
+        rows: &[row("", 0.9, Unit::Percent)],
+        source: Source::Host { package: "uaio-core", example: "bench_cache_scale" },
     },
     Bench {
         name: "osync",

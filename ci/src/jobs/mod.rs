@@ -3,7 +3,6 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
-pub mod fuzz;
 pub mod guest;
 pub mod test;
 pub mod trace;
