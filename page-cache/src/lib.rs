@@ -24,14 +24,25 @@
 //! never a growth. Who started an operation turns its lane until it is finished; nobody polls another
 //! one's device queue.
 //!
+//! Reads that follow each other are read ahead ([`readahead`]); those commands are the lane's own, so a
+//! lane is turned, or sleeps on what it armed, also while no operation is in flight. How much may be
+//! dirty, and how long a writer may wait, is in [`limits`].
+//!
+//! # Stable writes
+//!
+//! A write that is to be stable (O_DSYNC, FUA) never blocks its submitter, and any number may be in
+//! flight: each is issued at once, and when the device has it, waits for a device flush that it shares
+//! with all who were there when that was sent. One that is alone is a single FUA command instead. Lanes
+//! do not share: each flushes for its own.
+//!
 //! # Error model
 //!
 //! A read that fails is not cached; it is tried again block by block, so a bad block costs only who
 //! wants it. A write-back that fails leaves its data dirty and readable, is tried again with growing
 //! pauses, and fails every flush that covers it while it stays so. What failed with nobody waiting is
 //! told once to every [`Handle`] that was open, with the range and the count kept in
-//! [`Cache::writeback_errors`]. When the device is gone, or has failed for ten seconds, whoever waits
-//! for room gets the error; [`Cache::dirty_ranges`] says what would be lost.
+//! [`Cache::writeback_errors`]. When the device is gone, or what has failed for ten seconds holds
+//! half of a shard's room, whoever waits for room there gets the error; [`Cache::dirty_ranges`] says what would be lost.
 //!
 //! # Cancellation
 //!

@@ -183,8 +183,10 @@ pub(crate) struct Released {
 
 impl Shard {
     /// The shard of this number, of these frames.
-    pub(crate) fn new(number: u32, frames: Vec<DmaBuf>, wanted: Arc<Wanted>) -> Self {
+    pub(crate) fn new(number: u32, mut frames: Vec<DmaBuf>, wanted: Arc<Wanted>) -> Self {
         let total = frames.len();
+        // Taken from the end: so neighbours in memory go to neighbouring pages at first.
+        frames.reverse();
         let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
         let queues = (total / 32).next_power_of_two().clamp(8, 1024);

@@ -120,7 +120,8 @@ struct uaio_wait {
 };
 
 /* Waits until `need` of the list are over: their events are there, or have been taken out. 1 is
- * aio_suspend(3). EAGAIN: timeout is over. EINVAL: need is more than nr, or no such context. */
+ * aio_suspend(3). An entry whose iocb is NULL is ignored. EAGAIN: timeout is over. EINVAL: need is more
+ * than there are, or no such context. */
 int uaio_suspend(const struct uaio_wait *list, long nr, long need, const struct timespec *timeout);
 
 enum uaio_notify_kind {

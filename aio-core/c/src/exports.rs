@@ -143,10 +143,14 @@ pub extern "C" fn uaio_suspend(
         if need > nr {
             return Err(Errno::INVAL);
         }
-        let mut over = 0;
+        let (mut over, mut ignored) = (0, 0);
         let mut waits: Vec<(Arc<State>, Ticket)> = Vec::new();
         for at in 0..nr {
             let UaioWait { context, iocb } = user::read(list, at)?;
+            if iocb.is_null() {
+                ignored += 1;
+                continue;
+            }
             let state = state::find(context)?;
             match state.ticket(iocb) {
                 Ok(ticket) => waits.push((state, ticket)),
@@ -154,6 +158,9 @@ pub extern "C" fn uaio_suspend(
                 Err(Errno::INVAL) => over += 1,
                 Err(errno) => return Err(errno),
             }
+        }
+        if need > nr - ignored {
+            return Err(Errno::INVAL);
         }
         let list: Vec<_> = waits.iter().map(|(state, ticket)| (&state.context, *ticket)).collect();
         let need = need.saturating_sub(over);

@@ -176,6 +176,32 @@ pub const ALL: &[Bench] = &[
         source: Source::Host { package: "uaio-core", example: "bench_submit_block" },
     },
     Bench {
+        name: "hit-cpu",
+        what: "instructions of a cached 4 KiB read from submit to event, the copy too, against a budget",
+        rows: &[row("", 1.0, Unit::Instructions)],
+        source: Source::Callgrind {
+            package: "uaio-core",
+            example: "request_cpu",
+            counted: "request_cpu::counted_hit",
+            not_counted: &["uaio_driver::ram::", "request_cpu::counted_"],
+            round_requests: 64,
+            budget: 1500,
+        },
+    },
+    Bench {
+        name: "miss-cpu",
+        what: "instructions of an uncached 4 KiB read from submit to event, but for the device's",
+        rows: &[row("", 1.0, Unit::Instructions)],
+        source: Source::Callgrind {
+            package: "uaio-core",
+            example: "request_cpu",
+            counted: "request_cpu::counted_miss",
+            not_counted: &["uaio_driver::ram::", "request_cpu::counted_"],
+            round_requests: 64,
+            budget: 5000,
+        },
+    },
+    Bench {
         name: "nvme-cpu",
         what: "instructions of submit, commit and poll of a 4 KiB read at depth 128, against a budget",
         rows: &[row("", 1.0, Unit::Instructions)],
