@@ -100,7 +100,9 @@
 //! | pools above 128 GiB or the limit of locked memory, no rights on the group: refused | the check, the message | no | no |
 //! | orderly shutdown, reopening | yes | yes | no |
 //! | Abort, controller reset with requests in flight, subsystem reset, events | yes | no | no |
-//! | lies, lateness, removal, a controller that does not stop | yes | no | no |
+//! | the kernel wants the drive back (request interrupt): I/O failed, BAR and device given up | the driver's half | no | no |
+//! | accesses to a BAR that is gone (SIGBUS) read as ones | yes, on a file | no | no |
+//! | lies, lateness, removal, a controller that does not stop | yes, and fuzzed | no | no |
 //! | block sizes of 512 and 4096 | yes | yes | no |
 //!
 //! Not done: metadata and protection information, SGLs, the controller memory buffer, namespaces of

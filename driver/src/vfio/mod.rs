@@ -6,7 +6,7 @@
 //! | `sysfs` | what is there, whether it can be taken, [`bind`] and [`unbind`] |
 //! | `function` | an open function: group, container, interrupts, the pool mapped for it |
 //! | `lockable` | whether a pool can be mapped, before it is tried: at most 128 GiB, and what may be locked |
-//! | `iommu`, `ioctl`, `mmio` | the `unsafe` parts, a fence around each |
+//! | `iommu`, `ioctl`, `mmio`, `sigbus` | the `unsafe` parts, a fence around each |
 //!
 //! A function is taken through its IOMMU group (`/dev/vfio/N`), which one process can hold at a time:
 //! a second server on the same drive is refused by the kernel. Its memory accesses go through the
@@ -19,6 +19,7 @@ mod ioctl;
 mod iommu;
 mod lockable;
 mod mmio;
+mod sigbus;
 mod sysfs;
 
 pub use address::PciAddress;
