@@ -1,5 +1,7 @@
 //! The command line: what clap reads and the manual is made from.
 
+pub(crate) mod nvme;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -73,7 +75,10 @@ pub(crate) enum Command {
     ///
     /// Refuses while anybody has the device open, and says who.
     Del(DelArgs),
-    /// NVMe drives: list them, move them between the kernel and vfio-pci, identify them
+    /// NVMe drives: list them, move them between the kernel and vfio-pci, ask and change them
+    ///
+    /// Commands that ask a drive take it for as long as they last: it is bound to vfio-pci, and neither
+    /// served nor held by anybody. What loses data asks for the drive to be typed, or takes --yes.
     #[command(subcommand, disable_help_subcommand = true)]
     Nvme(NvmeCommand),
     /// Print the manual page in roff
@@ -168,11 +173,13 @@ pub(crate) enum NvmeCommand {
         /// The drive, such as 0000:00:04.0
         address: PciAddress,
     },
-    /// Identify a drive and its namespaces
-    Id {
+    /// Show a drive and its namespaces in short
+    Show {
         /// The drive, such as 0000:00:04.0
         address: PciAddress,
     },
+    #[command(flatten)]
+    Drive(nvme::DriveCommand),
 }
 
 /// What an acknowledged write means.

@@ -55,7 +55,7 @@ fn what_is_not_there_is_not_found() {
         ("add nvme:ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7; see `aioctl nvme list`"),
         ("nvme bind ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
         ("nvme unbind ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
-        ("nvme id ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
+        ("nvme show ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
     ] {
         place.aioctl(line.split_whitespace()).is_refusal(3, said);
         assert_eq!(place.contents(), [], "`aioctl {line}` changed something");

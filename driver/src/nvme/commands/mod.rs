@@ -117,9 +117,12 @@ pub enum CommandError {
         /// What it answered.
         status: Status,
     },
-    /// It was not sent, because it cannot be right or the device says it does not do it.
+    /// It was not sent, because it cannot be right.
     #[error("{0}")]
     Invalid(String),
+    /// It was not sent, because the device says that it does not do it.
+    #[error("{0}")]
+    Unsupported(String),
     /// The device did not get it or did not answer.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -130,8 +133,12 @@ impl CommandError {
     pub const fn status(&self) -> Option<Status> {
         match self {
             Self::Status { status, .. } => Some(*status),
-            Self::Invalid(_) | Self::Device(_) => None,
+            Self::Invalid(_) | Self::Unsupported(_) | Self::Device(_) => None,
         }
+    }
+
+    pub(super) fn unsupported(device: &str, what: impl fmt::Display) -> Self {
+        Self::Unsupported(format!("{device}: {what}"))
     }
 
     pub(super) fn invalid(device: &str, what: impl fmt::Display) -> Self {
