@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use uaio_driver::DeviceError;
+use uaio_driver::{DeviceError, IoError};
 
 use crate::event::Event;
 use crate::iocb::{Iocb, Plan, Work};
@@ -211,6 +211,28 @@ impl Context {
                 refuse(request.into_iocb(), reason)
             }
         }
+    }
+
+    /// Answers an iocb that can be answered without a slot: a read whose bytes are cached, or one
+    /// whose result is known.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not possible. What has more than one event, a chain or a multishot poll, is not.
+    pub(crate) fn try_now(
+        &self,
+        iocb: &mut Iocb,
+    ) -> Result<Option<Result<usize, IoError>>, Refusal> {
+        let multishot = matches!(&iocb.work, Work::Host(work) if work.is_multishot());
+        if iocb.links.is_some() || multishot {
+            return Err(Refusal::Invalid);
+        }
+        let plan = self.plan(iocb)?;
+        Ok(match (plan, &mut iocb.work) {
+            (Plan::Answer(result), _) => Some(result),
+            (Plan::Go(len), Work::Volume(work)) => work.try_hit(len).then_some(Ok(len)),
+            (Plan::Go(_), Work::Host(_)) => None,
+        })
     }
 
     /// Whether an iocb and all that is linked to it is possible here, and what it comes to.

@@ -133,6 +133,11 @@ impl HostWork {
         request.settle().map_err(|errno| IoError::host(errno.raw_os_error()))
     }
 
+    /// Whether it may have more than one event.
+    pub(crate) fn is_multishot(&self) -> bool {
+        matches!(self.request.op, HostOp::Poll { multishot: true, .. })
+    }
+
     fn take(&mut self) -> HostRequest {
         std::mem::replace(&mut self.request, HostOp::Nop.into())
     }

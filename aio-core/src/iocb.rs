@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Fdatasync,
     /// The same for a range.
     SyncRange,
+    /// Bring the range into the cache.
+    Readahead,
     /// The blocks are not needed any more.
     Discard,
     /// The blocks read as zeroes afterwards.
@@ -169,6 +171,14 @@ impl Iocb {
         Self::on_range(handle, Command::SyncRange, offset, len_bytes)
     }
 
+    /// Brings `len_bytes` bytes from `offset` on into the cache, as far as the volume goes and the
+    /// cache has room for (half of it); done when they are there, at once if they are (`readahead(2)`,
+    /// which is done when it has begun; `POSIX_FADV_WILLNEED`). The result is the length that was
+    /// looked at.
+    pub fn readahead(handle: &Handle, offset: u64, len_bytes: u64) -> Self {
+        Self::on_range(handle, Command::Readahead, offset, len_bytes)
+    }
+
     /// Says that `len_bytes` bytes from `offset` on are not needed any more: whole blocks (`BLKDISCARD`).
     /// What they read as afterwards is undefined until they are written.
     pub fn discard(handle: &Handle, offset: u64, len_bytes: u64) -> Self {
@@ -256,19 +266,24 @@ impl Work {
 }
 
 impl VolumeWork {
-    /// How many bytes it is about; 0 for a sync.
-    pub(crate) fn asked(&self) -> usize {
+    /// How many bytes are to be moved; none when any success is all that there can be.
+    pub(crate) fn asked(&self) -> Option<usize> {
         match self.command {
-            Command::Read | Command::Write => self.buffers.len(),
-            Command::Discard | Command::WriteZeroes => self.range_bytes as usize,
-            Command::Fsync | Command::Fdatasync | Command::SyncRange => 0,
+            Command::Read | Command::Write => Some(self.buffers.len()),
+            Command::Discard
+            | Command::WriteZeroes
+            | Command::Readahead
+            | Command::Fsync
+            | Command::Fdatasync
+            | Command::SyncRange => None,
         }
     }
 
     /// What there is to do: an answer at once, or so many bytes to move (0 for a sync).
     pub(crate) fn plan(&self) -> Result<Plan, Refusal> {
         let volume = self.handle.volume();
-        let ranged = matches!(self.command, Command::Discard | Command::WriteZeroes);
+        let in_blocks = matches!(self.command, Command::Discard | Command::WriteZeroes);
+        let ranged = in_blocks || self.command == Command::Readahead;
         let len = if ranged { self.range_bytes } else { self.buffers.len() as u64 };
         match self.command {
             Command::Fsync | Command::Fdatasync => return Ok(Plan::Go(0)),
@@ -277,7 +292,11 @@ impl VolumeWork {
                 let possible = end.is_some_and(|end| end <= i64::MAX as u64);
                 return if possible { Ok(Plan::Go(0)) } else { Err(Refusal::Invalid) };
             }
-            Command::Read | Command::Write | Command::Discard | Command::WriteZeroes => {}
+            Command::Read
+            | Command::Write
+            | Command::Readahead
+            | Command::Discard
+            | Command::WriteZeroes => {}
         }
         let pieces = if let Buffers::Many(pieces) = &self.buffers { pieces.len() } else { 1 };
         let end = self.offset.checked_add(len);
@@ -285,17 +304,17 @@ impl VolumeWork {
             return Err(Refusal::Invalid);
         }
         let block_size = u64::from(volume.block_size());
-        let whole_blocks = ranged || self.handle.is_direct();
+        let whole_blocks = in_blocks || (!ranged && self.handle.is_direct());
         if whole_blocks && !(self.offset | len).is_multiple_of(block_size) {
             return Err(Refusal::Invalid);
         }
         let room = volume.size_bytes().saturating_sub(self.offset).min(len);
-        if ranged && room < len {
+        if in_blocks && room < len {
             // As BLKDISCARD and BLKZEROOUT: all of it or nothing.
             return Err(Refusal::Invalid);
         }
         let error = |kind| Ok(Plan::Answer(Err(IoError::new(kind))));
-        let writes = self.command != Command::Read;
+        let writes = !matches!(self.command, Command::Read | Command::Readahead);
         match self.command {
             _ if writes && volume.is_read_only() => error(IoErrorKind::ReadOnly),
             Command::Write if room == 0 && len > 0 => error(IoErrorKind::NoSpace),

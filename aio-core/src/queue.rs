@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
+use std::task::Waker;
 use std::thread::Thread;
 
 use uaio_driver::{Doorbell, Wake};
@@ -32,13 +33,38 @@ pub(crate) struct EventQueue {
     lost: AtomicU64,
 }
 
-/// An entry of a thread that waits; woken once.
+/// An entry of a thread or task that waits; woken once.
 struct Entry {
     id: u64,
     wants: Wants,
-    thread: Thread,
-    /// Where it sleeps when it turns a reactor meanwhile; otherwise it is parked.
-    bell: Option<Arc<Doorbell>>,
+    sleeper: Sleeper,
+}
+
+/// Who waits, and how it is woken.
+enum Sleeper {
+    /// A thread that is parked.
+    Parked(Thread),
+    /// A thread that turns a reactor meanwhile, and sleeps at its bell.
+    Turning(Arc<Doorbell>),
+    /// A task.
+    Task(Waker),
+}
+
+impl Sleeper {
+    fn here(bell: Option<&Arc<Doorbell>>) -> Self {
+        bell.map_or_else(
+            || Self::Parked(std::thread::current()),
+            |bell| Self::Turning(bell.clone()),
+        )
+    }
+
+    fn wake(self) {
+        match self {
+            Self::Parked(thread) => thread.unpark(),
+            Self::Turning(bell) => bell.wake(),
+            Self::Task(task) => task.wake(),
+        }
+    }
 }
 
 /// What an entry waits for.
@@ -192,11 +218,8 @@ impl EventQueue {
             }
             self.take_satisfied(entries)
         });
-        while let Some(Entry { thread, bell, .. }) = next {
-            match bell {
-                Some(bell) => bell.wake(),
-                None => thread.unpark(),
-            }
+        while let Some(Entry { sleeper, .. }) = next {
+            sleeper.wake();
             next = self.waiters.find(|entries| self.take_satisfied(entries));
         }
     }
@@ -256,13 +279,22 @@ impl EventQueue {
         self.waiters.change(|entries| match entries.iter_mut().find(|entry| entry.id == id) {
             Some(entry) => {
                 update(&mut entry.wants);
-                if entry.bell.is_some() != bell.is_some() {
-                    entry.bell = bell.cloned();
+                if matches!(entry.sleeper, Sleeper::Turning(_)) != bell.is_some() {
+                    entry.sleeper = Sleeper::here(bell);
                 }
             }
+            None => entries.push(Entry { id, wants: make(), sleeper: Sleeper::here(bell) }),
+        });
+    }
+
+    /// Leaves the entry `id` of a task that waits for an event, or brings it up to date. Look again
+    /// afterwards.
+    pub(crate) fn wait_task(&self, id: u64, task: &Waker) {
+        self.waiters.change(|entries| match entries.iter_mut().find(|entry| entry.id == id) {
+            Some(entry) => entry.sleeper = Sleeper::Task(task.clone()),
             None => {
-                let thread = std::thread::current();
-                entries.push(Entry { id, wants: make(), thread, bell: bell.cloned() });
+                let sleeper = Sleeper::Task(task.clone());
+                entries.push(Entry { id, wants: Wants::Events(1), sleeper });
             }
         });
     }

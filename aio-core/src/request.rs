@@ -89,7 +89,7 @@ impl Request {
         loop {
             let planned = match &mut self.iocb.work {
                 Work::Volume(work) => {
-                    self.asked = Some(work.asked());
+                    self.asked = work.asked();
                     first.take().map_or_else(|| work.plan_and_try(), Ok)
                 }
                 Work::Host(work) => {
@@ -128,6 +128,7 @@ impl Request {
                 OpKind::Write { stable: handle.is_stable(), direct: handle.is_direct() }
             }
             Command::Fsync | Command::Fdatasync | Command::SyncRange => OpKind::Flush,
+            Command::Readahead => OpKind::Readahead,
             Command::Discard => OpKind::Discard,
             Command::WriteZeroes => OpKind::WriteZeroes { may_unmap: true },
         };

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use uaio_driver::IoError;
-use uaio_page_cache::{Cache, PagePin};
+use uaio_page_cache::{Advice, Cache, PagePin};
 
 use crate::cached::Cached;
 use crate::station::Station;
@@ -124,6 +124,12 @@ impl Handle {
     #[inline]
     pub fn try_pin(&self, offset: u64) -> Option<PagePin<'_>> {
         self.volume().cache().try_pin(offset)
+    }
+
+    /// Says how this handle and its clones will read the bytes of a range (`posix_fadvise(2)`). For
+    /// `POSIX_FADV_WILLNEED` there is [`Iocb::readahead`](crate::Iocb::readahead).
+    pub fn advise(&self, bytes: Range<u64>, advice: Advice) {
+        self.opener().advise(bytes, advice);
     }
 
     /// Whether it is another name for the same opener.

@@ -11,12 +11,13 @@
 //! because of it, and no data is lost.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use uaio_driver::{DmaBuf, FRAME_SIZE};
 
 use crate::cache::{Cache, CacheError, CacheOptions};
+use crate::limits::DirtyLimits;
 use crate::page::{Blocks, Notes, Page};
+use crate::sync::Ordering;
 use crate::wait::Wakes;
 
 /// Pages of a range up to which each is looked up; a longer one is compared with what is cached.
@@ -191,28 +192,22 @@ impl Cache {
             shard.grow(own);
             shard.hand_over(&mut wakes);
         }
-        self.limit_rooms(&mut wakes);
         wakes.run();
-        self.ring_flusher();
+        self.apply_limits(&size);
         Ok(())
     }
 
-    /// Sets how much may be dirty, in percent of the frames, 1 to 90. What is above it is written
-    /// back, and writers wait meanwhile.
+    /// Sets how much may be dirty, in percent of the frames, 1 to 90, and half of that for the
+    /// background: as [`set_dirty_limits`](Self::set_dirty_limits).
     ///
     /// # Errors
     ///
     /// [`CacheError::Invalid`], with nothing changed.
     pub fn set_dirty_max(&self, percent: u8) -> Result<(), CacheError> {
-        CacheOptions::check_dirty_max(percent)?;
-        let mut size = self.size.lock();
-        size.dirty_max_percent = percent;
-        self.publish_size(*size);
-        let mut wakes = Wakes::default();
-        self.limit_rooms(&mut wakes);
-        wakes.run();
-        self.ring_flusher();
-        Ok(())
+        self.set_dirty_limits(DirtyLimits {
+            age_max: self.age_max(),
+            ..DirtyLimits::percent(percent)
+        })
     }
 
     /// The memory it takes, but for what its lanes and the flusher keep.
@@ -234,14 +229,23 @@ impl Cache {
 
     /// Makes the dirty limits those of a size that was just set. The flusher goes on from there by the
     /// rate it sees.
-    fn limit_rooms(&self, wakes: &mut Wakes) {
+    pub(crate) fn apply_limits(&self, size: &crate::cache::Size) {
+        self.publish_size(*size);
+        let mut wakes = Wakes::default();
         let shards = self.shards().count();
         let pages = self.dirty_max().min(crate::cache::ROOM_PAGES_UNTIL_KNOWN) / shards;
-        self.rooms().for_each(|room| room.set_limit(pages, wakes));
+        let background = size.dirty.background.pages(size.frames) / shards;
+        self.rooms().for_each(|room| {
+            room.set_background(background);
+            room.set_limit(pages, &mut wakes);
+        });
+        wakes.run();
+        self.ring_flusher();
     }
 
     fn publish_size(&self, size: crate::cache::Size) {
         self.frames.store(size.frames, Ordering::Relaxed);
         self.dirty_max.store(size.dirty_max(), Ordering::Relaxed);
+        self.age_max_ms.store(size.dirty.age_max.as_millis() as u64, Ordering::Relaxed);
     }
 }

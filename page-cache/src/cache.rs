@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
 use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
 
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
+use crate::index::hash;
+use crate::limits::DirtyLimits;
 use crate::page::Blocks;
 use crate::readahead::Streams;
 use crate::room::DirtyRoom;
-use crate::shard::{self, Shard};
+use crate::shard::Shard;
 use crate::stats::CacheStats;
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
 use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
 
 /// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
@@ -47,22 +48,14 @@ pub struct CacheOptions {
     /// Shards, a power of two; 0 for as many as suit the number of frames.
     pub shards: usize,
     /// Room for dirty pages, as part of all frames in percent, 1 to 90. Below this the limit is set
-    /// by the write rate seen, so that a flush takes about two seconds.
+    /// by the write rate seen, so that a flush takes about two seconds. More can be said with
+    /// [`Cache::set_dirty_limits`].
     pub dirty_max_percent: u8,
 }
 
 impl CacheOptions {
     /// The fewest frames a cache works with.
     pub const FRAMES_MIN: usize = 16;
-
-    pub(crate) fn check_dirty_max(percent: u8) -> Result<(), CacheError> {
-        if (1..=90).contains(&percent) {
-            return Ok(());
-        }
-        Err(CacheError::Invalid(format!(
-            "a dirty limit of {percent} % is not possible: take 1 to 90"
-        )))
-    }
 
     /// A write-back cache of `frames` frames.
     pub fn frames(frames: usize) -> Self {
@@ -114,7 +107,10 @@ pub struct Cache {
     pub(crate) barriers: Barriers,
     pub(crate) errors: ErrorLog,
     pub(crate) orders: Mutex<Orders>,
+    /// Taken inside any other lock, so nothing is locked under it.
     flusher: Mutex<Option<Arc<dyn Wake>>>,
+    /// Held while a flusher comes or goes, with all that follows from it.
+    flusher_changes: Mutex<()>,
     lanes: Mutex<Lanes>,
     seq: AtomicU64,
     pub(crate) device_flushes: AtomicU64,
@@ -125,19 +121,20 @@ pub struct Cache {
     pub(crate) frames: AtomicUsize,
     /// The most pages that may be dirty, whatever the write rate.
     pub(crate) dirty_max: AtomicUsize,
+    pub(crate) age_max_ms: AtomicU64,
 }
 
 /// How large a cache is to be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     pub(crate) frames: usize,
-    pub(crate) dirty_max_percent: u8,
+    pub(crate) dirty: DirtyLimits,
 }
 
 impl Size {
     /// The most pages that may be dirty.
     pub(crate) fn dirty_max(&self) -> usize {
-        (self.frames * usize::from(self.dirty_max_percent) / 100).max(1)
+        self.dirty.hard.pages(self.frames)
     }
 }
 
@@ -191,7 +188,7 @@ struct ShardCell {
     /// frames in it that can be evicted.
     room: DirtyRoom,
     /// Whether somebody waits for a frame of it; see `Shard::wait_frame`.
-    wanted: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
     /// Pins that callers hold.
     pins: AtomicUsize,
 }
@@ -221,7 +218,8 @@ impl Cache {
                 CacheOptions::FRAMES_MIN
             )));
         }
-        CacheOptions::check_dirty_max(dirty_max_percent)?;
+        let dirty = DirtyLimits::percent(dirty_max_percent);
+        dirty.check(frames)?;
         let shards = match shards {
             // 8 MiB a shard, so that the spread of the hash evens out inside each.
             0 => (frames / 2048).clamp(1, 64).next_power_of_two(),
@@ -239,18 +237,19 @@ impl Cache {
             let free = taken.len();
             return Err(CacheError::NoFrames { wanted: frames, free });
         }
-        let size = Size { frames, dirty_max_percent };
+        let size = Size { frames, dirty };
         let dirty_max = size.dirty_max();
         let room_pages = dirty_max.min(ROOM_PAGES_UNTIL_KNOWN) / shards;
         let shards = (0..shards)
             .rev()
             .map(|left| {
                 let own = taken.split_off(taken.len() - taken.len() / (left + 1));
-                let wanted = Arc::new(AtomicBool::new(false));
+                let wanted = Arc::new(Wanted::default());
                 // By its place among the shards: the first made is number 0.
                 let number = (shards - 1 - left) as u32;
                 let lock = Mutex::new(Shard::new(number, own, Arc::clone(&wanted)));
                 let room = DirtyRoom::new(number, room_pages.max(1));
+                room.set_background(dirty.background.pages(frames) / shards);
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0) }
             })
             .collect();
@@ -262,6 +261,7 @@ impl Cache {
             errors: ErrorLog::default(),
             orders: Mutex::default(),
             flusher: Mutex::default(),
+            flusher_changes: Mutex::default(),
             lanes: Mutex::default(),
             seq: AtomicU64::new(0),
             device_flushes: AtomicU64::new(0),
@@ -270,6 +270,7 @@ impl Cache {
             size: Mutex::new(size),
             frames: AtomicUsize::new(frames),
             dirty_max: AtomicUsize::new(dirty_max),
+            age_max_ms: AtomicU64::new(dirty.age_max.as_millis() as u64),
             device,
         }))
     }
@@ -336,7 +337,7 @@ impl Cache {
 
     /// A handle to the page's frame, if these blocks of it are cached.
     #[inline]
-    fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
+    pub(crate) fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
         let mut shard = self.shard(page);
         let slot = shard.find(page)?;
         let content = shard.page(slot).readable()?;
@@ -455,7 +456,7 @@ impl Cache {
 
     #[inline]
     fn cell(&self, page: u64) -> &ShardCell {
-        let group = shard::hash(page / PAGES_TOGETHER) >> 32;
+        let group = hash(page / PAGES_TOGETHER) >> 32;
         &self.shards[group as usize & (self.shards.len() - 1)]
     }
 
@@ -530,9 +531,9 @@ impl Cache {
 
     /// Names the flusher; without one, whoever needs it fails instead of waiting for ever.
     pub(crate) fn set_flusher(&self, wake: Option<Arc<dyn Wake>>, wakes: &mut Wakes) {
-        let mut flusher = self.flusher.lock();
+        let _one_at_a_time = self.flusher_changes.lock();
         let broken = if wake.is_some() { None } else { Some(NO_FLUSHER) };
-        *flusher = wake;
+        *self.flusher.lock() = wake;
         self.rooms().for_each(|room| room.set_broken(broken, wakes));
         if let Some(error) = broken {
             self.fail_tickets(wakes, error, |_| true);
@@ -589,9 +590,8 @@ impl Cache {
     #[inline]
     pub(crate) fn unpin(&self, page: u64, frame: DmaBuf) {
         let last = frame.release();
-        // SeqCst: pairs with `Shard::wait_frame`. Either this sees that a frame is wanted, or the
-        // one who wants it saw that this pin is gone.
-        if last.is_some() || self.cell(page).wanted.load(Ordering::SeqCst) {
+        // Either this sees that a frame is wanted, or the one who wants it saw that this pin is gone.
+        if last.is_some() || self.cell(page).wanted.is_raised() {
             self.unpin_slow(page, last);
         }
     }

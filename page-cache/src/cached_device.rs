@@ -4,13 +4,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use uaio_driver::{
-    Armed, BlockDevice, Capabilities, Completion, DeviceError, DmaPool, Geometry, Health, IoQueue,
-    Op, QueueOptions, Refusal, Refused, Request, SgList,
+    Armed, BlockDevice, Cancel, Capabilities, Completion, DeviceError, DmaPool, Geometry, Health,
+    IoQueue, Op, QueueOptions, Refusal, Refused, Request, SgList, Token,
 };
 
 use crate::buffer::Buffer;
 use crate::cache::{Cache, CacheMode, Handle};
-use crate::lane::{Finished, Lane, OpKind, Operation};
+use crate::lane::{Cancelled, Finished, Lane, OpKind, Operation};
 
 /// What one discard or write-zeroes may cover: each looks at every page of its range, in one step of
 /// the queue's owner, who serves nobody else meanwhile.
@@ -177,6 +177,14 @@ impl IoQueue for CachedQueue {
             count += 1;
         }
         count
+    }
+
+    fn cancel(&mut self, token: Token) -> Cancel {
+        match self.lane.cancel(token) {
+            // Also when the device is changing data: nothing more is begun, and the answer says.
+            Cancelled::Finished | Cancelled::RunsOn => Cancel::Asked,
+            Cancelled::Unknown => Cancel::NotFound,
+        }
     }
 
     fn in_flight(&self) -> usize {

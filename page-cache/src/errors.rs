@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use parking_lot::Mutex;
 use uaio_driver::IoError;
+
+use crate::sync::Mutex;
 
 /// How many ranges are remembered one by one; later ones are counted only.
 const RANGES_MAX: usize = 64;

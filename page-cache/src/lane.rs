@@ -9,7 +9,6 @@
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use uaio_driver::{
     Armed, Completion, DeviceError, DmaBuf, FRAME_SIZE, IoError, IoErrorKind, IoQueue, IoResult,
@@ -24,6 +23,7 @@ use crate::page::{Blocks, Page};
 use crate::read::Read;
 use crate::readahead::{NOBODY, Plan, Readahead};
 use crate::retry::{RunQueue, Step};
+use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakes, Wakeup};
 use crate::write::Write;
 

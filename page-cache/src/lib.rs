@@ -92,6 +92,7 @@
 //! | [`retry`] | where a woken operation goes |
 //! | [`evict`] | which page goes when a frame is needed |
 //! | [`readahead`] | pages are on their way before they are asked for |
+//! | [`limits`] | how much may be dirty, and for how long |
 //! | [`writeback`] | dirty pages go to the device, and flushes end |
 //! | [`errors`] | writeback errors, kept until everybody was told |
 
@@ -104,7 +105,11 @@ mod cached_device;
 mod commit;
 pub mod errors;
 pub mod evict;
+mod index;
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 mod lane;
+pub mod limits;
 pub mod page;
 mod read;
 pub mod readahead;
@@ -123,6 +128,7 @@ pub use cache::{Cache, CacheError, CacheMode, CacheOptions, Handle, PagePin};
 pub use cached_device::CachedDevice;
 pub use errors::WritebackError;
 pub use lane::{Cancelled, Finished, Lane, OpKind, Operation};
+pub use limits::{Amount, DirtyLimits};
 pub use readahead::Advice;
 pub use stats::CacheStats;
 pub use writeback::{Flusher, Turn};

@@ -17,6 +17,9 @@ pub(crate) struct DirtyRoom {
 
 struct Inner {
     limit: usize,
+    /// Above it the flusher writes: never more than half of the limit.
+    background: usize,
+    background_max: usize,
     used: usize,
     waiters: WaitQueue,
     entries: WaitTable,
@@ -42,6 +45,8 @@ impl DirtyRoom {
         Self {
             inner: Mutex::new(Inner {
                 limit,
+                background: limit / 2,
+                background_max: usize::MAX,
                 used: 0,
                 waiters: WaitQueue::EMPTY,
                 entries: WaitTable::new(Place::Room(number)),
@@ -73,12 +78,12 @@ impl DirtyRoom {
     }
 
     /// Takes room for one page, or queues the waiter, if there is one, behind those who wait. Says
-    /// whether this was the page that filled half of it: the flusher starts there.
+    /// whether this was the page that came above the background limit: the flusher starts there.
     pub(crate) fn take(&self, waiter: impl FnOnce() -> Option<Waiter>) -> Result<bool, NoRoom> {
         let mut inner = self.inner.lock();
         if inner.used < inner.limit && inner.waiters.is_empty() {
             inner.used += 1;
-            return Ok(inner.used == inner.limit / 2 + 1);
+            return Ok(inner.used == inner.background + 1);
         }
         if let Some(error) = inner.broken {
             return Err(NoRoom::Broken(error));
@@ -104,7 +109,15 @@ impl DirtyRoom {
     pub(crate) fn set_limit(&self, limit: usize, wakes: &mut Wakes) {
         let mut inner = self.inner.lock();
         inner.limit = limit.max(1);
+        inner.background = inner.background_max.min(inner.limit / 2);
         inner.hand_over(wakes);
+    }
+
+    /// Sets from where on the flusher writes, if that is not above half of the limit.
+    pub(crate) fn set_background(&self, pages: usize) {
+        let mut inner = self.inner.lock();
+        inner.background_max = pages;
+        inner.background = pages.min(inner.limit / 2);
     }
 
     /// Says that room will not come back, or that it does again. Whoever waits gets the error.
@@ -121,7 +134,12 @@ impl DirtyRoom {
 
     pub(crate) fn usage(&self) -> Usage {
         let inner = self.inner.lock();
-        Usage { used: inner.used, limit: inner.limit, waits: inner.waits }
+        Usage {
+            used: inner.used,
+            limit: inner.limit,
+            background: inner.background,
+            waits: inner.waits,
+        }
     }
 }
 
@@ -142,6 +160,8 @@ pub(crate) struct Usage {
     pub(crate) used: usize,
     /// How many may.
     pub(crate) limit: usize,
+    /// Above how many the flusher writes.
+    pub(crate) background: usize,
     /// How often somebody had to wait.
     pub(crate) waits: u64,
 }

@@ -4,8 +4,8 @@
 //! lanes hold, and never needs a free frame: page and request share one. It is turned by its owner,
 //! a thread or a test, and reads no clock of its own.
 //!
-//! **What it writes**: first what a flush waits for and what is older than [`AGE_MAX`]; then, in each
-//! shard that is above half of its dirty limit, the oldest. Pages are sent in order of block number,
+//! **What it writes**: first what a flush waits for and what is too old; then, in each shard that is above
+//! its background limit ([`crate::limits`]), the oldest. Pages are sent in order of block number,
 //! neighbours joined into one command. The order of the two matters: a writer who fills the limit all
 //! the time would otherwise take the slots that a flush waits for.
 //!
@@ -25,7 +25,6 @@
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use uaio_driver::{
@@ -36,9 +35,11 @@ use crate::cache::Cache;
 use crate::lane::{Core, Io, IoKind, Run};
 use crate::page::{Blocks, Page};
 use crate::room::Usage;
+use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakeup};
 
-/// How old a dirty page may get before it is written without anybody asking.
+/// How old a dirty page may get before it is written without anybody asking, unless something else is
+/// set.
 pub const AGE_MAX: Duration = Duration::from_secs(5);
 /// How long a flush should take at most: the dirty limit is what the device writes in this time.
 pub const FLUSH_TARGET: Duration = Duration::from_secs(2);
@@ -227,23 +228,33 @@ impl Flusher {
         }
     }
 
-    /// Decides whether room will come back: not from a device that is gone or fails for long.
+    /// Decides whether room will come back: not from a device that is gone, nor in a shard where what
+    /// has failed for long holds half of it or more. With less, a writer that waits gets the room of
+    /// pages that can be written: a bad block costs only itself.
     fn judge(&mut self, now: Duration) {
         let cache = &self.core.cache;
         if self.failing.is_some() && !cache.shards().any(|shard| shard.lock().troubled_len() > 0) {
             self.failing = None;
         }
-        let broken = self.failing.filter(|(since, error)| {
+        let failed = self.failing.filter(|(since, error)| {
             let gone = error.kind == IoErrorKind::Gone || cache.device_error().is_some();
             gone || now.saturating_sub(*since) >= GIVE_UP
         });
-        if broken.is_some() || self.broken {
-            self.broken = broken.is_some();
-            let error = broken.map(|(_, error)| error);
-            cache.rooms().for_each(|room| room.set_broken(error, &mut self.core.wakes));
+        if failed.is_none() && !self.broken {
+            return;
+        }
+        self.broken = false;
+        let gone = cache.device_error().is_some();
+        for (shard, room) in cache.shards().zip(cache.rooms()) {
+            let mut shard = shard.lock();
+            let error = failed.map(|(_, error)| error).filter(|error| {
+                let gone = gone || error.kind == IoErrorKind::Gone;
+                gone || 2 * shard.troubled_len() >= room.usage().limit
+            });
+            room.set_broken(error, &mut self.core.wakes);
             if let Some(error) = error {
-                let wakes = &mut self.core.wakes;
-                cache.shards().for_each(|shard| shard.lock().fail_frame_waiters(error, wakes));
+                shard.fail_frame_waiters(error, &mut self.core.wakes);
+                self.broken = true;
             }
         }
     }
@@ -271,7 +282,7 @@ impl Flusher {
         if retry_failed || now >= self.retry_at {
             cache.shards().for_each(|shard| shard.lock().retry_failed());
         }
-        let mut upto = flush_seq.unwrap_or(0).max(self.ages.expired(now));
+        let mut upto = flush_seq.unwrap_or(0).max(self.ages.expired(now, cache.age_max()));
         if self.failing.is_some() {
             upto = upto.max(self.failing_seq);
         }
@@ -282,8 +293,8 @@ impl Flusher {
         let mut sent = 0;
         let slots_left = self.write_batch(&cache, &mut sent, |since, _| since <= upto);
         if slots_left {
-            let over_half = |room: &Usage, ahead| room.used > room.limit / 2 + ahead;
-            self.write_batch(&cache, &mut sent, |_, (room, ahead)| over_half(room, ahead));
+            let over_background = |room: &Usage, ahead| room.used > room.background + ahead;
+            self.write_batch(&cache, &mut sent, |_, (room, ahead)| over_background(room, ahead));
         }
         sent > 0
     }
@@ -410,7 +421,9 @@ impl Flusher {
                 page @ (Page::Reading { .. } | Page::Writing(_)) => {
                     page.dirty_since().is_some_and(|since| since <= seq)
                 }
-                Page::Writeback { oldest, .. } => *oldest <= seq,
+                page @ Page::Writeback { .. } => {
+                    page.written_since().is_some_and(|since| since <= seq)
+                }
                 Page::Absent | Page::Clean(_) | Page::Dirty(_) => false,
             });
             if let Some(slot) = busy {
@@ -457,10 +470,10 @@ impl Ages {
         }
     }
 
-    /// The highest number whose writes are all older than [`AGE_MAX`].
-    fn expired(&mut self, now: Duration) -> u64 {
+    /// The highest number whose writes are all older than `age_max`.
+    fn expired(&mut self, now: Duration, age_max: Duration) -> u64 {
         while let Some((then, seq)) = self.samples.front().copied() {
-            if now < then + AGE_MAX {
+            if now < then + age_max {
                 break;
             }
             self.expired = seq;

@@ -2,11 +2,14 @@
 //!
 //! Several lanes and the flusher are turned in random order, so operations interleave at every lock;
 //! the device delays and reorders what it completes, and may fail. The oracle is
-//! [`common::history`]. A failure names its seed; `UAIO_SEED=n` replays it, `UAIO_SEEDS=n` runs more.
+//! [`common::history`]. A failure names its seed, shortens the schedule for as long as it still fails,
+//! and tells what is left step by step; `UAIO_SEED=n` replays it, `UAIO_SEEDS=n` runs more.
 
 mod common;
 
-use common::world::{Plan, World};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::world::{Plan, World, shortest};
 use uaio_page_cache::CacheMode;
 
 /// Runs a plan for many seeds.
@@ -16,16 +19,44 @@ fn explore(plan: Plan) {
         Err(_) => (fastrand::u64(..1 << 40), seeds()),
     };
     for seed in first..first + count {
-        let result = std::panic::catch_unwind(|| World::new(plan, seed).run());
-        if let Err(panic) = result {
+        let mut random = fastrand::Rng::with_seed(!seed);
+        // A crash may come after any number of steps.
+        let count = if plan.crash { random.usize(..plan.steps) } else { plan.steps };
+        let steps: Vec<u64> = (0..count).map(|_| random.u64(..)).collect();
+        if let Err(panic) = catch_unwind(|| World::new(plan, seed).run(&steps)) {
             eprintln!("{plan:?} failed with UAIO_SEED={seed}");
+            tell_shortest(plan, seed, &steps);
             std::panic::resume_unwind(panic);
         }
     }
 }
 
+/// Shortens a schedule that fails and tells what is left of it.
+fn tell_shortest(plan: Plan, seed: u64, steps: &[u64]) {
+    let fails = |steps: &[u64]| {
+        catch_unwind(AssertUnwindSafe(|| World::new(plan, seed).run(steps))).is_err()
+    };
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let steps = shortest(steps, 2000, fails);
+    std::panic::set_hook(hook);
+    eprintln!("{} steps of it are enough:", steps.len());
+    let told = catch_unwind(AssertUnwindSafe(|| World::new(plan, seed).telling().run(&steps)));
+    assert!(told.is_err(), "the shortened schedule does not fail");
+}
+
+#[test]
+fn a_schedule_that_fails_is_shortened_to_what_matters() {
+    let steps: Vec<u64> = (0..400).collect();
+    let fails = |steps: &[u64]| {
+        let at = |wanted| steps.iter().position(|step| *step == wanted);
+        matches!((at(17), at(251)), (Some(first), Some(second)) if first < second)
+    };
+    assert_eq!(shortest(&steps, 2000, fails), [17, 251]);
+}
+
 fn seeds() -> u64 {
-    std::env::var("UAIO_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(150)
+    std::env::var("UAIO_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(120)
 }
 
 const PLAN: Plan = Plan {
@@ -37,6 +68,7 @@ const PLAN: Plan = Plan {
     steps: 400,
     faults: false,
     crash: false,
+    gone: false,
 };
 
 #[test]
@@ -80,4 +112,12 @@ fn failed_writebacks_lose_nothing_and_lie_to_nobody() {
 fn a_crash_after_failed_writebacks_loses_nothing_stable() {
     explore(Plan { faults: true, crash: true, ..PLAN });
     explore(Plan { faults: true, crash: true, frames: 17, shards: 1, ..PLAN });
+}
+
+#[test]
+fn when_the_device_goes_everybody_is_answered_and_no_frame_is_lost() {
+    explore(Plan { gone: true, ..PLAN });
+    explore(Plan { gone: true, faults: true, frames: 17, shards: 1, ..PLAN });
+    explore(Plan { gone: true, mode: CacheMode::Writethrough, ..PLAN });
+    explore(Plan { gone: true, mode: CacheMode::None, ..PLAN });
 }

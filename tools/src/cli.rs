@@ -75,6 +75,11 @@ pub(crate) enum Command {
     ///
     /// Refuses while anybody has the device open, and says who.
     Del(DelArgs),
+    /// The cache of a device: what is in it, and how large it may be
+    ///
+    /// What it has done is among the counts of `aioctl stats`; `aioctl flush` writes it out.
+    #[command(subcommand, disable_help_subcommand = true)]
+    Cache(CacheCommand),
     /// NVMe drives: list them, move them between the kernel and vfio-pci, ask and change them
     ///
     /// Commands that ask a drive take it for as long as they last: it is bound to vfio-pci, and neither
@@ -97,6 +102,10 @@ pub(crate) struct AddArgs {
     /// Memory for the page cache; not used with --mode none
     #[arg(long, value_name = "SIZE", default_value = "256M")]
     pub(crate) cache: ByteSize,
+
+    /// The most that `aioctl cache resize` may give the cache; taken at the start [default: --cache]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache_max: Option<ByteSize>,
 
     /// What an acknowledged write means before the next flush
     #[arg(long, value_enum, default_value_t = Mode::Writeback)]
@@ -156,6 +165,67 @@ pub(crate) struct Deadline {
 impl Deadline {
     pub(crate) fn duration(self) -> std::time::Duration {
         std::time::Duration::from_secs(u64::from(self.seconds))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Tell how much of a range is cached, dirty, under writeback, or was evicted not long ago
+    ///
+    /// In whole pages of 4K, every one that the range touches. What was evicted is not told of a range of more
+    /// than 1G.
+    Residency {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+        #[command(flatten)]
+        range: ByteRange,
+    },
+    /// Let go of the clean pages that lie wholly in a range, and say how much stays
+    ///
+    /// What is dirty stays, and what somebody uses at the moment: run `aioctl flush` before, to drop all.
+    Drop {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+        #[command(flatten)]
+        range: ByteRange,
+    },
+    /// Give the cache another size, up to the --cache-max it was started with
+    ///
+    /// Returns when the cache has that size. To become smaller it writes out what is dirty first.
+    Resize {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+        /// How large, such as 512M; a multiple of 4K
+        size: ByteSize,
+        #[command(flatten)]
+        deadline: Deadline,
+    },
+    /// Set how much of the cache may be dirty
+    Limit {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+        /// Percent of the cache, above which writers wait; less when the device is slow, so that a
+        /// flush takes about two seconds
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=90))]
+        dirty_percent: u8,
+    },
+}
+
+/// A part of a device.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct ByteRange {
+    /// Where the range begins
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) offset: ByteSize,
+    /// How long it is [default: up to the end of the device]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) length: Option<ByteSize>,
+}
+
+impl ByteRange {
+    /// Offset and length in bytes; more than any device has, for one without an end.
+    pub(crate) fn bytes(self) -> (u64, u64) {
+        (self.offset.0, self.length.map_or(u64::MAX, |length| length.0))
     }
 }
 
@@ -243,10 +313,11 @@ const FILES: [(&str, &str); 3] = [
 ];
 
 /// Commands to begin with.
-const EXAMPLES: [(&str, &str); 4] = [
+const EXAMPLES: [(&str, &str); 5] = [
     ("aioctl add file:/srv/disk.img,size=1G --detach", "a file, created if it is not there"),
     ("aioctl nvme bind 0000:00:04.0", "take a drive from the kernel; see `aioctl nvme list`"),
     ("aioctl add nvme:0000:00:04.0/1 --cache 4G --detach", "serve its namespace 1"),
+    ("aioctl cache resize 0 1G", "give the cache of /dev/ublkb0 another size"),
     ("aioctl del 0", "stop serving /dev/ublkb0, with everything written out"),
 ];
 
@@ -397,6 +468,13 @@ mod tests {
             (&["info", "sda"], "`sda` is not a device"),
             (&[], "no command"),
             (&["nvme"], "no command"),
+            (&["cache"], "no command"),
+            (&["cache", "resize", "0"], "<SIZE>"),
+            (&["cache", "resize", "0", "lots"], "`lots` is not a size"),
+            (&["cache", "residency", "0", "--offset", "-1"], "'-1'"),
+            (&["cache", "drop", "sda"], "`sda` is not a device"),
+            (&["cache", "limit", "0"], "--dirty-percent"),
+            (&["cache", "limit", "0", "--dirty-percent", "91"], "91 is not in 1..=90"),
         ] {
             let failure = failure(args);
             let line = failure.to_string();

@@ -44,7 +44,7 @@ mod table;
 use std::process::ExitCode;
 
 use cli::{Cli, Command, NvmeCommand, Parsed};
-use commands::{Context, add, info, list, nvme, print, stats, stop};
+use commands::{Context, add, cache, info, list, nvme, print, stats, stop};
 use exit::{Exit, Failure};
 use record::RunDir;
 use system::System;
@@ -75,6 +75,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Stats { id } => stats::run(&context, id),
         Command::Flush { id, deadline } => stop::flush(&context, id, deadline),
         Command::Del(args) => stop::del(&context, args),
+        Command::Cache(command) => cache::run(&context, command),
         Command::Nvme(NvmeCommand::List) => nvme::list(&context),
         Command::Nvme(NvmeCommand::Bind { address }) => nvme::bind(&context, address),
         Command::Nvme(NvmeCommand::Unbind { address }) => nvme::unbind(&context, address),

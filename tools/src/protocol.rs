@@ -44,6 +44,32 @@ pub(crate) enum Command {
         /// How long to try.
         deadline_ms: u64,
     },
+    /// How much of a range is cached.
+    Residency {
+        /// Where the range begins.
+        offset_bytes: u64,
+        /// How long it is; what lies past the device does not count.
+        len_bytes: u64,
+    },
+    /// Let go of the clean pages of a range.
+    DropClean {
+        /// Where the range begins.
+        offset_bytes: u64,
+        /// How long it is; what lies past the device does not count.
+        len_bytes: u64,
+    },
+    /// Give the cache another size.
+    Resize {
+        /// How large.
+        size_bytes: u64,
+        /// How long to wait until it has it.
+        deadline_ms: u64,
+    },
+    /// Set how much may be dirty.
+    Limit {
+        /// Percent of the cache.
+        dirty_percent: u8,
+    },
     /// Stop.
     Delete {
         /// Although the device is open.
@@ -59,8 +85,14 @@ impl Command {
     /// How long the answer may take, beyond the time on the way.
     pub(crate) fn deadline(self) -> Duration {
         let milliseconds = match self {
-            Self::Info | Self::Stats => 5_000,
-            Self::Flush { deadline_ms } | Self::Delete { deadline_ms, .. } => deadline_ms,
+            Self::Info
+            | Self::Stats
+            | Self::Residency { .. }
+            | Self::DropClean { .. }
+            | Self::Limit { .. } => 5_000,
+            Self::Flush { deadline_ms }
+            | Self::Resize { deadline_ms, .. }
+            | Self::Delete { deadline_ms, .. } => deadline_ms,
         };
         // A day, as on the command line: a deadline that overflows a clock is no deadline.
         Duration::from_millis(milliseconds.min(86_400_000))
@@ -94,6 +126,10 @@ pub(crate) enum Answer {
     Info(Box<Info>),
     /// To [`Command::Stats`].
     Stats(Box<Stats>),
+    /// To [`Command::Residency`].
+    Residency(Residency),
+    /// To [`Command::DropClean`].
+    Dropped(Dropped),
     /// To the others.
     Done,
 }
@@ -157,7 +193,7 @@ pub(crate) struct OperationStats {
 }
 
 /// The cache.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CacheStats {
     /// Hits over all reads; absent until there was a read.
     pub(crate) hit_rate: Option<f64>,
@@ -169,6 +205,51 @@ pub(crate) struct CacheStats {
     pub(crate) dirty_limit_bytes: u64,
     pub(crate) written_back_bytes: u64,
     pub(crate) failed_writebacks: u64,
+    /// What it has, and what it is to have: less while it shrinks.
+    #[serde(default)]
+    pub(crate) size_bytes: u64,
+    #[serde(default)]
+    pub(crate) size_wanted_bytes: u64,
+    /// Memory beside the frames: index, records, what is remembered of pages that have left.
+    #[serde(default)]
+    pub(crate) tables_bytes: u64,
+    #[serde(default)]
+    pub(crate) writeback_bytes: u64,
+    /// Reads that waited for a page that another was reading.
+    #[serde(default)]
+    pub(crate) merged: u64,
+    #[serde(default)]
+    pub(crate) evicted: u64,
+    #[serde(default)]
+    pub(crate) readahead: u64,
+    #[serde(default)]
+    pub(crate) readahead_used: u64,
+    #[serde(default)]
+    pub(crate) readahead_wasted: u64,
+    /// How often an operation had to wait for a frame.
+    #[serde(default)]
+    pub(crate) frame_waits: u64,
+    /// How often a writer had to wait below the dirty limit.
+    #[serde(default)]
+    pub(crate) dirty_waits: u64,
+}
+
+/// How much of a range is cached. Printed as it is by `aioctl cache residency --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Residency {
+    pub(crate) range_bytes: u64,
+    pub(crate) cached_bytes: u64,
+    pub(crate) dirty_bytes: u64,
+    pub(crate) writeback_bytes: u64,
+    /// Absent for a range that is too long to tell.
+    pub(crate) recently_evicted_bytes: Option<u64>,
+}
+
+/// What became of a range that was to be dropped. Printed as it is by `aioctl cache drop --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Dropped {
+    pub(crate) dropped_bytes: u64,
+    pub(crate) kept_bytes: u64,
 }
 
 /// Reads one line of at most `max_bytes`, its end included. `Ok(None)`: the other end closed without

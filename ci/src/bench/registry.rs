@@ -124,6 +124,34 @@ pub const ALL: &[Bench] = &[
         source: Source::Host { package: "uaio-core", example: "bench_cache_hit" },
     },
     Bench {
+        name: "osync",
+        what: "sequential 64 KiB stable writes of a file, against pwrite with O_DSYNC one at a time",
+        rows: &[
+            row("depth-64", 4.0, Unit::Iops),
+            row("depth-1", 0.95, Unit::Iops),
+            row("depth-64-holes", 4.0, Unit::Iops),
+        ],
+        source: Source::Host { package: "uaio-core", example: "bench_osync" },
+    },
+    Bench {
+        name: "seq-read",
+        what: "a cold file read in order, 128 KiB at a time, against pread through the kernel's page cache",
+        rows: &[row("", 1.0, Unit::Nanoseconds)],
+        source: Source::Host { package: "uaio-core", example: "bench_seq_read" },
+    },
+    Bench {
+        name: "buffered-cold",
+        what: "cold 4 KiB random reads of a file at depth 32, against libaio and io_uring, buffered",
+        rows: &[row("libaio", 4.0, Unit::Iops), row("io_uring", 1.3, Unit::Iops)],
+        source: Source::Host { package: "uaio-core", example: "bench_buffered_cold" },
+    },
+    Bench {
+        name: "submit-block",
+        what: "time in submit that 99 of 100 do not exceed, same load, against libaio buffered",
+        rows: &[row("", 20.0, Unit::Nanoseconds)],
+        source: Source::Host { package: "uaio-core", example: "bench_submit_block" },
+    },
+    Bench {
         name: "nvme-cpu",
         what: "instructions of submit, commit and poll of a 4 KiB read at depth 128, against a budget",
         rows: &[row("", 1.0, Unit::Instructions)],

@@ -15,6 +15,7 @@ use super::failure::{Failure, Violation};
 use super::fate::{Fate, Standing};
 use super::registers::{Doorbell, Function};
 use super::ring::{self, BadFetch, CompletionRing, Cqe, SubmissionRing};
+use super::shadow::Shadow;
 use super::spec::command::{self, Opcode, SubmissionEntry, cns};
 use super::spec::identify::IDENTIFY_SIZE;
 use super::spec::layout::Layout;
@@ -108,8 +109,8 @@ impl AdminQueue {
         Some(Self {
             sq: SubmissionRing::new(pool, 0, DEPTH)?,
             cq: CompletionRing::new(pool, 0, DEPTH, ring::entries_for(DEPTH))?,
-            sq_doorbell: Doorbell::submission(function, cap, 0),
-            cq_doorbell: Doorbell::completion(function, cap, 0),
+            sq_doorbell: Doorbell::submission(function, cap, 0, None),
+            cq_doorbell: Doorbell::completion(function, cap, 0, None),
             data: pool.take_region(1)?,
             event_data: pool.take_region(1)?,
             slots: std::array::from_fn(|slot| Slot { cid: slot as u16, state: State::Free }),
@@ -203,6 +204,11 @@ impl AdminQueue {
         let granted = self.execute(Opcode::SET_FEATURES, number_of_queues_entry(count))?;
         let (submission, completion) = (granted as u16, (granted >> 16) as u16);
         Ok(submission.min(completion).saturating_add(1).min(count))
+    }
+
+    /// Sends Doorbell Buffer Config.
+    pub(super) fn set_shadow(&mut self, shadow: &Shadow) -> Result<(), AdminError> {
+        self.execute(Opcode::DOORBELL_BUFFER_CONFIG, shadow.config_entry()).map(drop)
     }
 
     /// Sends Set Features.

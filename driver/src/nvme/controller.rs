@@ -28,6 +28,7 @@ use super::namespace::NvmeNamespace;
 use super::queue::QueueMemory;
 use super::registers::{Function, Properties};
 use super::ring::{self, CompletionRing, SubmissionRing};
+use super::shadow::Shadow;
 use super::spec::command::{FEATURE_HOST_MEMORY_BUFFER, FEATURE_NUMBER_OF_QUEUES, SubmissionEntry};
 use super::spec::register::{SHN_NORMAL, SHST_COMPLETE};
 use super::spec::{Cap, Cc, Csts, Opcode};
@@ -56,6 +57,9 @@ pub struct ControllerOptions {
     pub resets_window: Duration,
     /// How often a request is sent again that an abort or a reset ended, if it may be.
     pub retries_max: u8,
+    /// Whether doorbells are kept in memory when the controller offers it (Doorbell Buffer Config), as
+    /// emulated ones do, for which a register is slow to write.
+    pub shadow_doorbells: bool,
     /// Whether a controller that does not stop may be reset with its whole NVM subsystem, other
     /// controllers of it included (NSSR).
     pub subsystem_reset: bool,
@@ -74,6 +78,7 @@ impl Default for ControllerOptions {
             resets_max: 5,
             resets_window: Duration::from_secs(600),
             retries_max: 3,
+            shadow_doorbells: true,
             subsystem_reset: false,
         }
     }
@@ -97,6 +102,7 @@ pub struct NvmeController {
     aborts_max: usize,
     dsm: DsmLimits,
     write_zeroes_max_bytes_log2: u8,
+    shadow: Option<Arc<Shadow>>,
     options: ControllerOptions,
     fate: Arc<Fate>,
     properties: Properties,
@@ -141,6 +147,7 @@ pub(super) struct Parts<'a> {
     pub(super) function: &'a Arc<dyn Function>,
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) cap: Cap,
+    pub(super) shadow: Option<&'a Arc<Shadow>>,
     pub(super) options: &'a ControllerOptions,
 }
 
@@ -186,9 +193,9 @@ impl NvmeController {
         submission + completion + usize::from(depth)
     }
 
-    /// How many frames of the pool the controller itself takes.
+    /// How many frames of the pool the controller itself takes, at most.
     pub const fn frames_for_controller() -> usize {
-        AdminQueue::FRAMES
+        AdminQueue::FRAMES + Shadow::FRAMES
     }
 
     /// What it says about itself and its namespaces.
@@ -291,6 +298,7 @@ impl NvmeController {
     /// Gives up what the controller may use for ever. The function keeps it mapped, and its pool.
     fn leak(&self, shared: &mut Shared) {
         shared.admin.leak();
+        mem::forget(self.shadow.clone());
         mem::forget(Arc::clone(&self.function));
         mem::forget(self.pool.clone());
     }
@@ -302,6 +310,7 @@ impl NvmeController {
             function: &self.function,
             clock: &self.clock,
             cap: self.cap,
+            shadow: self.shadow.as_ref(),
             options: &self.options,
         }
     }
@@ -444,6 +453,9 @@ impl NvmeController {
         qid: u16,
         memory: QueueMemory,
     ) -> Result<(Option<u16>, QueueMemory), DeviceError> {
+        if let Some(shadow) = &self.shadow {
+            shadow.clear(qid);
+        }
         let vector = self.vector(qid);
         let created = self
             .command(Opcode::CREATE_IO_CQ, admin::create_cq_entry(qid, &memory.cq, vector))

@@ -20,8 +20,10 @@ pub(super) struct Deadlines {
 impl Deadlines {
     /// For commands that may take `timeout`, and `abort_timeout` more when they are aborted.
     pub(super) fn new(timeout: Duration, abort_timeout: Duration, now: Duration) -> Self {
-        let interval = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
         let overdue = timeout.saturating_add(abort_timeout);
+        // Ages are 16 bits.
+        let interval = (timeout / 8).clamp(Duration::from_millis(1), Duration::from_secs(1));
+        let interval = interval.max(overdue / (1 << 15));
         let overdue_ticks = ticks(overdue, interval);
         Self { interval, ticks: ticks(timeout, interval), overdue_ticks, ticked: now, overdue }
     }

@@ -18,6 +18,8 @@
 use crate::request::{Completion, SgList};
 use crate::slots::Token;
 
+use super::record::Record;
+
 /// Bits of a Command Identifier that name the slot.
 const SLOT_BITS: u32 = 10;
 const SLOT_MASK: u16 = (1 << SLOT_BITS) - 1;
@@ -42,10 +44,12 @@ struct Entry {
     token: Token,
     /// The tenant's memory; empty when there is no tenant.
     data: SgList,
+    /// What the tenant asks; stays when it goes, until the next one comes.
+    record: Record,
     /// The identifier of the slot's tenant, and in the upper half what is special about it.
     key: u32,
     /// The tick at which the tenant came.
-    tick: u32,
+    tick: u16,
     /// In flight: the next request that the same command answers. Free: the next free slot.
     next: u16,
 }
@@ -64,7 +68,9 @@ impl Entry {
     fn vacate(&mut self, next: u16) -> Completion {
         self.key = u32::from(self.cid().wrapping_add(1 << SLOT_BITS)) | FREE;
         self.next = next;
-        let data = std::mem::replace(&mut self.data, SgList::empty());
+        // What is left is an empty list, whatever its offset.
+        let frames = std::mem::take(&mut self.data.frames);
+        let data = SgList { frames, offset: self.data.offset };
         Completion { token: self.token, result: Ok(()), data }
     }
 }
@@ -76,7 +82,7 @@ pub(super) struct InFlight {
     /// The first free slot; [`NONE`] when all are taken.
     free: u16,
     len: u16,
-    tick: u32,
+    tick: u16,
 }
 
 /// A slot that is free, to be filled.
@@ -86,7 +92,7 @@ pub(super) struct Vacant<'a> {
     slot: u16,
     free: &'a mut u16,
     len: &'a mut u16,
-    tick: u32,
+    tick: u16,
 }
 
 impl Vacant<'_> {
@@ -103,14 +109,15 @@ impl Vacant<'_> {
 
     /// Puts a request with a command of its own into it.
     #[inline]
-    pub(super) fn fill(self, token: Token, data: SgList) {
+    pub(super) fn fill(self, token: Token, data: SgList, record: Record) {
         let Self { entry, free, len, tick, .. } = self;
         *free = entry.next;
         *len += 1;
-        entry.key = u32::from(entry.cid());
+        entry.key &= u32::from(u16::MAX);
         entry.token = token;
         // It was empty, so there is nothing to drop, which the compiler cannot know.
         std::mem::forget(std::mem::replace(&mut entry.data, data));
+        entry.record = record;
         entry.next = NONE;
         entry.tick = tick;
     }
@@ -142,6 +149,7 @@ impl InFlight {
         let entry = |slot| Entry {
             token: Token::from_u64(0),
             data: SgList::empty(),
+            record: Record::NONE,
             key: u32::from(slot) | FREE,
             tick: 0,
             next: if slot + 1 == depth { NONE } else { slot + 1 },
@@ -169,10 +177,10 @@ impl InFlight {
     }
 
     /// Puts a request into a free slot, to be answered by the command of `last`'s chain: the slot.
-    pub(super) fn follow(&mut self, last: u16, token: Token) -> Option<u16> {
+    pub(super) fn follow(&mut self, last: u16, token: Token, record: Record) -> Option<u16> {
         let vacant = self.vacant()?;
         let slot = vacant.slot();
-        vacant.fill(token, SgList::empty());
+        vacant.fill(token, SgList::empty(), record);
         self.entries[usize::from(slot)].key |= FOLLOWS;
         let last = &mut self.entries[usize::from(last)];
         last.next = slot;
@@ -233,13 +241,26 @@ impl InFlight {
         Some((entry.key & (LEADS | FOLLOWS) == 0).then(|| entry.cid()))
     }
 
-    /// Every command in flight, in slot order. For deadlines and cancellation, not for the data path.
-    pub(super) fn commands(&self) -> impl Iterator<Item = Command> + '_ {
-        self.entries.iter().filter(|entry| entry.key & (FOLLOWS | FREE) == 0).map(|entry| Command {
-            cid: entry.cid(),
-            token: entry.token,
-            age: self.tick.wrapping_sub(entry.tick),
-        })
+    /// Every command in flight, in slot order, and what it asks. For deadlines and cancellation, not for
+    /// the data path.
+    pub(super) fn commands(&mut self) -> impl Iterator<Item = (Command, &mut Record)> + '_ {
+        let tick = self.tick;
+        self.entries.iter_mut().filter(|entry| entry.key & (FOLLOWS | FREE) == 0).map(
+            move |entry| {
+                let age = tick.wrapping_sub(entry.tick).into();
+                (Command { cid: entry.cid(), token: entry.token, age }, &mut entry.record)
+            },
+        )
+    }
+
+    /// What the request in `slot` asks, or the last one there asked.
+    pub(super) fn record(&self, slot: u16) -> Record {
+        self.entries[usize::from(slot)].record
+    }
+
+    /// The same, to be changed.
+    pub(super) fn record_mut(&mut self, slot: u16) -> &mut Record {
+        &mut self.entries[usize::from(slot)].record
     }
 
     /// Moves the tick on: every request in flight is one older.
@@ -272,7 +293,7 @@ mod tests {
     fn put(table: &mut InFlight, word: u64) -> Option<(u16, u16)> {
         let vacant = table.vacant()?;
         let names = (vacant.slot(), vacant.cid());
-        vacant.fill(token(word), SgList::empty());
+        vacant.fill(token(word), SgList::empty(), Record::NONE);
         Some(names)
     }
 
@@ -324,7 +345,7 @@ mod tests {
     fn followers_are_answered_by_their_leader_only() {
         let mut table = InFlight::new(3);
         let (leader, cid) = put(&mut table, 1).unwrap();
-        let follower = table.follow(leader, token(2)).unwrap();
+        let follower = table.follow(leader, token(2), Record::NONE).unwrap();
         let follower_cid = table.cid(follower);
         assert!(complete(&mut table, follower_cid).is_none(), "it has no command");
         assert!(table.complete_any(follower_cid).is_none(), "it has no command");
@@ -343,14 +364,14 @@ mod tests {
     #[test]
     fn the_age_of_a_command_is_the_ticks_since_it_came() {
         let mut table = InFlight::new(4);
-        table.tick = u32::MAX - 1;
+        table.tick = u16::MAX - 1;
         let (leader, first) = put(&mut table, 1).unwrap();
         table.grow_older();
-        table.follow(leader, token(2)).unwrap();
+        table.follow(leader, token(2), Record::NONE).unwrap();
         table.grow_older();
         let (_, third) = put(&mut table, 3).unwrap();
         table.grow_older();
-        let found: Vec<_> = table.commands().collect();
+        let found: Vec<_> = table.commands().map(|(command, _)| command).collect();
         let want = [
             Command { cid: first, token: token(1), age: 3 },
             Command { cid: third, token: token(3), age: 1 },

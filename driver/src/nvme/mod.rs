@@ -92,8 +92,9 @@
 //! | lies, lateness, removal, a controller that does not stop | yes | no | no |
 //! | block sizes of 512 and 4096 | yes | yes | no |
 //!
-//! Not done: metadata and protection information, SGLs, the controller memory buffer, namespaces of
-//! other command sets. On machines other than x86-64 the order of doorbells behind stores is argued
+//! The commands beside these have a table of their own, on the page of [`commands`]. Not done: serving
+//! namespaces with metadata or of other command sets as block devices (a
+//! [`CommandQueue`](commands::CommandQueue) reads and writes them), SGLs. On machines other than x86-64 the order of doorbells behind stores is argued
 //! (`vfio::mmio`), not proven.
 #![forbid(unsafe_code)]
 
@@ -112,8 +113,10 @@ mod namespace;
 pub mod protection;
 mod prp;
 mod queue;
+mod record;
 mod registers;
 mod ring;
+mod shadow;
 pub mod spec;
 mod statistics;
 #[cfg(test)]

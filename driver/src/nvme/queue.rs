@@ -28,9 +28,10 @@ use super::in_flight::{Answered, InFlight};
 use super::limits::{FrameLimits, TransferLimits};
 use super::namespace::NamespaceUse;
 use super::prp;
+use super::record::Record;
 use super::registers::Doorbell;
 use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
-use trouble::{Record, Trouble};
+use trouble::Trouble;
 
 use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, Opcode};
 
@@ -129,8 +130,8 @@ impl NvmeQueue {
             fate: Arc::clone(parts.fate),
             serving,
             trouble: Trouble::new(depth, parts.options.retries_max, target.shared),
-            sq_doorbell: Doorbell::submission(parts.function, parts.cap, qid),
-            cq_doorbell: Doorbell::completion(parts.function, parts.cap, qid),
+            sq_doorbell: Doorbell::submission(parts.function, parts.cap, qid, parts.shadow),
+            cq_doorbell: Doorbell::completion(parts.function, parts.cap, qid, parts.shadow),
             gathering: None,
             answering: None,
             committed: 0,
@@ -174,26 +175,23 @@ impl NvmeQueue {
         let Some(vacant) = self.in_flight.vacant() else {
             return refused(Request { token, op, lba, blocks, data }, Refusal::Full);
         };
-        let (slot, cid) = (vacant.slot(), vacant.cid());
-        vacant.fill(token, data);
-        match op {
+        let cid = vacant.cid();
+        let (opcode, cdw12) = match op {
             // Its dwords 10 to 12 are reserved and stay zero.
-            Op::Flush => {
-                self.trouble.note(slot, Record::new(Opcode::FLUSH, 0, 0));
-                self.write_entry(Opcode::FLUSH, cid, 0, 0, 0, 0);
-            }
+            Op::Flush => (Opcode::FLUSH, 0),
             Op::WriteZeroes { may_unmap } => {
                 let deallocate = may_unmap && self.target.deallocates_to_zeroes;
                 let flags = if deallocate { CDW12_DEAC } else { 0 };
                 // 0's based, and checked to be at most 65536.
-                let cdw12 = flags | (blocks - 1);
-                self.trouble.note(slot, Record::new(Opcode::WRITE_ZEROES, lba.0, cdw12));
-                self.write_entry(Opcode::WRITE_ZEROES, cid, 0, 0, lba.0, cdw12);
+                (Opcode::WRITE_ZEROES, flags | (blocks - 1))
             }
             Op::Discard | Op::Read | Op::Write { .. } => {
                 unreachable!("{op:?} at {lba:?} is right by one rule and wrong by the other")
             }
-        }
+        };
+        let lba = if op == Op::Flush { 0 } else { lba.0 };
+        vacant.fill(token, data, Record::new(opcode, lba, cdw12));
+        self.write_entry(opcode, cid, 0, 0, lba, cdw12);
         Ok(())
     }
 
@@ -219,8 +217,8 @@ impl NvmeQueue {
         });
         // The number of blocks is 0's based.
         let cdw12 = flags | (request.blocks - 1);
-        vacant.fill(request.token, request.data);
-        self.trouble.note(slot, Record::new(opcode, request.lba.0, cdw12));
+        let record = Record::new(opcode, request.lba.0, cdw12);
+        vacant.fill(request.token, request.data, record);
         self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
         Ok(())
     }
@@ -252,21 +250,20 @@ impl NvmeQueue {
         if self.gathering.is_some_and(|gathering| !gathering.has_room(limits, blocks)) {
             self.finish_gathering();
         }
+        // Its own range, so that it can be asked for on its own.
+        let record = Record::new(Opcode::DATASET_MANAGEMENT, lba.0, blocks);
         let mut gathering = match self.gathering {
             Some(mut gathering) => {
-                gathering.last = self.in_flight.follow(gathering.last, token)?;
+                gathering.last = self.in_flight.follow(gathering.last, token, record)?;
                 gathering
             }
             None => {
                 let vacant = self.in_flight.vacant()?;
                 let slot = vacant.slot();
-                vacant.fill(token, SgList::empty());
+                vacant.fill(token, SgList::empty(), record);
                 Gathering::new(slot)
             }
         };
-        // Its own range, so that it can be asked for on its own.
-        let record = Record::new(Opcode::DATASET_MANAGEMENT, lba.0, blocks);
-        self.trouble.note(gathering.last, record);
         let start = usize::from(gathering.leader) * LIST_WORDS;
         let page = &self.memory.lists.words()[start..start + LIST_WORDS];
         gathering.add(page, lba, blocks);
@@ -457,8 +454,7 @@ impl IoQueue for NvmeQueue {
         let head = head | u64::from(vacant.cid()) << 16;
         build(&mut self.memory.sq, [head, prp1, 0, request.lba.0, cdw12.into()]);
         let record = Record::new(Opcode(head as u8), request.lba.0, cdw12);
-        self.trouble.note(vacant.slot(), record);
-        vacant.fill(request.token, request.data);
+        vacant.fill(request.token, request.data, record);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use super::shadow::{Shadow, ShadowDoorbell};
 use super::spec::register::{self, Aqa, Cap, Cc, Csts};
 
 /// The registers of BAR 0: a mapped BAR, or a controller in this process.
@@ -109,23 +110,56 @@ impl Properties {
 pub(super) struct Doorbell {
     function: Arc<dyn Function>,
     offset: u32,
+    shadow: Option<ShadowDoorbell>,
 }
 
 impl Doorbell {
     /// The tail doorbell of submission queue `qid` (Base 2.0c, PCIe transport §3.1.2.1).
-    pub(super) fn submission(function: &Arc<dyn Function>, cap: Cap, qid: u16) -> Self {
-        Self { function: Arc::clone(function), offset: doorbell_offset(cap, 2 * u32::from(qid)) }
+    pub(super) fn submission(
+        function: &Arc<dyn Function>,
+        cap: Cap,
+        qid: u16,
+        shadow: Option<&Arc<Shadow>>,
+    ) -> Self {
+        Self::new(function, cap, 2 * u32::from(qid), shadow)
     }
 
     /// The head doorbell of completion queue `qid` (PCIe transport §3.1.2.2).
-    pub(super) fn completion(function: &Arc<dyn Function>, cap: Cap, qid: u16) -> Self {
-        let offset = doorbell_offset(cap, 2 * u32::from(qid) + 1);
-        Self { function: Arc::clone(function), offset }
+    pub(super) fn completion(
+        function: &Arc<dyn Function>,
+        cap: Cap,
+        qid: u16,
+        shadow: Option<&Arc<Shadow>>,
+    ) -> Self {
+        Self::new(function, cap, 2 * u32::from(qid) + 1, shadow)
     }
 
+    fn new(
+        function: &Arc<dyn Function>,
+        cap: Cap,
+        index: u32,
+        shadow: Option<&Arc<Shadow>>,
+    ) -> Self {
+        Self {
+            function: Arc::clone(function),
+            offset: doorbell_offset(cap, index),
+            shadow: shadow.and_then(|shadow| ShadowDoorbell::new(shadow, index)),
+        }
+    }
+
+    /// Writes it.
     #[inline]
-    pub(super) fn ring(&self, index: u16) {
-        self.function.write32(self.offset, u32::from(index));
+    pub(super) fn ring(&mut self, index: u16) {
+        if self.shadow.as_mut().is_none_or(|shadow| shadow.set(index)) {
+            self.function.write32(self.offset, u32::from(index));
+        }
+    }
+
+    /// The queue is made anew, and the controller does not know of it yet.
+    pub(super) fn reset(&mut self) {
+        if let Some(shadow) = &mut self.shadow {
+            shadow.start_again();
+        }
     }
 }
 

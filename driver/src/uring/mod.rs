@@ -14,7 +14,7 @@
 //! | request | entry |
 //! |---|---|
 //! | read, write of frames that follow each other | `READ_FIXED`, `WRITE_FIXED` |
-//! | read, write of scattered frames | `READV`, `WRITEV` |
+//! | read, write of scattered frames | `READV_FIXED`, `WRITEV_FIXED`; before Linux 6.15 `READV`, `WRITEV` |
 //! | write with FUA | the same with `RWF_DSYNC` |
 //! | flush | `FSYNC` with `DATASYNC` (fdatasync) |
 //! | discard | `FALLOCATE`, punching a hole |

@@ -83,6 +83,17 @@ fn list(data: &SgList, position: usize, len_bytes: usize, vecs: &mut [libc::iove
     count
 }
 
+/// What the kernel knows of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Registered {
+    /// Nothing: every request pins its own pages.
+    No,
+    /// Where it lies: runs that are contiguous need no pinning.
+    Runs,
+    /// The same, and lists of pieces neither.
+    Lists,
+}
+
 pub(super) struct UringQueue {
     shared: Arc<Shared>,
     plain: Ring,
@@ -91,8 +102,8 @@ pub(super) struct UringQueue {
     polled_in_flight: usize,
     slots: Slots<InFlight>,
     iovecs: Iovecs,
-    /// The pool is registered: one contiguous run needs no page table walk.
-    registered: bool,
+    /// The pool is registered: what lies in it needs no page table walk.
+    registered: Registered,
     /// Entries were pushed, or left behind, that no commit will come for.
     unfinished: bool,
     /// The kernel takes no more entries; what it never took is answered with this.
@@ -109,9 +120,14 @@ impl UringQueue {
         let rings = [Some(&plain), polled.as_ref()];
         let registered =
             rings.into_iter().flatten().try_for_each(|ring| ring.register_pool(&shared.pool));
-        if let Err(error) = &registered {
-            shared.warn_unregistered(error);
-        }
+        let registered = match registered {
+            Err(error) => {
+                shared.warn_unregistered(&error);
+                Registered::No
+            }
+            Ok(()) if plain.takes_registered_lists() => Registered::Lists,
+            Ok(()) => Registered::Runs,
+        };
         let per_slot = shared.geometry.transfer_max_bytes as usize / FRAME_SIZE + 1;
         Ok(Self {
             plain,
@@ -119,7 +135,7 @@ impl UringQueue {
             polled_in_flight: 0,
             slots: Slots::new(usize::from(depth)),
             iovecs: Iovecs::new(usize::from(depth), per_slot),
-            registered: registered.is_ok(),
+            registered,
             unfinished: false,
             failed: None,
             shared,
@@ -131,8 +147,7 @@ impl UringQueue {
         let Some(slot) = self.slots.get_mut(token) else { return };
         let vecs = self.iovecs.of_slot(token);
         let base = self.shared.pool.as_ptr() as usize;
-        let registered = self.registered.then_some(base);
-        let entry = slot.entry(self.shared.geometry.block_size, registered, vecs);
+        let entry = slot.entry(self.shared.geometry.block_size, (self.registered, base), vecs);
         let ring = match &mut self.polled {
             Some(polled) if slot.polled => {
                 self.polled_in_flight += 1;
@@ -258,7 +273,7 @@ impl InFlight {
     fn entry(
         &mut self,
         block_size: u32,
-        registered: Option<usize>,
+        (registered, base): (Registered, usize),
         vecs: &mut [libc::iovec],
     ) -> Entry {
         let file = types::Fixed(0);
@@ -290,39 +305,53 @@ impl InFlight {
                 progress.asked_bytes = left_bytes as u32;
                 let position = progress.done_bytes as usize;
                 let count = list(&request.data, position, left_bytes as usize, vecs);
-                let fixed = registered.filter(|_| count == 1).and_then(|base| {
-                    fixed_buffer(vecs[0].iov_base as usize - base, vecs[0].iov_len)
-                });
+                let known = match registered {
+                    Registered::No => false,
+                    Registered::Runs => count == 1,
+                    Registered::Lists => true,
+                };
+                let fixed = known.then(|| fixed_buffer(&vecs[..count], base)).flatten();
                 let (buffer, len) = (vecs[0].iov_base.cast::<u8>(), vecs[0].iov_len as u32);
                 let flags = match request.op {
                     Op::Write { fua: true } => libc::RWF_DSYNC,
                     _ => 0,
                 };
-                match (request.op == Op::Read, fixed) {
-                    (true, Some(index)) => {
+                let (list, list_len) = (vecs.as_ptr(), count as u32);
+                match (request.op == Op::Read, fixed, count) {
+                    (true, Some(index), 1) => {
                         opcode::ReadFixed::new(file, buffer, len, index).offset(at).build()
                     }
-                    (true, None) => {
-                        opcode::Readv::new(file, vecs.as_ptr(), count as u32).offset(at).build()
+                    (true, Some(index), _) => {
+                        opcode::ReadvFixed::new(file, list, list_len, index).offset(at).build()
                     }
-                    (false, Some(index)) => opcode::WriteFixed::new(file, buffer, len, index)
+                    (true, None, _) => opcode::Readv::new(file, list, list_len).offset(at).build(),
+                    (false, Some(index), 1) => opcode::WriteFixed::new(file, buffer, len, index)
                         .offset(at)
                         .rw_flags(flags)
                         .build(),
-                    (false, None) => opcode::Writev::new(file, vecs.as_ptr(), count as u32)
-                        .offset(at)
-                        .rw_flags(flags)
-                        .build(),
+                    (false, Some(index), _) => {
+                        opcode::WritevFixed::new(file, list, list_len, index)
+                            .offset(at)
+                            .rw_flags(flags)
+                            .build()
+                    }
+                    (false, None, _) => {
+                        opcode::Writev::new(file, list, list_len).offset(at).rw_flags(flags).build()
+                    }
                 }
             }
         }
     }
 }
 
-/// Which registered buffer holds the run, if one does whole.
-fn fixed_buffer(offset: usize, len_bytes: usize) -> Option<u16> {
-    let (first, last) = (offset / REGISTERED_MAX, (offset + len_bytes - 1) / REGISTERED_MAX);
-    (first == last).then(|| u16::try_from(first).ok()).flatten()
+/// Which registered buffer holds all of the pieces, if one does. The pool begins at `base`.
+fn fixed_buffer(pieces: &[libc::iovec], base: usize) -> Option<u16> {
+    let mut buffers = pieces.iter().flat_map(|piece| {
+        let first = piece.iov_base as usize - base;
+        [first / REGISTERED_MAX, (first + piece.iov_len - 1) / REGISTERED_MAX]
+    });
+    let index = buffers.next()?;
+    buffers.all(|other| other == index).then(|| u16::try_from(index).ok()).flatten()
 }
 
 impl IoQueue for UringQueue {
@@ -474,7 +503,7 @@ mod tests {
         let base = pool.as_ptr() as usize;
         let mut iovecs = Iovecs::new(1, 9);
         let token = Token { slot: 0, generation: 0 };
-        let mut entry = |op: Op, step, indices: &[u32], registered: bool| {
+        let mut entry = |op: Op, step, indices: &[u32], registered| {
             let mut frames: Vec<_> = (0..8).map(|_| pool.take().unwrap()).collect();
             frames.sort_by_key(|frame| indices.iter().position(|index| *index == frame.index()));
             frames.retain(|frame| indices.contains(&frame.index()));
@@ -482,7 +511,7 @@ mod tests {
             let request = Request { token, op, lba: Lba(2), blocks, data: SgList::new(frames) };
             let progress = Progress::new(step, u64::from(blocks) * 4096);
             let mut slot = InFlight { request, progress, polled: false, cancelled: false };
-            fields(&slot.entry(4096, registered.then_some(base), iovecs.of_slot(token)))
+            fields(&slot.entry(4096, (registered, base), iovecs.of_slot(token)))
         };
         let write = |fua| Op::Write { fua };
         let dsync = libc::RWF_DSYNC as u32;
@@ -490,28 +519,56 @@ mod tests {
         let (readv, writev) = (opcode::Readv::CODE, opcode::Writev::CODE);
         let (read_fixed, write_fixed) = (opcode::ReadFixed::CODE, opcode::WriteFixed::CODE);
         let transfer = Step::Transfer;
-        assert_eq!(entry(Op::Read, transfer, &[1, 2, 3], true), code(read_fixed, 0, 3 * 4096));
-        assert_eq!(entry(Op::Read, transfer, &[1, 2, 3], false), code(readv, 0, 1));
-        assert_eq!(entry(Op::Read, transfer, &[3, 1, 2, 5], true), code(readv, 0, 3));
-        assert_eq!(entry(write(false), transfer, &[4], true), code(write_fixed, 0, 4096));
-        assert_eq!(entry(write(true), transfer, &[4], true), code(write_fixed, dsync, 4096));
-        assert_eq!(entry(write(true), transfer, &[4, 2], true), code(writev, dsync, 2));
-        assert_eq!(entry(write(false), transfer, &[4, 2], true), code(writev, 0, 2));
+        assert_eq!(
+            entry(Op::Read, transfer, &[1, 2, 3], Registered::Runs),
+            code(read_fixed, 0, 3 * 4096)
+        );
+        assert_eq!(entry(Op::Read, transfer, &[1, 2, 3], Registered::No), code(readv, 0, 1));
+        assert_eq!(entry(Op::Read, transfer, &[3, 1, 2, 5], Registered::Runs), code(readv, 0, 3));
+        assert_eq!(
+            entry(write(false), transfer, &[4], Registered::Runs),
+            code(write_fixed, 0, 4096)
+        );
+        assert_eq!(
+            entry(write(true), transfer, &[4], Registered::Runs),
+            code(write_fixed, dsync, 4096)
+        );
+        assert_eq!(entry(write(true), transfer, &[4, 2], Registered::Runs), code(writev, dsync, 2));
+        assert_eq!(entry(write(false), transfer, &[4, 2], Registered::Runs), code(writev, 0, 2));
+        let lists = Registered::Lists;
+        let readv_fixed = opcode::ReadvFixed::CODE;
+        let writev_fixed = opcode::WritevFixed::CODE;
+        assert_eq!(entry(Op::Read, transfer, &[3, 1, 2, 5], lists), code(readv_fixed, 0, 3));
+        assert_eq!(entry(Op::Read, transfer, &[1, 2, 3], lists), code(read_fixed, 0, 3 * 4096));
+        assert_eq!(entry(write(true), transfer, &[4, 2], lists), code(writev_fixed, dsync, 2));
         let datasync = 1; // IORING_FSYNC_DATASYNC
-        assert_eq!(entry(Op::Flush, Step::Sync, &[], true), code(opcode::Fsync::CODE, datasync, 0));
+        assert_eq!(
+            entry(Op::Flush, Step::Sync, &[], Registered::Runs),
+            code(opcode::Fsync::CODE, datasync, 0)
+        );
         let fallocate = opcode::Fallocate::CODE;
-        assert_eq!(entry(Op::Discard, Step::Punch, &[], true), code(fallocate, 0, 3));
+        assert_eq!(entry(Op::Discard, Step::Punch, &[], Registered::Runs), code(fallocate, 0, 3));
         let zeroes = Op::WriteZeroes { may_unmap: false };
-        assert_eq!(entry(zeroes, Step::ZeroRange, &[], true), code(fallocate, 0, 0x11));
-        assert_eq!(entry(zeroes, Step::WriteZeroes, &[], true), code(writev, 0, 1));
+        assert_eq!(entry(zeroes, Step::ZeroRange, &[], Registered::Runs), code(fallocate, 0, 0x11));
+        assert_eq!(entry(zeroes, Step::WriteZeroes, &[], Registered::Runs), code(writev, 0, 1));
     }
 
     #[test]
     fn a_run_across_two_registered_buffers_is_in_neither() {
-        assert_eq!(fixed_buffer(0, 4096), Some(0));
-        assert_eq!(fixed_buffer(REGISTERED_MAX - 4096, 4096), Some(0));
-        assert_eq!(fixed_buffer(REGISTERED_MAX, 4096), Some(1));
-        assert_eq!(fixed_buffer(REGISTERED_MAX - 4096, 8192), None);
-        assert_eq!(fixed_buffer(usize::MAX / 2, 4096), None);
+        let piece = |start: usize, len: usize| libc::iovec {
+            iov_base: std::ptr::without_provenance_mut(start),
+            iov_len: len,
+        };
+        let of = |pieces: &[(usize, usize)]| {
+            let pieces: Vec<_> = pieces.iter().map(|(start, len)| piece(*start, *len)).collect();
+            fixed_buffer(&pieces, 0)
+        };
+        assert_eq!(of(&[(0, 4096)]), Some(0));
+        assert_eq!(of(&[(REGISTERED_MAX - 4096, 4096)]), Some(0));
+        assert_eq!(of(&[(REGISTERED_MAX, 4096)]), Some(1));
+        assert_eq!(of(&[(REGISTERED_MAX - 4096, 8192)]), None);
+        assert_eq!(of(&[(0, 4096), (REGISTERED_MAX - 4096, 4096)]), Some(0));
+        assert_eq!(of(&[(0, 4096), (REGISTERED_MAX, 4096)]), None, "pieces of two buffers");
+        assert_eq!(of(&[(usize::MAX / 2, 4096)]), None);
     }
 }

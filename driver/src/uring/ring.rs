@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::types::{CancelBuilder, Timespec};
-use io_uring::{IoUring, squeue};
+use io_uring::{IoUring, Probe, opcode, squeue};
 
 use crate::dma::DmaPool;
 use crate::error::DeviceError;
@@ -87,6 +87,15 @@ impl Ring {
         // SAFETY: the buffers are exactly the pool's mapping, which is readable, writable and mapped
         // while a handle to it lives; the queue that owns this ring keeps one.
         unsafe { self.ring.submitter().register_buffers(&buffers) }
+    }
+
+    /// Whether the kernel takes lists of pieces of registered memory (Linux 6.15).
+    pub(super) fn takes_registered_lists(&self) -> bool {
+        let mut probe = Probe::new();
+        let probed = self.ring.submitter().register_probe(&mut probe).is_ok();
+        probed
+            && probe.is_supported(opcode::ReadvFixed::CODE)
+            && probe.is_supported(opcode::WritevFixed::CODE)
     }
 
     /// Puts an entry into the submission ring. Does not enter the kernel.

@@ -1,4 +1,7 @@
 //! A cache, its lanes and its flusher on a simulated device, stepped by one random schedule.
+//!
+//! Each step has a number of its own from which all its choices are drawn, so that a schedule is a
+//! list of numbers, and a schedule that fails can be shortened: see [`shortest`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +33,8 @@ pub struct Plan {
     pub steps: usize,
     pub faults: bool,
     pub crash: bool,
+    /// At some moment the device is unplugged.
+    pub gone: bool,
 }
 
 impl Plan {
@@ -50,7 +55,11 @@ struct Pending {
 
 pub struct World {
     plan: Plan,
+    /// Of the step that is being taken.
     random: fastrand::Rng,
+    unplugged: bool,
+    /// Whether each step says what it does.
+    tells: bool,
     device: Arc<SimDevice>,
     cache: Arc<Cache>,
     // Lanes drain when dropped and need the flusher for that, which nobody turns then: they are
@@ -101,6 +110,8 @@ impl World {
         Self {
             plan,
             random,
+            unplugged: false,
+            tells: false,
             device,
             cache,
             lanes,
@@ -113,20 +124,33 @@ impl World {
         }
     }
 
-    pub fn run(mut self) {
-        let crash_at =
-            if self.plan.crash { self.random.usize(..self.plan.steps) } else { usize::MAX };
-        for step in 0..self.plan.steps {
-            if step == crash_at {
-                return self.crash();
-            }
+    /// Says what each step does.
+    pub fn telling(mut self) -> Self {
+        self.tells = true;
+        self
+    }
+
+    /// Takes these steps, and then ends in good order, or by a loss of power.
+    pub fn run(mut self, steps: &[u64]) {
+        for step in steps {
+            self.random = fastrand::Rng::with_seed(*step);
             let before = self.device.operations();
             self.step();
             if self.plan.crash && self.device.operations() != before {
                 self.check_crash();
             }
         }
-        self.finish();
+        self.random = fastrand::Rng::with_seed(0);
+        if self.unplugged {
+            return self.finish_without_device();
+        }
+        if self.plan.crash { self.crash() } else { self.finish() }
+    }
+
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.tells {
+            eprintln!("    {}", what());
+        }
     }
 
     fn step(&mut self) {
@@ -139,6 +163,11 @@ impl World {
             9..11 => self.turn_flusher(),
             11 => self.cancel(),
             12 => self.administrate(),
+            _ if self.plan.gone && self.random.u8(..4) == 0 => {
+                self.tell(|| "the device is unplugged".into());
+                self.device.unplug();
+                self.unplugged = true;
+            }
             _ if self.plan.faults => self.fault(),
             _ => {}
         }
@@ -154,11 +183,17 @@ impl World {
             0 | 1 => {
                 let least = self.plan.shards * CacheOptions::FRAMES_MIN;
                 let frames = self.random.usize(least..=self.plan.frames_max());
+                self.tell(|| format!("resize to {frames} frames"));
                 // While the cache shrinks it has frames that it is to grow by.
                 let _ = self.cache.resize(frames);
             }
-            2 => self.cache.set_dirty_max(self.random.u8(1..=90)).unwrap(),
+            2 => {
+                let percent = self.random.u8(1..=90);
+                self.tell(|| format!("dirty limit {percent} %"));
+                self.cache.set_dirty_max(percent).unwrap();
+            }
             3 => {
+                self.tell(|| format!("drop clean pages of {range:?}"));
                 self.cache.drop_clean(range);
             }
             _ => {
@@ -171,6 +206,7 @@ impl World {
 
     fn fault(&mut self) {
         if self.random.u8(..3) == 0 {
+            self.tell(|| "all faults are cleared".into());
             return self.device.clear_faults();
         }
         let on = match self.random.u8(..4) {
@@ -180,7 +216,12 @@ impl World {
         };
         let block = self.random.u64(..SIZE as u64 / u64::from(self.plan.block_size));
         let blocks = block..block + self.random.u64(1..4);
-        let effect = Effect::Fail(IoError::new(IoErrorKind::Media));
+        let effect = match self.random.u8(..6) {
+            0 => Effect::Slow { steps: self.random.u32(1..40) },
+            1 => Effect::Stuck,
+            _ => Effect::Fail(IoError::new(IoErrorKind::Media)),
+        };
+        self.tell(|| format!("{effect:?} for {on:?} at {blocks:?}"));
         self.device.set_fault(Fault::new(on, effect).at(blocks).times(self.random.u32(1..4)));
     }
 
@@ -218,6 +259,7 @@ impl World {
             OpKind::WriteZeroes { .. } => (self.history.begin(offset, len, true), Buffer::None),
             _ => (0, Buffer::Bytes(vec![0xee; len])),
         };
+        self.tell(|| format!("lane {lane}: {kind:?} {offset}+{len} (write {write})"));
         let start = self.history.tick();
         let Ok(token) =
             self.pending.insert(Pending { kind, write, start, offset, lane, cancelled: None })
@@ -237,6 +279,9 @@ impl World {
         let Some(token) = self.random.choice(tokens) else { return };
         let Some(pending) = self.pending.get_mut(token) else { unreachable!("it is pending") };
         let outcome = self.lanes[pending.lane].cancel(token);
+        if self.tells {
+            eprintln!("    lane {}: cancel {:?}: {outcome:?}", pending.lane, pending.kind);
+        }
         // All that has finished was collected, so the lane knows it.
         assert_ne!(outcome, Cancelled::Unknown, "{:?} was lost", pending.kind);
         pending.cancelled = Some(outcome);
@@ -247,6 +292,7 @@ impl World {
     }
 
     fn turn(&mut self, lane: usize) -> bool {
+        self.tell(|| format!("lane {lane}: turn"));
         let busy = self.lanes[lane].turn();
         self.collect(lane);
         busy
@@ -254,6 +300,7 @@ impl World {
 
     fn turn_flusher(&mut self) {
         self.now += Duration::from_millis(self.random.u64(..400));
+        self.tell(|| format!("flusher: turn at {:?}", self.now));
         if let Some(flusher) = &mut self.flusher {
             flusher.turn(self.now);
         }
@@ -283,7 +330,8 @@ impl World {
                 // A write that was taken back may show or not, like one that failed.
                 return;
             }
-            assert!(self.plan.faults, "{kind:?} at {offset}: {error}");
+            let allowed = self.plan.faults || self.unplugged;
+            assert!(allowed, "{kind:?} at {offset}: {error}");
             self.failed_flushes += usize::from(kind == OpKind::Flush);
             return;
         }
@@ -310,6 +358,22 @@ impl World {
         }
     }
 
+    /// Nobody waits for ever for a device that has gone, and no frame is lost; what it does not have
+    /// is named.
+    fn finish_without_device(mut self) {
+        self.tells = false;
+        self.device.clear_faults();
+        self.drain();
+        for lane in 0..self.lanes.len() {
+            self.flush(lane);
+        }
+        assert_eq!(self.cache.frames_lent(), 0, "frames were lost");
+        let dirty = self.cache.dirty_ranges().iter().map(|range| range.end - range.start).sum();
+        assert!(self.cache.stats().dirty_bytes >= dirty, "dirty ranges that no page holds");
+        drop(std::mem::take(&mut self.lanes));
+        self.flusher = None;
+    }
+
     /// Power is lost, with everything in flight.
     fn crash(mut self) {
         self.check_crash();
@@ -320,6 +384,7 @@ impl World {
 
     /// Everything comes to its end, and a last flush makes all of it durable.
     fn finish(mut self) {
+        self.tells = false;
         self.device.clear_faults();
         self.drain();
         // An error that nobody was told of yet is told once.
@@ -391,4 +456,29 @@ impl World {
             }
         }
     }
+}
+
+/// The shortest schedule that still fails which can be had from one that does by leaving steps out:
+/// ever smaller pieces of it, for as long as that helps and at most `tries` times.
+pub fn shortest(steps: &[u64], tries: usize, fails: impl Fn(&[u64]) -> bool) -> Vec<u64> {
+    let mut steps = steps.to_vec();
+    let mut left = tries;
+    let mut piece = steps.len().div_ceil(2);
+    while piece > 0 {
+        let (mut at, before) = (0, steps.len());
+        while at < steps.len() && left > 0 {
+            let end = (at + piece).min(steps.len());
+            let without = [&steps[..at], &steps[end..]].concat();
+            left -= 1;
+            if fails(&without) { steps = without } else { at = end }
+        }
+        if piece == 1 && steps.len() == before {
+            break;
+        }
+        piece = if piece == 1 { 1 } else { piece.div_ceil(2) };
+        if left == 0 {
+            break;
+        }
+    }
+    steps
 }

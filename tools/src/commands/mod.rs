@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod add;
+pub(crate) mod cache;
 pub(crate) mod info;
 pub(crate) mod list;
 pub(crate) mod nvme;
@@ -11,6 +12,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use crate::cli::Deadline;
 use crate::exit::Failure;
 use crate::record::RunDir;
 use crate::system::System;
@@ -43,6 +45,11 @@ impl Context {
         };
         print(&text)
     }
+}
+
+/// As the protocol has it.
+pub(crate) fn milliseconds(deadline: Deadline) -> u64 {
+    u64::from(deadline.seconds) * 1000
 }
 
 /// Writes to stdout. `println!` would panic where the reader has gone; one that has gone, such as

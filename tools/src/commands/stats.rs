@@ -56,7 +56,7 @@ fn operation(operation: &OperationStats) -> Vec<String> {
     ]
 }
 
-fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 8] {
+fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 18] {
     // Rounded down: 100.0 means that there was no miss.
     let all = u128::from(cache.hits) + u128::from(cache.misses);
     let tenths = (u128::from(cache.hits) * 1000).checked_div(all);
@@ -65,12 +65,31 @@ fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 8] {
         ("hit rate (%)", rate),
         ("hits", cache.hits.to_string()),
         ("misses", cache.misses.to_string()),
+        ("merged misses", cache.merged.to_string()),
+        ("read ahead (pages)", cache.readahead.to_string()),
+        ("  of these used", cache.readahead_used.to_string()),
+        ("  of these wasted", cache.readahead_wasted.to_string()),
+        ("evicted (pages)", cache.evicted.to_string()),
+        ("size (MiB)", size(cache)),
+        ("tables (MiB)", ByteSize(cache.tables_bytes).mib()),
         ("cached (MiB)", ByteSize(cache.cached_bytes).mib()),
         ("dirty (MiB)", ByteSize(cache.dirty_bytes).mib()),
+        ("under writeback (MiB)", ByteSize(cache.writeback_bytes).mib()),
         ("dirty limit (MiB)", ByteSize(cache.dirty_limit_bytes).mib()),
         ("written back (MiB)", ByteSize(cache.written_back_bytes).mib()),
         ("failed writebacks", cache.failed_writebacks.to_string()),
+        ("waits for a frame", cache.frame_waits.to_string()),
+        ("waits at the dirty limit", cache.dirty_waits.to_string()),
     ]
+}
+
+/// The size, and the one it is shrinking to.
+fn size(cache: &CacheStats) -> String {
+    let has = ByteSize(cache.size_bytes).mib();
+    if cache.size_wanted_bytes == cache.size_bytes {
+        return has;
+    }
+    format!("{has}, going to {}", ByteSize(cache.size_wanted_bytes).mib())
 }
 
 #[cfg(test)]
@@ -97,6 +116,17 @@ mod tests {
             dirty_limit_bytes: 1 << 20,
             written_back_bytes: 0,
             failed_writebacks: 0,
+            size_bytes: 4 << 20,
+            size_wanted_bytes: 3 << 20,
+            tables_bytes: 1 << 16,
+            merged: 2,
+            readahead: 40,
+            readahead_used: 30,
+            readahead_wasted: 5,
+            evicted: 6,
+            writeback_bytes: 0,
+            frame_waits: 7,
+            dirty_waits: 8,
         }
     }
 
@@ -129,14 +159,24 @@ mod tests {
              OPERATION  COUNT  DATA MiB  ERRORS  p50 µs  p99 µs  p99.9 µs  p99.99 µs\n\
              read           3         3       0    12.3    99.0         -          -\n\
              \n\
-             hit rate (%)        98.7\n\
-             hits                987\n\
-             misses              13\n\
-             cached (MiB)        1\n\
-             dirty (MiB)         0.1\n\
-             dirty limit (MiB)   1\n\
-             written back (MiB)  0\n\
-             failed writebacks   0\n"
+             hit rate (%)              98.7\n\
+             hits                      987\n\
+             misses                    13\n\
+             merged misses             2\n\
+             read ahead (pages)        40\n\
+             \x20 of these used           30\n\
+             \x20 of these wasted         5\n\
+             evicted (pages)           6\n\
+             size (MiB)                4, going to 3\n\
+             tables (MiB)              0.1\n\
+             cached (MiB)              1\n\
+             dirty (MiB)               0.1\n\
+             under writeback (MiB)     0\n\
+             dirty limit (MiB)         1\n\
+             written back (MiB)        0\n\
+             failed writebacks         0\n\
+             waits for a frame         7\n\
+             waits at the dirty limit  8\n"
         );
     }
 }

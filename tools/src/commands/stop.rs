@@ -1,6 +1,6 @@
 //! `aioctl flush` and `aioctl del`: what the server does and answers with a plain yes.
 
-use super::Context;
+use super::{Context, milliseconds};
 use crate::cli::{Deadline, DelArgs, DeviceId};
 use crate::client::{ask, unexpected};
 use crate::exit::Failure;
@@ -21,8 +21,4 @@ fn done(context: &Context, id: DeviceId, command: Command) -> Result<(), Failure
         Answer::Done => Ok(()),
         _ => Err(unexpected()),
     }
-}
-
-fn milliseconds(deadline: Deadline) -> u64 {
-    u64::from(deadline.seconds) * 1000
 }

@@ -7,20 +7,24 @@ use std::time::{Duration, Instant};
 
 use uaio_driver::ublk::{self, OpKind, ServerError};
 use uaio_driver::{BlockDevice, Health, IoError};
-use uaio_page_cache::Cache;
+use uaio_page_cache::{Cache, CacheError};
 
 use super::barrier::Barrier;
 use super::control::Answers;
 use super::detach::Started;
 use super::shutdown::{Order, Stage, Stoppable};
+use super::sizing;
 use super::stack::Stack;
 use crate::cli::DeviceId;
 use crate::exit::{Exit, Failure};
 use crate::holders::{self, Holder};
 use crate::kernel;
 use crate::log;
-use crate::protocol::{Answer, CacheStats, Command, Info, OperationStats, Stats};
+use crate::protocol::{
+    Answer, CacheStats, Command, Dropped, Info, OperationStats, Residency, Stats,
+};
 use crate::record::log_name;
+use crate::size::ByteSize;
 use crate::system::System;
 
 /// How much longer a client waits for a stop than the stop itself has.
@@ -29,6 +33,11 @@ const GRACE: Duration = Duration::from_secs(3);
 /// How many ranges of unsaved data a message names; the log names [`LOGGED_RANGES`].
 const SHOWN_RANGES: usize = 4;
 const LOGGED_RANGES: usize = 200;
+
+const PAGE_BYTES: u64 = uaio_driver::FRAME_SIZE as u64;
+
+/// How often a shrinking cache is looked at.
+const SHRINK_LOOK: Duration = Duration::from_millis(10);
 
 /// How often a flush that fails is repeated after the last time that less was left, and the pause
 /// before each.
@@ -172,6 +181,32 @@ impl Shared {
         Started { id: self.id.0, path: self.id.to_string(), pid: std::process::id() }
     }
 
+    fn cache(&self) -> Result<&Cache, Failure> {
+        self.cache.as_deref().ok_or_else(|| {
+            let what = format!("{} has no cache", self.id);
+            Failure::new(Exit::Unsupported, what, "it is served with --mode none")
+        })
+    }
+
+    /// Gives the cache another size, and waits until it has it.
+    fn resize(&self, size_bytes: u64, deadline: Instant) -> Result<(), Failure> {
+        let cache = self.cache()?;
+        let frames = sizing::frames_of(ByteSize(size_bytes), ("", ""))?;
+        cache.resize(frames).map_err(|error| refused(&error))?;
+        loop {
+            let stats = cache.stats();
+            if stats.frames == stats.frames_wanted {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let left = ByteSize((stats.frames - stats.frames_wanted) * PAGE_BYTES);
+                let what = format!("the cache is still larger by {left}, which is dirty or in use");
+                return Err(Failure::new(Exit::TimedOut, what, "it goes on shrinking"));
+            }
+            std::thread::sleep(SHRINK_LOOK);
+        }
+    }
+
     fn info(&self) -> Info {
         let health = match self.bottom.health() {
             Health::Good => "good".into(),
@@ -181,6 +216,7 @@ impl Shared {
             state: self.stage().name().into(),
             health,
             uptime_s: self.started.elapsed().as_secs(),
+            cache_bytes: self.cache.as_ref().map_or(0, |cache| cache.stats().frames * PAGE_BYTES),
             ..self.info.clone()
         }
     }
@@ -193,7 +229,7 @@ impl Shared {
             uptime_s: self.started.elapsed().as_secs(),
             in_flight: server.in_flight,
             operations: server.ops().map(operation).collect(),
-            cache: self.cache.as_ref().map(|cache| cache_stats(&cache.stats())),
+            cache: self.cache.as_ref().map(|cache| cache_stats(cache)),
         }
     }
 
@@ -254,6 +290,26 @@ impl Answers for Shared {
                 let outcome = self.flush(Instant::now() + command.deadline());
                 outcome.inspect_err(|failure| self.log_unsaved(failure)).map(|()| Answer::Done)
             }
+            Command::Residency { offset_bytes, len_bytes } => {
+                let range = offset_bytes..offset_bytes.saturating_add(len_bytes);
+                Ok(Answer::Residency(residency(&self.cache()?.residency(range))))
+            }
+            Command::DropClean { offset_bytes, len_bytes } => {
+                let range = offset_bytes..offset_bytes.saturating_add(len_bytes);
+                let done = self.cache()?.drop_clean(range);
+                Ok(Answer::Dropped(Dropped {
+                    dropped_bytes: done.dropped * PAGE_BYTES,
+                    kept_bytes: done.kept * PAGE_BYTES,
+                }))
+            }
+            Command::Resize { size_bytes, .. } => {
+                let deadline = Instant::now() + command.deadline();
+                self.resize(size_bytes, deadline).map(|()| Answer::Done)
+            }
+            Command::Limit { dirty_percent } => {
+                let limited = self.cache()?.set_dirty_max(dirty_percent);
+                limited.map_err(|error| refused(&error)).map(|()| Answer::Done)
+            }
             Command::Delete { force, discard_dirty, .. } => {
                 self.unanswered.begin();
                 self.delete(Order { force, discard_dirty }, command.deadline())
@@ -283,8 +339,34 @@ fn operation(op: &ublk::OpStats) -> OperationStats {
     }
 }
 
-fn cache_stats(stats: &uaio_page_cache::CacheStats) -> CacheStats {
-    const PAGE_BYTES: u64 = uaio_driver::FRAME_SIZE as u64;
+/// What a cache does not do, and why.
+fn refused(error: &CacheError) -> Failure {
+    match error {
+        CacheError::NoFrames { wanted, free } => Failure::new(
+            Exit::Usage,
+            format!(
+                "the cache cannot grow by {}: {} of the memory for it is left",
+                ByteSize(*wanted as u64 * PAGE_BYTES),
+                ByteSize(*free as u64 * PAGE_BYTES)
+            ),
+            "take a smaller size, or start the server with a larger --cache-max",
+        ),
+        other => Failure::new(Exit::Usage, other.to_string(), "take another size"),
+    }
+}
+
+fn residency(found: &uaio_page_cache::Residency) -> Residency {
+    Residency {
+        range_bytes: found.pages * PAGE_BYTES,
+        cached_bytes: found.cached * PAGE_BYTES,
+        dirty_bytes: found.dirty * PAGE_BYTES,
+        writeback_bytes: found.writeback * PAGE_BYTES,
+        recently_evicted_bytes: found.recently_evicted.map(|pages| pages * PAGE_BYTES),
+    }
+}
+
+fn cache_stats(cache: &Cache) -> CacheStats {
+    let stats = cache.stats();
     CacheStats {
         hit_rate: (stats.hits + stats.misses > 0).then(|| stats.hit_rate()),
         hits: stats.hits,
@@ -294,6 +376,17 @@ fn cache_stats(stats: &uaio_page_cache::CacheStats) -> CacheStats {
         dirty_limit_bytes: stats.dirty_limit_bytes,
         written_back_bytes: stats.written_back * PAGE_BYTES,
         failed_writebacks: stats.writeback_errors,
+        size_bytes: stats.frames * PAGE_BYTES,
+        size_wanted_bytes: stats.frames_wanted * PAGE_BYTES,
+        tables_bytes: cache.memory().tables,
+        writeback_bytes: stats.writeback_bytes,
+        merged: stats.merged,
+        evicted: stats.evicted,
+        readahead: stats.readahead,
+        readahead_used: stats.readahead_used,
+        readahead_wasted: stats.readahead_wasted,
+        frame_waits: stats.frame_waits,
+        dirty_waits: stats.room_waits,
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Wanted {
     pub(crate) devices: usize,
     pub(crate) mode: Mode,
     pub(crate) cache: ByteSize,
+    /// What it may grow to.
+    pub(crate) cache_max: ByteSize,
     pub(crate) queues: u16,
     pub(crate) depth: u16,
 }
@@ -49,12 +51,21 @@ pub(crate) fn cache_frames(wanted: &Wanted) -> Result<usize, Failure> {
     if wanted.mode == Mode::None {
         return Ok(0);
     }
-    let bytes = wanted.cache.0;
+    frames_of(wanted.cache, ("--cache ", ", or --mode none"))
+}
+
+/// The frames of a cache of this size; `option` is what stands before and after another in a hint.
+///
+/// # Errors
+///
+/// For a cache that is too small, or not whole frames.
+pub(crate) fn frames_of(size: ByteSize, option: (&str, &str)) -> Result<usize, Failure> {
+    let bytes = size.0;
     if bytes < CACHE_MIN_BYTES {
         return Err(Failure::new(
             Exit::Usage,
-            format!("a cache of {} is smaller than the minimum", wanted.cache),
-            format!("take --cache {} or more, or --mode none", ByteSize(CACHE_MIN_BYTES)),
+            format!("a cache of {size} is smaller than the minimum"),
+            format!("take {}{} or more{}", option.0, ByteSize(CACHE_MIN_BYTES), option.1),
         ));
     }
     usize::try_from(bytes)
@@ -64,10 +75,34 @@ pub(crate) fn cache_frames(wanted: &Wanted) -> Result<usize, Failure> {
         .ok_or_else(|| {
             Failure::new(
                 Exit::Usage,
-                format!("a cache of {} is not a multiple of 4K", wanted.cache),
+                format!("a cache of {size} is not a multiple of 4K"),
                 "take a multiple of 4K",
             )
         })
+}
+
+/// The frames that the cache may grow to; 0 without one.
+///
+/// # Errors
+///
+/// As [`cache_frames`]; when it is less than what the cache starts with.
+fn cache_frames_max(wanted: &Wanted) -> Result<usize, Failure> {
+    let frames = cache_frames(wanted)?;
+    if frames == 0 {
+        return Ok(0);
+    }
+    let most = frames_of(wanted.cache_max, ("--cache-max ", ""))?;
+    if most < frames {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!(
+                "a --cache-max of {} is less than the cache, {}",
+                wanted.cache_max, wanted.cache
+            ),
+            "leave it out, or take a larger one",
+        ));
+    }
+    Ok(most)
 }
 
 /// The block size that was asked for, in bytes, if the sizes that were given are whole blocks.
@@ -131,7 +166,7 @@ pub(crate) fn pool(wanted: &Wanted) -> Result<PoolOptions, Failure> {
     // the kernel's queues may be deeper than asked for, up to a power of two.
     let queue = NvmeController::frames_for_queue(depth.max(32).next_power_of_two());
     let rings = (usize::from(queues) + 2) * queue;
-    let device = cache_frames(wanted)? + served.frames(&largest) + rings + SPARE_FRAMES;
+    let device = cache_frames_max(wanted)? + served.frames(&largest) + rings + SPARE_FRAMES;
     let frames = device * devices + NvmeController::frames_for_controller();
     Ok(PoolOptions::frames(frames.next_multiple_of(HUGE_FRAMES)))
 }
@@ -143,6 +178,7 @@ mod tests {
     const WANTED: Wanted = Wanted {
         mode: Mode::Writeback,
         cache: ByteSize(256 << 20),
+        cache_max: ByteSize(256 << 20),
         queues: 2,
         depth: 64,
         devices: 1,
@@ -156,6 +192,8 @@ mod tests {
         let none = Wanted { mode: Mode::None, ..WANTED };
         let without = pool(&none).expect("a size").frames;
         assert_eq!(frames - without, 65536);
+        let more = Wanted { cache_max: ByteSize(1 << 30), ..WANTED };
+        assert_eq!(pool(&more).expect("a size").frames - frames, (768 << 20) / 4096);
         let two = pool(&Wanted { devices: 2, ..WANTED }).expect("a size").frames;
         assert!(two > 2 * (65536 + 2 * 4096), "{two}");
     }
@@ -170,6 +208,11 @@ mod tests {
         );
         assert_eq!(failure.exit, Exit::Usage);
         assert!(pool(&Wanted { mode: Mode::None, ..small }).is_ok());
+        let less = Wanted { cache_max: ByteSize(128 << 20), ..WANTED };
+        assert_eq!(
+            pool(&less).expect_err("less").to_string(),
+            "a --cache-max of 128M is less than the cache, 256M; leave it out, or take a larger one"
+        );
         let odd = Wanted { cache: ByteSize((4 << 20) + 512), ..WANTED };
         assert!(pool(&odd).expect_err("odd").what.contains("not a multiple of 4K"));
     }

@@ -86,6 +86,7 @@ impl<'a> Plan<'a> {
             devices: args.backends.len(),
             mode: args.mode,
             cache: args.cache,
+            cache_max: args.cache_max.unwrap_or(args.cache),
             queues: args.queues.unwrap_or(cpus.min(QUEUES_DEFAULT_MAX) as u16),
             depth: args.depth,
         };

@@ -15,8 +15,10 @@ use crate::nvme::fate::{Fate, Patience};
 use crate::nvme::in_flight;
 use crate::nvme::info::{ControllerInfo, NamespaceInfo};
 use crate::nvme::registers::{Function, Properties, queues_in_bar};
+use crate::nvme::shadow::Shadow;
 use crate::nvme::spec::command::{IOCQES, IOSQES, Opcode, SubmissionEntry, cns};
 use crate::nvme::spec::event;
+use crate::nvme::spec::identify::oacs;
 use crate::nvme::spec::{
     Aqa, Cap, Cc, Csts, IdentifyController, IdentifyControllerNvm, IdentifyNamespace,
 };
@@ -36,6 +38,7 @@ struct Learnt {
     acl: u8,
     aerl: u8,
     settings: Vec<(Opcode, SubmissionEntry)>,
+    shadow: Option<Arc<Shadow>>,
 }
 
 /// What a controller is started with.
@@ -86,6 +89,7 @@ impl Start {
                 aborts_max: usize::from(learnt.acl) + 1,
                 dsm: learnt.dsm,
                 write_zeroes_max_bytes_log2: learnt.write_zeroes_max_bytes_log2,
+                shadow: learnt.shadow,
                 options: self.options,
                 fate,
                 properties: self.properties,
@@ -216,7 +220,11 @@ impl Start {
             None => info.transfer_max_bytes.ilog2() as u8,
         };
         info.namespaces = self.learn_namespaces(admin)?;
-        let settings = self.ask_for_events(admin, id.oaes)?;
+        let mut settings = self.ask_for_events(admin, id.oaes)?;
+        let shadow = self.set_shadow(admin, cap, id.oacs)?;
+        settings.extend(
+            shadow.iter().map(|shadow| (Opcode::DOORBELL_BUFFER_CONFIG, shadow.config_entry())),
+        );
         Ok(Learnt {
             info,
             dsm: DsmLimits::new(nvm.as_ref()),
@@ -224,6 +232,7 @@ impl Start {
             acl: id.acl,
             aerl: id.aerl,
             settings,
+            shadow,
         })
     }
 
@@ -243,6 +252,29 @@ impl Start {
             Ok(()) => Ok(vec![(Opcode::SET_FEATURES, entry)]),
             Err(AdminError::Status(_)) => Ok(Vec::new()),
             Err(error) => Err(admin_error(self.function.name(), "ask for events", error)),
+        }
+    }
+
+    /// Puts the doorbells of I/O queues into memory, when the controller has it, as emulated ones do.
+    /// Without room in the pool the registers are used, which is slower and no other difference.
+    fn set_shadow(
+        &self,
+        admin: &mut AdminQueue,
+        cap: Cap,
+        oacs: u16,
+    ) -> Result<Option<Arc<Shadow>>, DeviceError> {
+        if oacs & oacs::DOORBELL_BUFFER == 0 || !self.options.shadow_doorbells {
+            return Ok(None);
+        }
+        let Some(mut shadow) = Shadow::new(&self.pool, cap) else { return Ok(None) };
+        match admin.set_shadow(&shadow) {
+            Ok(()) => Ok(Some(Arc::new(shadow))),
+            Err(AdminError::Status(_)) => Ok(None),
+            Err(error) => {
+                // It may have taken them, and only the caller makes it quiet.
+                shadow.leak();
+                Err(admin_error(self.function.name(), "set the shadow doorbells", error))
+            }
         }
     }
 

@@ -19,6 +19,7 @@ impl State {
             Opcode::CREATE_IO_SQ => self.create_sq(entry).map(|()| 0),
             Opcode::DELETE_IO_SQ => self.delete_sq(entry).map(|()| 0),
             Opcode::DELETE_IO_CQ => self.delete_cq(entry).map(|()| 0),
+            Opcode::DOORBELL_BUFFER_CONFIG => self.set_shadow(entry).map(|()| 0),
             Opcode::NAMESPACE_MANAGEMENT => self.namespace_management(entry),
             Opcode::NAMESPACE_ATTACHMENT => self.namespace_attachment(entry),
             Opcode::FORMAT_NVM => self.format_nvm(entry),

@@ -101,7 +101,8 @@ impl State {
                 | oacs::FIRMWARE
                 | oacs::NAMESPACES
                 | oacs::SELF_TEST
-                | oacs::DIRECTIVES,
+                | oacs::DIRECTIVES
+                | if self.options.shadow_doorbells { oacs::DOORBELL_BUFFER } else { 0 },
             oaes: 0b111 << 8,
             acl: self.options.acl,
             aerl: self.options.aerl,

@@ -19,6 +19,7 @@ mod medium;
 pub mod prp;
 mod reservation;
 mod settings;
+mod shadow;
 mod transfer;
 mod zone;
 
@@ -48,6 +49,7 @@ pub use maintenance::FIRMWARE_MAGIC;
 use medium::Medium;
 pub use medium::ModelNamespace;
 use reservation::Reservations;
+use shadow::ShadowPages;
 
 /// What the model is.
 #[derive(Clone, Debug)]
@@ -86,6 +88,8 @@ pub struct ModelOptions {
     pub never_shuts_down: bool,
     /// Whether its memory can be taken out of its reach.
     pub can_be_cut_off: bool,
+    /// Whether it does Doorbell Buffer Config.
+    pub shadow_doorbells: bool,
     /// What it makes of Abort.
     pub aborts: Aborts,
     /// ACL: how many Abort commands it takes at once, 0's based.
@@ -121,6 +125,7 @@ impl Default for ModelOptions {
             never_disables: false,
             never_shuts_down: false,
             can_be_cut_off: true,
+            shadow_doorbells: false,
             aborts: Aborts::Work,
             acl: 3,
             aerl: 3,
@@ -214,6 +219,7 @@ struct State {
     acq: u64,
     sqs: BTreeMap<u16, Sq>,
     cqs: BTreeMap<u16, Cq>,
+    shadow: Option<ShadowPages>,
     media: BTreeMap<u32, Medium>,
     /// What the first half of a fused operation came to, until the second comes.
     fused_failed: Option<bool>,
@@ -246,6 +252,8 @@ pub struct Model {
     doorbells: Arc<[AtomicU32]>,
     vectors: Vec<Vector>,
     deferred: AtomicBool,
+    /// Writes to submission doorbells of I/O queues that were deferred.
+    deferred_sq: AtomicU64,
     removed: AtomicBool,
     cut_off: AtomicBool,
     asked_back: AtomicBool,
@@ -275,6 +283,7 @@ impl Model {
             doorbells: Arc::clone(&doorbells),
             vectors: (0..options.vectors).map(vector).collect(),
             deferred: AtomicBool::new(false),
+            deferred_sq: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             asked_back: AtomicBool::new(false),
@@ -288,6 +297,7 @@ impl Model {
                 cc: Cc::new(),
                 csts: Csts::new(),
                 aqa: Aqa::new(),
+                shadow: None,
                 asq: 0,
                 acq: 0,
                 sqs: BTreeMap::new(),
@@ -363,7 +373,9 @@ impl Model {
 
     /// What it has seen since the last call.
     pub fn take_seen(&self) -> Seen {
-        std::mem::take(&mut self.lock().seen)
+        let seen = std::mem::take(&mut self.lock().seen);
+        let deferred = self.deferred_sq.swap(0, Ordering::Relaxed);
+        Seen { sq_doorbells: seen.sq_doorbells + deferred, ..seen }
     }
 
     /// How many I/O queues there are.
@@ -395,13 +407,15 @@ impl Model {
         let reachable = !self.cut_off.load(Ordering::Relaxed);
         let qids: Vec<_> = state.sqs.keys().copied().collect();
         for qid in qids {
-            let tail = self.doorbells[usize::from(qid) * 2].load(Ordering::Relaxed);
+            let register = self.doorbells[usize::from(qid) * 2].load(Ordering::Relaxed);
+            let tail = state.tail(qid, register);
             while reachable && state.fetch(qid, tail) {
                 // Admin commands are answered one by one: they make and delete queues.
                 if qid == 0 {
                     self.answer(state);
                 }
             }
+            state.knows_tail(qid, tail);
         }
         self.answer(state);
     }
@@ -443,6 +457,8 @@ impl Model {
         let index = (offset - register::DOORBELLS) / self.stride;
         self.doorbells[index as usize].store(value, Ordering::Relaxed);
         if self.deferred.load(Ordering::Relaxed) && index > 1 {
+            // Without the lock, which several queues would wait for.
+            self.deferred_sq.fetch_add(u64::from(index.is_multiple_of(2)), Ordering::Relaxed);
             return;
         }
         if index > 1 {
@@ -461,6 +477,7 @@ impl State {
         self.sqs.clear();
         self.cqs.clear();
         self.fetched.clear();
+        self.shadow = None;
         self.reset_events();
     }
 

@@ -17,8 +17,8 @@ use crate::nvme::spec::Status;
 use crate::request::{Completion, Refusal, SgList};
 use crate::slots::Token;
 
-use super::trouble::Record;
 use super::{NvmeQueue, QueueTarget};
+use crate::nvme::record::Record;
 
 /// Which half of a fused operation a command is (Base 2.0c figure 87).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +61,8 @@ impl NvmeQueue {
             return Err(Refusal::Failed);
         }
         let Some(vacant) = self.in_flight.vacant() else { return Err(Refusal::Full) };
-        let (slot, cid) = (vacant.slot(), vacant.cid());
-        vacant.fill(token, SgList::empty());
-        self.trouble.note(slot, Record::ONCE);
+        let cid = vacant.cid();
+        vacant.fill(token, SgList::empty(), Record::ONCE);
         let fuse = match fuse {
             Fuse::None => 0,
             Fuse::First => 1 << 8,

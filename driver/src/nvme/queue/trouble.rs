@@ -34,63 +34,13 @@ use crate::nvme::controller::Event;
 use crate::nvme::failure::{Failure, Violation};
 use crate::nvme::fate::{Fate, NOT_SERVING, Quiet, Standing};
 use crate::nvme::in_flight::{self, Answered};
+use crate::nvme::record::Wish;
 use crate::nvme::ring::Cqe;
-use crate::nvme::spec::command::{CDW12_DEAC, CDW12_FUA};
 use crate::nvme::spec::{Opcode, Status, SubmissionEntry};
-use crate::request::{Completion, Lba, Op, Refusal, Refused, Request};
+use crate::request::{Completion, Refusal, Refused, Request};
 use crate::slots::Token;
 
 use super::{NvmeQueue, forget};
-
-/// What is wanted of a command in flight beside that it be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    Nothing,
-    /// It is late and was asked to end, to be sent again.
-    Again,
-    /// Its owner wants it to end.
-    Cancel,
-}
-
-/// What a command in flight asks, so that it can be asked again. Written with every command, hence
-/// short: the words of the command that are not its memory's.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Record {
-    lba: u64,
-    cdw12: u32,
-    opcode: u8,
-    tries: u8,
-    wish: Wish,
-}
-
-impl Record {
-    const NONE: Self = Self::new(Opcode::FLUSH, 0, 0);
-    /// A command that is somebody else's, and is never sent again.
-    pub(super) const ONCE: Self = Self::new(Opcode(0xff), 0, 0);
-
-    #[inline]
-    pub(super) const fn new(opcode: Opcode, lba: u64, cdw12: u32) -> Self {
-        Self { lba, cdw12, opcode: opcode.0, tries: 0, wish: Wish::Nothing }
-    }
-
-    /// The request that was: operation, first block, number of blocks. `None` when it is none of those
-    /// that may be done twice.
-    fn operation(self) -> Option<(Op, Lba, u32)> {
-        let blocks = (self.cdw12 & 0xffff) + 1;
-        let (op, blocks) = match Opcode(self.opcode) {
-            Opcode::READ => (Op::Read, blocks),
-            Opcode::WRITE => (Op::Write { fua: self.cdw12 & CDW12_FUA != 0 }, blocks),
-            Opcode::WRITE_ZEROES => {
-                (Op::WriteZeroes { may_unmap: self.cdw12 & CDW12_DEAC != 0 }, blocks)
-            }
-            Opcode::FLUSH => (Op::Flush, 0),
-            // One of several: its own range, whose length fills the word.
-            Opcode::DATASET_MANAGEMENT => (Op::Discard, self.cdw12),
-            _ => return None,
-        };
-        Some((op, Lba(self.lba), blocks))
-    }
-}
 
 /// A request that waits to be sent: once more, or for the first time while there was no queue.
 #[derive(Debug)]
@@ -128,8 +78,6 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Trouble {
     phase: Phase,
-    /// Of each slot.
-    records: Box<[Record]>,
     waiting: Vec<Waiting>,
     retries_max: u8,
     /// Whether somebody else may write the namespace.
@@ -142,19 +90,10 @@ impl Trouble {
     pub(super) fn new(depth: u16, retries_max: u8, shared_namespace: bool) -> Self {
         Self {
             phase: Phase::Serving,
-            records: vec![Record::NONE; depth.into()].into_boxed_slice(),
             waiting: Vec::with_capacity(depth.into()),
             retries_max,
             shared_namespace,
             closing: false,
-        }
-    }
-
-    /// Takes down what the command in `slot` asks.
-    #[inline]
-    pub(super) fn note(&mut self, slot: u16, record: Record) {
-        if let Some(place) = self.records.get_mut(usize::from(slot)) {
-            *place = record;
         }
     }
 
@@ -300,7 +239,7 @@ impl NvmeQueue {
         error: IoError,
         out: &mut Vec<Completion>,
     ) -> bool {
-        let record = self.trouble.records[usize::from(slot)];
+        let record = self.in_flight.record(slot);
         let operation = record.operation().filter(|(op, ..)| {
             let once = op.writes() && self.trouble.shared_namespace;
             record.wish != Wish::Cancel && record.tries < self.trouble.retries_max && !once
@@ -335,6 +274,8 @@ impl NvmeQueue {
                 // The controller knows of neither ring.
                 self.memory.sq.reset();
                 self.memory.cq.reset();
+                self.sq_doorbell.reset();
+                self.cq_doorbell.reset();
                 let entry = admin::create_cq_entry(self.qid, &self.memory.cq, self.vector);
                 (Opcode::CREATE_IO_CQ, entry)
             }
@@ -430,7 +371,7 @@ impl NvmeQueue {
             if let Err(refused) = crate::IoQueue::submit(self, request) {
                 unreachable!("{token:?} was taken before and is refused now: {}", refused.reason)
             }
-            self.trouble.records[usize::from(slot)].tries = tries;
+            self.in_flight.record_mut(slot).tries = tries;
             self.fate.counters.sent_again.add(u64::from(tries > 0));
         }
         // Its capacity is the depth.
@@ -470,7 +411,7 @@ impl NvmeQueue {
         let slot = in_flight::slot_of(cqe.cid());
         let status = cqe.status().to_io_error();
         self.fate.counters.aborted.add(1);
-        let result: IoResult = match self.trouble.records[usize::from(slot)].wish {
+        let result: IoResult = match self.in_flight.record(slot).wish {
             Wish::Cancel => Err(IoError { kind: IoErrorKind::Cancelled, ..status }),
             // Nobody asked for it: a failure like another.
             Wish::Nothing => Err(IoError { kind: IoErrorKind::Device, ..status }),
@@ -504,19 +445,19 @@ impl NvmeQueue {
     /// did not help in time.
     pub(super) fn see_to_late(&mut self) {
         let late = |age| self.deadlines.is_late(age);
-        if !self.in_flight.commands().any(|command| late(command.age)) || self.fate.is_paused() {
+        if !self.in_flight.commands().any(|(command, _)| late(command.age)) || self.fate.is_paused()
+        {
             return;
         }
         let overdue = |age| self.deadlines.is_overdue(age);
-        if self.in_flight.commands().any(|command| overdue(command.age)) {
+        if self.in_flight.commands().any(|(command, _)| overdue(command.age)) {
             let waited_ms = self.deadlines.overdue().as_millis() as u64;
             self.fate.fail(Failure::TimedOut { qid: self.qid, waited_ms });
             return;
         }
         let controller = Arc::clone(&self.controller);
-        for command in self.in_flight.commands().filter(|command| late(command.age)) {
-            let slot = in_flight::slot_of(command.cid);
-            let record = &mut self.trouble.records[usize::from(slot)];
+        let commands = self.in_flight.commands();
+        for (command, record) in commands.filter(|(command, _)| late(command.age)) {
             if record.wish != Wish::Nothing {
                 continue;
             }
@@ -541,7 +482,7 @@ impl NvmeQueue {
             return Cancel::Cannot;
         }
         let slot = in_flight::slot_of(cid);
-        let record = &mut self.trouble.records[usize::from(slot)];
+        let record = self.in_flight.record_mut(slot);
         if record.wish == Wish::Nothing && !self.controller.abort(self.qid, cid) {
             return Cancel::Cannot;
         }

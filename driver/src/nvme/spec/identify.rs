@@ -368,6 +368,8 @@ pub mod oacs {
     pub const SELF_TEST: u16 = 1 << 4;
     /// Directives.
     pub const DIRECTIVES: u16 = 1 << 5;
+    /// Doorbell Buffer Config.
+    pub const DOORBELL_BUFFER: u16 = 1 << 8;
 }
 
 /// Bits of [`IdentifyController::oncs`].

@@ -33,6 +33,8 @@ fn conforms_in_every_configuration() {
             volatile_cache: false,
             ..Default::default()
         },
+        // Doorbells in memory.
+        ModelOptions { shadow_doorbells: true, dstrd: 1, ..Default::default() },
         // A ring size that is no power of two; discards of four ranges; an old controller.
         ModelOptions {
             mdts: 0,

@@ -38,6 +38,30 @@ fn a_batch_rings_each_doorbell_once() {
     assert_eq!((seen.sq_doorbells, seen.cq_doorbells), (3, 1));
 }
 
+/// The controller looks at the shadow doorbell by itself while it is at work, and the register is for one
+/// that does not.
+#[test]
+fn with_shadow_doorbells_only_an_idle_controller_has_its_register_written() {
+    let rig = Rig::new(ModelOptions { shadow_doorbells: true, ..Default::default() });
+    let namespace = rig.namespace();
+    // The identifier of a queue was in use before: what its doorbells were must not matter.
+    for _ in 0..2 {
+        let mut queue = open(&namespace, 8);
+        rig.model.take_seen();
+        assert_eq!(one(&mut *queue, rig.write(0, 7, false)).0, Ok(()));
+        assert_eq!(rig.model.take_seen().sq_doorbells, 1, "it was idle");
+        rig.model.set_deferred(true);
+        // It is told of the first one, and has not said that it is idle again.
+        (0..5).for_each(|token| send(&mut *queue, [rig.read(token)]));
+        rig.model.step();
+        rig.model.set_deferred(false);
+        assert_eq!(drain(&mut *queue).len(), 5, "it found them all");
+        assert_eq!(rig.model.take_seen().sq_doorbells, 1, "by the first of five");
+        let (result, data) = one(&mut *queue, rig.read(0));
+        assert_eq!((result, bytes(&data)), (Ok(()), vec![7; 4096]));
+    }
+}
+
 #[test]
 fn what_was_flushed_or_forced_survives_a_power_cut_and_the_rest_need_not() {
     let rig = Rig::new(ModelOptions::default());

@@ -71,8 +71,12 @@ fn a_controller_that_never_shuts_down_is_disabled_all_the_same() {
 
 #[test]
 fn memory_of_a_controller_that_nothing_stops_is_leaked_at_close() {
-    let options =
-        ModelOptions { never_disables: true, can_be_cut_off: false, ..Default::default() };
+    let options = ModelOptions {
+        never_disables: true,
+        can_be_cut_off: false,
+        shadow_doorbells: true,
+        ..Default::default()
+    };
     let rig = Rig::new(options);
     rig.controller.close().unwrap();
     drop(rig.controller);

@@ -1,0 +1,213 @@
+//! Writeback on the simulated device and a simulated clock: when it begins, what it writes, how long
+//! a writer may wait, and what errors cost whom.
+
+mod common;
+
+use std::time::Duration;
+
+use common::rig::{MEDIA, PAGE, Rig, WRITE, page};
+use uaio_driver::IoErrorKind;
+use uaio_driver::sim::{Effect, Event, Fault, FaultOn};
+use uaio_page_cache::{Amount, CacheOptions, DirtyLimits, writeback};
+
+fn one_shard(frames: usize) -> Rig {
+    Rig::with(CacheOptions { shards: 1, ..CacheOptions::frames(frames) })
+}
+
+/// The pages of the writes that reached the device, in order.
+fn pages_written(rig: &Rig) -> Vec<u64> {
+    let log = rig.device.log().into_iter();
+    let writes = log.filter(|entry| entry.op.writes() && entry.event == Event::Arrived);
+    writes.flat_map(|entry| entry.lba.0 / 8..(entry.lba.0 + u64::from(entry.blocks)) / 8).collect()
+}
+
+fn dirty_pages(rig: &Rig) -> u64 {
+    rig.cache.stats().dirty_bytes / PAGE
+}
+
+#[test]
+fn limits_in_bytes_and_percent_change_while_the_cache_is_used() {
+    let mut rig = one_shard(100);
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck));
+    let write = |rig: &mut Rig, pages: std::ops::Range<u64>| {
+        pages.for_each(|at| rig.start(at, WRITE, at * PAGE, page(1)));
+        rig.turns(3);
+        rig.cache.stats().room_waits
+    };
+    let by_bytes = DirtyLimits {
+        background: Amount::Bytes(4 * PAGE),
+        hard: Amount::Bytes(10 * PAGE),
+        ..DirtyLimits::percent(50)
+    };
+    rig.cache.set_dirty_limits(by_bytes).unwrap();
+    assert_eq!(rig.cache.dirty_limits(), by_bytes);
+    write(&mut rig, 0..4);
+    assert_eq!(rig.device.counts().writes, 0, "not above the background limit");
+    write(&mut rig, 4..5);
+    assert_eq!(pages_written(&rig), [0], "the oldest, and no more than is above it");
+    assert_eq!(write(&mut rig, 5..14), 4, "four wait above the hard limit");
+    // Room for two more: let go in order, without a page being written.
+    rig.cache.set_dirty_max(12).unwrap();
+    rig.turns(2);
+    let done: Vec<u64> = rig.finished.iter().map(|(id, ..)| *id).collect();
+    assert_eq!(done, (0..12).collect::<Vec<_>>());
+    rig.device.clear_fault(stuck);
+    (12..14).for_each(|id| assert_eq!(rig.wait(id).0, Ok(())));
+}
+
+#[test]
+fn limits_that_are_not_possible_are_refused_and_change_nothing() {
+    let rig = one_shard(100);
+    let before = rig.cache.dirty_limits();
+    let usual = DirtyLimits::percent(50);
+    for (limits, why) in [
+        (DirtyLimits { hard: Amount::Percent(0), ..usual }, "a dirty limit of 0 %"),
+        (DirtyLimits { hard: Amount::Percent(91), ..usual }, "a dirty limit of 91 %"),
+        (DirtyLimits { hard: Amount::Bytes(0), ..usual }, "a dirty limit of 0 bytes"),
+        (DirtyLimits { hard: Amount::Bytes(91 * PAGE), ..usual }, "take 4096 to 368640"),
+        (DirtyLimits { background: Amount::Percent(51), ..usual }, "above the hard limit"),
+        (DirtyLimits { age_max: Duration::ZERO, ..usual }, "take 100 at least"),
+    ] {
+        let error = rig.cache.set_dirty_limits(limits).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+        assert_eq!(rig.cache.dirty_limits(), before);
+    }
+}
+
+#[test]
+fn the_age_at_which_pages_are_written_can_be_set() {
+    let mut rig = one_shard(100);
+    let limits = DirtyLimits { age_max: Duration::from_millis(1500), ..DirtyLimits::percent(50) };
+    rig.cache.set_dirty_limits(limits).unwrap();
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    rig.turns(2);
+    rig.now += Duration::from_secs(1);
+    rig.turns(3);
+    assert_eq!(rig.device.counts().writes, 0, "too early");
+    rig.now += Duration::from_secs(1);
+    rig.turns(3);
+    assert_eq!(rig.device.counts().writes, 1);
+}
+
+#[test]
+fn above_the_background_limit_the_oldest_go_first_and_the_limit_is_where_it_ends() {
+    let mut rig = one_shard(64);
+    let order = [50, 3, 40, 7, 30, 9, 20, 11, 10, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69, 70];
+    for at in order {
+        assert_eq!(rig.run(WRITE, at * PAGE, page(at as u8)).0, Ok(()));
+    }
+    rig.turns(20);
+    // A quarter of 64 stays.
+    assert_eq!(dirty_pages(&rig), 16);
+    let mut written = pages_written(&rig);
+    written.sort_unstable();
+    assert_eq!(written, [3, 7, 40, 50], "the oldest four");
+}
+
+#[test]
+fn a_steady_writer_stalls_no_longer_than_the_flush_target() {
+    let mut rig = Rig::sized(8 << 20, CacheOptions { shards: 1, ..CacheOptions::frames(512) });
+    // A command takes 40 turns of 5 ms: 200 ms, with much more written than the device takes.
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Slow { steps: 40 }));
+    let turn = Duration::from_millis(5);
+    let mut longest = Duration::ZERO;
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut waited = 0;
+    for id in 0..3000 {
+        rig.start(id, WRITE, random.u64(..2048) * PAGE, page(id as u8));
+        let begun = rig.now;
+        while rig.result(id).is_none() {
+            rig.now += turn;
+            rig.turn();
+            assert!(rig.now - begun < Duration::from_secs(60), "{:?}", rig.cache.stats());
+        }
+        waited += u32::from(rig.now > begun);
+        longest = longest.max(rig.now - begun);
+        rig.finished.clear();
+    }
+    assert!(waited > 0, "the writer never reached the limit: {:?}", rig.cache.stats());
+    assert!(longest <= writeback::FLUSH_TARGET, "{longest:?}");
+}
+
+#[test]
+fn a_bad_block_costs_no_writer_of_other_blocks_however_long_it_stays_bad() {
+    let mut rig = one_shard(64);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(0..1));
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    assert_eq!(rig.flush(), Err(MEDIA));
+    let mut waits = 0;
+    for id in 0..600 {
+        rig.start(id, WRITE, (1 + id % 200) * PAGE, page(2));
+        if id % 4 == 0 {
+            rig.now += Duration::from_millis(200);
+        }
+        waits = rig.cache.stats().room_waits;
+        assert!(rig.finished.iter().all(|(_, result, _)| result.is_ok()), "after {:?}", rig.now);
+        if id % 8 == 0 {
+            rig.turn();
+        }
+    }
+    assert!(rig.now > 2 * writeback::GIVE_UP && waits > 0, "{:?} {waits}", rig.now);
+    for id in 0..600 {
+        assert_eq!(rig.wait(id).0, Ok(()));
+    }
+    assert_eq!(rig.cache.dirty_ranges().first(), Some(&(0..512)), "and only the bad block is left");
+}
+
+#[test]
+fn failed_dirty_pages_are_capped_and_writers_beyond_get_the_error() {
+    let mut rig = one_shard(64);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)));
+    for id in 0..40 {
+        rig.start(id, WRITE, id * PAGE, page(1));
+    }
+    rig.turns(5);
+    assert_eq!(rig.finished.len(), 32, "half of the frames may be dirty");
+    for _ in 0..60 {
+        rig.now += Duration::from_millis(500);
+        rig.turns(2);
+    }
+    for id in 32..40 {
+        assert_eq!(rig.result(id), Some(Err(MEDIA)), "writer {id}");
+    }
+    assert_eq!(dirty_pages(&rig), 32, "and nothing that was acknowledged is lost");
+    rig.device.clear_faults();
+    rig.now += Duration::from_secs(60);
+    rig.turns(20);
+    assert_eq!(rig.run(WRITE, 99 * PAGE, page(9)).0, Ok(()), "room again once data goes out");
+    rig.turns(2);
+    assert_eq!(rig.flush(), Err(MEDIA), "healed: told once");
+    assert_eq!(rig.flush(), Ok(()));
+}
+
+#[test]
+fn a_device_that_is_gone_ends_every_wait_once_and_leaves_its_dirty_ranges_listed() {
+    let mut rig = one_shard(64);
+    for id in 0..20 {
+        assert_eq!(rig.run(WRITE, (2 * id) * PAGE, page(1)).0, Ok(()));
+    }
+    rig.device.unplug();
+    rig.start(100, common::rig::READ, 200 * PAGE, page(0));
+    rig.start(101, uaio_page_cache::OpKind::Flush, 0, Vec::new());
+    rig.start(102, common::rig::STABLE, 210 * PAGE, page(1));
+    for id in 0..40 {
+        rig.start(200 + id, WRITE, (41 + 2 * id) * PAGE, page(1));
+    }
+    for _ in 0..200 {
+        rig.now += Duration::from_millis(100);
+        rig.turn();
+    }
+    let told = |rig: &Rig, id| rig.finished.iter().filter(|(done, ..)| *done == id).count();
+    for id in [100, 101, 102].into_iter().chain(200..240) {
+        assert_eq!(told(&rig, id), 1, "operation {id}");
+    }
+    for id in [100, 101, 102] {
+        let kind = rig.result(id).unwrap().unwrap_err().kind;
+        assert_eq!(kind, IoErrorKind::Gone, "operation {id}");
+    }
+    let listed = rig.cache.dirty_ranges();
+    for id in 0..20 {
+        let at = 2 * id * PAGE;
+        assert!(listed.iter().any(|range| range.contains(&at)), "page {} is listed", 2 * id);
+    }
+}
