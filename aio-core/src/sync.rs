@@ -1,9 +1,12 @@
-//! What [`crate::baton`], [`crate::ring`] and [`crate::bell`] are built on. Their model tests bring
+//! What [`crate::baton`], [`crate::ring`], [`crate::waiters`] and [`crate::ticket`] are built on. Their model tests bring
 //! loom's of the same names instead.
 
-pub(crate) use std::sync::atomic::{AtomicUsize, Ordering, fence};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) use std::thread::{Thread, current};
+
+/// Numbers that are free, taken and given back by any thread.
+pub(crate) type FreeList = crossbeam_queue::ArrayQueue<u32>;
 
 /// A cell with loom's face, so that a model test can see who reads and writes it.
 #[derive(Debug)]

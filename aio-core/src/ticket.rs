@@ -1,9 +1,20 @@
 //! Tickets: how a submission is named after the iocb has gone in.
+//!
+//! Whoever ends a submission and whoever takes it from one place to the next do not know of each other.
+//! Each writes and then looks at what the other wrote:
+//!
+//! | who takes it on | who ends it |
+//! |---|---|
+//! | 1. puts it into the station, under its lock | 1. marks it (`end`) |
+//! | 2. says where it is (`moved`) | 2. asks where it is (`place`) |
+//! | 3. looks for the mark (`ending`): ends it there | 3. takes the station's lock, and ends it if it is there |
+//!
+//! Between 1 and 2 of who ends it, and between 2 and 3 of who takes it on, is a sequentially consistent
+//! fence, so one of the two sees the other, and under the station's lock only one of them ends it. `tests/ticket_loom.rs` runs this file's own code under loom.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use crossbeam_queue::ArrayQueue;
 use uaio_driver::{IoErrorKind, Token};
+
+use super::sync::{AtomicU32, AtomicU64, FreeList, Ordering, fence, pause};
 
 /// Names one submission of one context: to cancel it, to wait for it, to ask whether it is over.
 ///
@@ -55,7 +66,7 @@ impl Ending {
 pub(crate) struct Tickets {
     context: u32,
     cells: Box<[Cell]>,
-    free: ArrayQueue<u32>,
+    free: FreeList,
 }
 
 /// One submission after the other.
@@ -78,7 +89,7 @@ impl Tickets {
             station: AtomicU32::new(u32::MAX),
             token: AtomicU64::new(u64::MAX),
         };
-        let free = ArrayQueue::new(slots as usize);
+        let free = FreeList::new(slots as usize);
         (0..slots).for_each(|slot| assert!(free.push(slot).is_ok(), "there is room for all"));
         Self { context, cells: (0..slots).map(cell).collect(), free }
     }
@@ -95,11 +106,11 @@ impl Tickets {
                 // Relaxed: the queue of free slots ordered it.
                 let state = &self.cells[slot as usize].state;
                 let generation = ((state.load(Ordering::Relaxed) >> 32) as u32).wrapping_add(1);
-                state.store(u64::from(generation) << 32, Ordering::Relaxed);
+                state.swap(u64::from(generation) << 32, Ordering::AcqRel);
                 return Ticket { context: self.context, slot, generation };
             }
             // Its last owner has given the slot of the context back and is about to do this.
-            std::thread::yield_now();
+            pause();
         }
     }
 
@@ -107,8 +118,9 @@ impl Tickets {
     pub(crate) fn finish(&self, ticket: Ticket) {
         let cell = &self.cells[ticket.slot as usize];
         let next = u64::from(ticket.generation.wrapping_add(1)) << 32;
-        // Release: who sees it finds the events. Over what an ending may have put there.
-        cell.state.store(next, Ordering::Release);
+        // Release: who sees it finds the events. Whatever an ending may have put there, and in one
+        // order with it: an ending that comes later fails.
+        cell.state.swap(next, Ordering::AcqRel);
         let pushed = self.free.push(ticket.slot);
         debug_assert!(pushed.is_ok(), "a ticket was finished twice");
     }
@@ -126,9 +138,11 @@ impl Tickets {
         let Some(cell) = self.cell(ticket) else { return false };
         let running = u64::from(ticket.generation) << 32;
         let ended = running | (1 + ending as u64);
-        // SeqCst: who starts the submission's next step and who ends it each write and then look
-        // at the other's, under one station's lock or this.
-        match cell.state.compare_exchange(running, ended, Ordering::SeqCst, Ordering::SeqCst) {
+        let marked =
+            cell.state.compare_exchange(running, ended, Ordering::AcqRel, Ordering::Acquire);
+        // Pairs with the fence in `moved`: see the module page.
+        fence(Ordering::SeqCst);
+        match marked {
             Ok(_) => true,
             Err(state) => state >> 32 == running >> 32,
         }
@@ -136,7 +150,7 @@ impl Tickets {
 
     /// Why the submission is to end, if it is.
     pub(crate) fn ending(&self, ticket: Ticket) -> Option<Ending> {
-        let state = self.cell(ticket)?.state.load(Ordering::SeqCst);
+        let state = self.cell(ticket)?.state.load(Ordering::Acquire);
         if (state >> 32) as u32 != ticket.generation {
             return None;
         }
@@ -151,15 +165,16 @@ impl Tickets {
     pub(crate) fn moved(&self, ticket: Ticket, station: u32, token: Option<Token>) {
         if let Some(cell) = self.cell(ticket) {
             cell.token.store(token.map_or(u64::MAX, Token::to_u64), Ordering::Relaxed);
-            // SeqCst: see `end`.
-            cell.station.store(station, Ordering::SeqCst);
+            cell.station.store(station, Ordering::Release);
+            // Pairs with the fence in `end`: see the module page.
+            fence(Ordering::SeqCst);
         }
     }
 
     /// Where the submission was last: a hint.
     pub(crate) fn place(&self, ticket: Ticket) -> Option<(u32, Token)> {
         let cell = self.cell(ticket)?;
-        let station = cell.station.load(Ordering::SeqCst);
+        let station = cell.station.load(Ordering::Acquire);
         Some((station, Token::from_u64(cell.token.load(Ordering::Relaxed))))
     }
 

@@ -340,6 +340,17 @@ fn an_operation_that_is_not_to_wait_says_so() {
 }
 
 #[test]
+fn a_flag_that_the_kernel_does_not_know_is_refused_and_the_next_write_is_not() {
+    let mut bench = Bench::new(8);
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let fd = Descriptor::new(writer);
+    let (memory, at) = (b"x".to_vec().into(), Position::Current);
+    let op = HostOp::Write { fd: fd.clone(), memory, at, flags: 0x4000_0000 };
+    assert_eq!(bench.run(op).result, Err(errno(libc::EOPNOTSUPP)));
+    assert_eq!(bench.run(write(&fd, b"x")).result, Ok(1));
+}
+
+#[test]
 fn a_descriptor_stays_open_while_an_operation_is_on_it() {
     let mut bench = Bench::new(8);
     let (reader, mut writer) = std::io::pipe().unwrap();

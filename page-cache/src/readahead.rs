@@ -49,9 +49,9 @@ const ADVICES: usize = 16;
 const NEAR: u64 = 16 << 20;
 /// The first window of a sequence, in pages: at least 64 KiB, and four times what was read.
 const FIRST_PAGES: u64 = 16;
-/// The longest window in pages: 2 MiB, what a drive of 2 GB/s sends in one millisecond; it is doubled
-/// by [`Advice::Sequential`].
-const WINDOW_PAGES: u64 = 512;
+/// The longest window in pages: 4 MiB, what a drive of 2 GB/s sends in two milliseconds, so that a reader
+/// that loses its processor for one finds the next window there. [`Advice::Sequential`] doubles it.
+const WINDOW_PAGES: u64 = 1024;
 /// The most records of a stride that are asked for ahead.
 const RECORDS: u32 = 16;
 /// The operation that commands of readahead name: the lane's own, nobody's.

@@ -211,3 +211,51 @@ fn a_device_that_is_gone_ends_every_wait_once_and_leaves_its_dirty_ranges_listed
         assert!(listed.iter().any(|range| range.contains(&at)), "page {} is listed", 2 * id);
     }
 }
+
+#[test]
+fn a_page_under_writeback_is_waited_for_only_while_no_frame_is_free() {
+    let mut rig = one_shard(16);
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    let writes = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck));
+    rig.start(1, uaio_page_cache::OpKind::Flush, 0, Vec::new());
+    rig.turns(3);
+    // All other frames are in reads that do not end.
+    let reads = rig.device.set_fault(Fault::new(FaultOn::Reads, Effect::Stuck));
+    for id in 0..15 {
+        rig.start(100 + id, common::rig::READ, (10 + id * id) * PAGE, page(0));
+    }
+    rig.turns(2);
+    rig.start_on(1, 2, WRITE, 0, page(2));
+    rig.turns(5);
+    assert_eq!(rig.result(2), None, "there was no frame");
+    rig.device.clear_fault(reads);
+    assert_eq!(rig.wait(2).0, Ok(()));
+    assert_eq!(rig.result(1), None, "and the writeback goes on all the while");
+    rig.device.clear_fault(writes);
+    assert_eq!(rig.wait(1).0, Ok(()));
+    assert_eq!(rig.flush(), Ok(()));
+    assert_eq!(rig.device.crash()[..4096], page(2));
+    (0..15).for_each(|id| assert_eq!(rig.wait(100 + id).0, Ok(())));
+}
+
+#[test]
+fn an_error_whose_data_was_discarded_is_told_once_to_every_handle_open_then() {
+    let mut rig = one_shard(64);
+    let other = rig.cache.open();
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(8..16));
+    assert_eq!(rig.run(WRITE, PAGE, page(1)).0, Ok(()));
+    assert_eq!(rig.flush(), Err(MEDIA));
+    assert_eq!(rig.flush(), Err(MEDIA), "it is dirty still");
+    let zeroes = uaio_page_cache::OpKind::WriteZeroes { may_unmap: false };
+    assert_eq!(rig.run(zeroes, PAGE, page(0)).0, Ok(()));
+    assert_eq!(rig.cache.dirty_ranges(), []);
+    let told = rig.cache.writeback_errors();
+    assert!(told.iter().any(|error| error.bytes.contains(&PAGE) && error.count > 0), "{told:?}");
+    let late = rig.cache.open();
+    assert_eq!(rig.flush(), Ok(()), "this handle was told when it failed");
+    rig.handle = other;
+    assert_eq!(rig.flush(), Err(MEDIA), "this one is told now");
+    assert_eq!(rig.flush(), Ok(()), "once");
+    rig.handle = late;
+    assert_eq!(rig.flush(), Ok(()), "and whoever came later, never");
+}

@@ -9,9 +9,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use uaio_driver::vfio::PciAddress;
 
-use crate::backend::Backend;
 use crate::exit::{Exit, Failure};
-use crate::size::ByteSize;
+use uaio_driver::url::Backend;
+use uaio_driver::url::ByteSize;
 
 /// Serves drives, files and memory as block devices from userspace
 ///

@@ -24,7 +24,6 @@
 
 #![forbid(unsafe_code)]
 
-mod backend;
 mod clearing;
 mod cli;
 mod client;
@@ -37,7 +36,6 @@ mod log;
 mod protocol;
 mod record;
 mod server;
-mod size;
 mod system;
 mod table;
 

@@ -100,7 +100,8 @@ fn from_word(word: u64) -> (Token, Kind) {
 /// # Drop
 ///
 /// Everything in flight is cancelled, and waited for up to 30 seconds. What the kernel still has
-/// then, memory and descriptors, is leaked: it may be written yet.
+/// then, memory and descriptors, is leaked: it may be written yet. What a worker has begun is not waited
+/// for: it has its memory and frees it.
 pub struct Engine {
     id: u64,
     ring: Ring,
@@ -332,7 +333,11 @@ impl Engine {
         let (Some(slot), Some(workers)) = (self.slots.get_mut(token), &self.workers) else {
             return;
         };
-        if let Err(errno) = slot.request.settle() {
+        let placed = match slot.request.settled {
+            Some(_) => Ok(()),
+            None => slot.request.settle_place(),
+        };
+        if let Err(errno) = placed {
             return self.answer(token, Err(errno));
         }
         slot.stage = Stage::Working;
@@ -451,7 +456,7 @@ impl Engine {
             slot.sleep.get_or_insert_with(|| time_from_now(time));
         }
         let away = slot.away || !self.no_signal && slot.is_stream_write();
-        let entry = entry::step(slot, self.no_signal);
+        let entry = entry::step(slot, self.no_signal && !slot.loud);
         slot.stage = Stage::Issued(self.ring.pushed());
         let personality = slot.request.credentials.as_ref().map_or(0, Credentials::personality);
         let entry = entry.personality(personality);
@@ -591,9 +596,11 @@ impl Engine {
         if !matches!(slot.stage, Stage::Issued(_)) {
             return false;
         }
-        if result == -libc::EOPNOTSUPP && self.no_signal && slot.is_stream_write() {
-            // An older kernel: such writes go to its own threads, which take no signals.
-            self.no_signal = false;
+        if result == -libc::EOPNOTSUPP && self.no_signal && !slot.loud && slot.is_stream_write() {
+            // An older kernel: such writes go to its own threads, which take no signals. Or it is
+            // another flag, of the caller's, that it does not know.
+            self.no_signal = slot.has_flags();
+            (slot.loud, slot.away) = (true, true);
             self.issue(token);
             return false;
         }

@@ -38,6 +38,31 @@
 //! | creating a file or directory, settled | when the credentials are another's | otherwise |
 //! | `ftruncate` | from Linux 6.9 on | before |
 //! | copy between files, other system calls | | yes |
+//!
+//! # What was asked for
+//!
+//! | what | who asked, and when | the test that shows it |
+//! |---|---|---|
+//! | reads and writes of files, vectored, at an offset or where the file is | 2003, 2006, S. Bhattacharya | `host_files.rs`: `a_file_is_read_and_written_at_an_offset_and_where_it_is`, `vectors_of_any_number_and_length_are_written_as_one_run` |
+//! | fsync, fdatasync, sync of a range | 2006, the road map; 2016, B. LaHaise | `host_files.rs`: `a_file_is_made_stable_as_a_whole_and_by_range` |
+//! | sockets and pipes without threads | 2006, the road map | `host_sockets.rs`: `a_read_of_an_empty_pipe_waits_for_bytes_and_gets_those_that_are_there`, `a_connection_is_accepted_and_made_and_carries_bytes_both_ways`, `datagrams_come_with_whom_they_are_from_and_one_that_is_too_long_says_so`, `control_data_carries_a_descriptor`; the example `udp_echo` |
+//! | epoll in the same loop, with timeout and cancel | 2007, Z. Brown, J. Moyer, S. Bhattacharya | `host_sockets.rs`: `an_epoll_descriptor_delivers_its_events_in_the_same_loop`; the example `epoll_and_disk` |
+//! | poll of any descriptor | 2016, B. LaHaise | `host_sockets.rs`: `a_poll_says_what_is_there_once_or_each_time` |
+//! | openat, unlinkat, renameat, readahead | 2016, B. LaHaise | `host_files.rs`: `names_are_made_moved_linked_and_removed`, `advice_and_readahead_are_taken`; `host_model.rs`: `random_programs_on_names_answer_as_one_call_after_the_other_would` |
+//! | any system call, from an allow-list | 2007 to 2016, syslets and acall | `host_files.rs`: `a_system_call_is_made_with_what_its_arguments_own`; `call.rs`: `what_makes_no_sense_off_thread_is_refused_by_name` |
+//! | credentials and limits of the submitter, not of a worker | 2007, Z. Brown's objection | `host_settled.rs`: `an_operation_is_done_as_whoever_the_credentials_were_taken_of`, `a_file_has_the_mode_and_umask_of_its_submission`, `a_name_begins_in_the_working_directory_of_its_submission` |
+//! | SIGPIPE and SIGXFSZ to the submitter | 2007, Z. Brown; 2016, B. LaHaise | `host_settled.rs`: `sigpipe_is_sent_to_the_submitter_and_to_nobody_else`, `the_file_size_limit_is_that_of_the_submission_and_sigxfsz_the_submitters` |
+//! | all operations can be cancelled | 2016, B. LaHaise | `host_cancel.rs`: `a_cancel_reaches_an_operation_wherever_it_is`, `a_cancel_races_with_completion_and_each_is_decided_once` |
+//!
+//! # Where it is not what the system call does
+//!
+//! * `RLIMIT_FSIZE` is settled for writes at an offset. Appends, `ftruncate`, `fallocate`, `splice` and
+//!   copies get what the limit is when the kernel does them; the signal is the submitter's all the
+//!   same.
+//! * A settled file that is created as somebody else (a personality that the workers do not have) gets
+//!   the stricter of the umask of its submission and of its making.
+//! * An operation that a worker has begun goes to its end, whatever cancels it.
+//! * [`close`](HostOp::Close) may be cancelled, and then the descriptor is still there.
 
 mod call;
 mod credentials;

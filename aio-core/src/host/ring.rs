@@ -39,7 +39,7 @@ pub enum EngineError {
         /// By what.
         disabled: Disabled,
     },
-    /// It lacks what the engine is built on (5.11 and newer have it).
+    /// It lacks what the engine is built on (5.11 and newer have it; all operations need 5.15).
     #[error("this kernel's io_uring has no {feature}")]
     TooOld {
         /// What it lacks.

@@ -36,8 +36,8 @@ impl HostRequest {
     /// begins there, its umask if something is created, its RLIMIT_FSIZE if something is written,
     /// and who it is, for SIGPIPE and SIGXFSZ. Only the first call counts.
     ///
-    /// Without it the operation takes what is there when it is done, and sends no signal; operations
-    /// for workers are settled by [`start`](super::Engine::start) at the latest. Does not block but
+    /// Without it the operation takes what is there when it is done, and sends no signal; where names
+    /// begin, for a worker, is taken down by [`start`](super::Engine::start) at the latest. Does not block but
     /// for the working directory and the umask, which are a system call or two.
     ///
     /// # Errors
@@ -47,6 +47,23 @@ impl HostRequest {
         if self.settled.is_some() {
             return Ok(());
         }
+        self.settle_place()?;
+        let file_size_max = match &self.op {
+            HostOp::Write { fd, .. } | HostOp::WriteV { fd, .. } => file_size_max(fd.as_raw_fd()),
+            HostOp::Fallocate { .. } | HostOp::Ftruncate { .. } => process_file_size_max(),
+            HostOp::Copy(between) | HostOp::Splice(between) => {
+                file_size_max(between.to.as_raw_fd())
+            }
+            _ => u64::MAX,
+        };
+        // SAFETY: asks who this thread is.
+        let thread = unsafe { libc::gettid() };
+        self.settled = Some(Settled { thread, file_size_max });
+        Ok(())
+    }
+
+    /// Takes down where names begin and what is taken off modes: what no worker can know later.
+    pub(super) fn settle_place(&mut self) -> Result<(), Errno> {
         match &mut self.op {
             HostOp::Open(open) => {
                 settle_name(&mut open.directory, &open.path)?;
@@ -68,17 +85,6 @@ impl HostRequest {
             HostOp::Call(call) => call.settle()?,
             _ => {}
         }
-        let file_size_max = match &self.op {
-            HostOp::Write { fd, .. } | HostOp::WriteV { fd, .. } => file_size_max(fd.as_raw_fd()),
-            HostOp::Fallocate { .. } | HostOp::Ftruncate { .. } => process_file_size_max(),
-            HostOp::Copy(between) | HostOp::Splice(between) => {
-                file_size_max(between.to.as_raw_fd())
-            }
-            _ => u64::MAX,
-        };
-        // SAFETY: asks who this thread is.
-        let thread = unsafe { libc::gettid() };
-        self.settled = Some(Settled { thread, file_size_max });
         Ok(())
     }
 

@@ -72,6 +72,8 @@ pub(super) struct InFlight {
     retries: u8,
     /// To be issued where it can wait: on a thread of the kernel's.
     pub(super) away: bool,
+    /// A write that the kernel would not do with `RWF_NOSIGNAL`.
+    pub(super) loud: bool,
     /// The descriptor that the kernel is closing, or -1.
     pub(super) closing: RawFd,
     /// Cancels sent again.
@@ -96,6 +98,7 @@ impl InFlight {
             sleep: None,
             retries: 0,
             away,
+            loud: false,
             closing: -1,
             cancels: 0,
             lent: None,
@@ -222,6 +225,14 @@ impl InFlight {
             HostOp::Write { at: Position::Current, .. }
                 | HostOp::WriteV { at: Position::Current, .. }
         )
+    }
+
+    /// Whether its caller gave a write flags.
+    pub(super) fn has_flags(&self) -> bool {
+        match self.request.op {
+            HostOp::Write { flags, .. } | HostOp::WriteV { flags, .. } => flags != 0,
+            _ => false,
+        }
     }
 
     /// Whether it may wait for somebody else, so that a cancel must not be lost.

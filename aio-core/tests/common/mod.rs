@@ -9,7 +9,7 @@ use uaio_core::{Event, Reactor, Volume, VolumeOptions};
 use uaio_driver::ram::RamDevice;
 use uaio_driver::{
     Armed, BlockDevice, Capabilities, Completion, DeviceError, DmaPool, Geometry, Health, IoError,
-    IoErrorKind, IoQueue, PoolOptions, QueueOptions, Refused, Request, SystemClock,
+    IoErrorKind, IoQueue, Op, PoolOptions, QueueOptions, Refused, Request, SystemClock,
 };
 use uaio_page_cache::{Cache, CacheOptions};
 
@@ -26,6 +26,8 @@ pub struct GateState {
     /// It fails what it completes.
     pub fails: AtomicBool,
     pub completed: AtomicUsize,
+    /// Flushes sent to it.
+    pub flushes: AtomicUsize,
 }
 
 impl GateState {
@@ -66,6 +68,9 @@ impl BlockDevice for Gate {
 
 impl IoQueue for GateQueue {
     fn submit(&mut self, request: Request) -> Result<(), Refused> {
+        if request.op == Op::Flush {
+            self.state.flushes.fetch_add(1, Ordering::SeqCst);
+        }
         self.inner.submit(request)
     }
     fn commit(&mut self) {

@@ -11,13 +11,15 @@ pub enum Unit {
     Nanoseconds,
     /// Instructions for one request; less is better.
     Instructions,
+    /// Throughput in percent of what it was; more is better.
+    Percent,
 }
 
 impl Unit {
     /// How many times better `ours` is than `peer`.
     pub fn ratio(self, ours: f64, peer: f64) -> f64 {
         match self {
-            Self::Iops => ours / peer,
+            Self::Iops | Self::Percent => ours / peer,
             Self::Nanoseconds | Self::Instructions => peer / ours,
         }
     }
@@ -27,7 +29,7 @@ impl Unit {
     /// The fewest rounds a ratio may be made of: a count comes out the same each time.
     pub fn rounds_min(self) -> usize {
         match self {
-            Self::Iops | Self::Nanoseconds => 9,
+            Self::Iops | Self::Nanoseconds | Self::Percent => 9,
             Self::Instructions => 1,
         }
     }
@@ -39,6 +41,7 @@ impl fmt::Display for Unit {
             Self::Iops => "IOPS",
             Self::Nanoseconds => "ns",
             Self::Instructions => "instructions",
+            Self::Percent => "%",
         })
     }
 }
@@ -124,6 +127,12 @@ pub const ALL: &[Bench] = &[
         source: Source::Host { package: "uaio-core", example: "bench_cache_hit" },
     },
     Bench {
+        name: "cache-scale",
+        what: "what a second thread gains on cached reads, against what it gains on memcpy alone",
+        rows: &[row("", 0.9, Unit::Percent)],
+        source: Source::Host { package: "uaio-core", example: "bench_cache_scale" },
+    },
+    Bench {
         name: "osync",
         what: "sequential 64 KiB stable writes of a file, against pwrite with O_DSYNC one at a time",
         rows: &[
@@ -132,6 +141,21 @@ pub const ALL: &[Bench] = &[
             row("depth-64-holes", 4.0, Unit::Iops),
         ],
         source: Source::Host { package: "uaio-core", example: "bench_osync" },
+    },
+    Bench {
+        name: "aio-2006",
+        what: "the table of 2006, 64 KiB at depth 64, against pread and pwrite one at a time and glibc's AIO",
+        rows: &[
+            row("random-read", 2.37, Unit::Iops),
+            row("random-osync-write", 1.79, Unit::Iops),
+            row("sequential-read", 1.05, Unit::Iops),
+            row("sequential-osync-write", 3.76, Unit::Iops),
+            row("random-read-glibc", 1.0, Unit::Iops),
+            row("random-osync-write-glibc", 1.0, Unit::Iops),
+            row("sequential-read-glibc", 1.0, Unit::Iops),
+            row("sequential-osync-write-glibc", 1.0, Unit::Iops),
+        ],
+        source: Source::Host { package: "uaio-core", example: "bench_aio_2006" },
     },
     Bench {
         name: "seq-read",
@@ -150,6 +174,32 @@ pub const ALL: &[Bench] = &[
         what: "time in submit that 99 of 100 do not exceed, same load, against libaio buffered",
         rows: &[row("", 20.0, Unit::Nanoseconds)],
         source: Source::Host { package: "uaio-core", example: "bench_submit_block" },
+    },
+    Bench {
+        name: "hit-cpu",
+        what: "instructions of a cached 4 KiB read from submit to event, the copy too, against a budget",
+        rows: &[row("", 1.0, Unit::Instructions)],
+        source: Source::Callgrind {
+            package: "uaio-core",
+            example: "request_cpu",
+            counted: "request_cpu::counted_hit",
+            not_counted: &["uaio_driver::ram::", "request_cpu::counted_"],
+            round_requests: 64,
+            budget: 1500,
+        },
+    },
+    Bench {
+        name: "miss-cpu",
+        what: "instructions of an uncached 4 KiB read from submit to event, but for the device's",
+        rows: &[row("", 1.0, Unit::Instructions)],
+        source: Source::Callgrind {
+            package: "uaio-core",
+            example: "request_cpu",
+            counted: "request_cpu::counted_miss",
+            not_counted: &["uaio_driver::ram::", "request_cpu::counted_"],
+            round_requests: 64,
+            budget: 5000,
+        },
     },
     Bench {
         name: "nvme-cpu",

@@ -307,6 +307,10 @@ impl Fate {
             Some(_) | None => self.function.cut_off(),
         };
         self.set(if stopped { QUIET } else { NEVER });
+        if stopped && matches!(self.failure.get(), Some(Failure::AskedBack | Failure::Removed)) {
+            // The kernel waits for it, and its address cannot be used again before.
+            self.function.give_back();
+        }
         if stopped { Quiet::Yes } else { Quiet::Never }
     }
 

@@ -89,7 +89,9 @@
 //! | interrupts; a second owner refused | yes; no | yes | no |
 //! | orderly shutdown, reopening | yes | yes | no |
 //! | Abort, controller reset with requests in flight, subsystem reset, events | yes | no | no |
-//! | lies, lateness, removal, a controller that does not stop | yes | no | no |
+//! | the kernel wants the drive back (request interrupt): I/O failed, BAR and device given up | the driver's half | no | no |
+//! | accesses to a BAR that is gone (SIGBUS) read as ones | yes, on a file | no | no |
+//! | lies, lateness, removal, a controller that does not stop | yes, and fuzzed | no | no |
 //! | block sizes of 512 and 4096 | yes | yes | no |
 //!
 //! The commands beside these have a table of their own, on the page of [`commands`]. Not done: serving

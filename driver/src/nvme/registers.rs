@@ -51,6 +51,10 @@ pub trait Function: Registers + fmt::Debug {
     /// whether that is certain. For a device that does not stop when it is told to.
     fn cut_off(&self) -> bool;
 
+    /// Gives the function back to whoever wants it: its registers read as all ones afterwards. Only
+    /// for a controller that is quiet and has ended.
+    fn give_back(&self) {}
+
     /// Whether the kernel, or whoever gave the function, wants it back. Cheap enough for once a second;
     /// does not block.
     fn is_asked_back(&self) -> bool {

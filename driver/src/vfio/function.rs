@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
@@ -39,8 +39,10 @@ pub struct VfioFunction {
     bar: Bar,
     // Fields are dropped in this order: descriptors of the device before the container's (which unmaps
     // the pool), the pool last.
-    /// `None` only inside of drop.
-    device: Option<VfioDevice>,
+    /// `None` once it was given back.
+    device: RwLock<Option<VfioDevice>>,
+    /// Readable when the kernel wants the function back; `None` when it cannot say (before 4.0).
+    request: Option<OwnedFd>,
     container: Arc<VfioContainer>,
     event_fds: Vec<OwnedFd>,
     cut_off: AtomicBool,
@@ -66,12 +68,14 @@ impl VfioFunction {
         };
         let bar = map_bar(&device).map_err(|error| named("cannot map BAR 0", error))?;
         let event_fds = event_fds(&device).map_err(|error| named("cannot use MSI-X", error))?;
+        let request = request_fd(&device);
         iommu::map(&container, pool)
             .map_err(|error| DeviceError::Invalid(format!("{address}: {error}")))?;
         let function = Self {
             name: address.to_string(),
             bar,
-            device: Some(device),
+            device: RwLock::new(Some(device)),
+            request,
             container,
             event_fds,
             cut_off: AtomicBool::new(false),
@@ -83,14 +87,27 @@ impl VfioFunction {
         Ok(function)
     }
 
-    fn device(&self) -> &VfioDevice {
-        self.device.as_ref().expect("the device is there until it is dropped")
+    fn device(&self) -> RwLockReadGuard<'_, Option<VfioDevice>> {
+        self.device.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the device, with which the kernel stops and resets it. The library looks the group up in
+    /// sysfs then, and panics when it is not there any more: what was unplugged without notice is left
+    /// to the end of the process.
+    fn close_device(&self) {
+        let device = self.device.write().unwrap_or_else(PoisonError::into_inner).take();
+        let gone = self.name.parse().is_ok_and(|address| !Sysfs::new().path(address).exists());
+        if gone {
+            std::mem::forget(device);
+        }
     }
 
     fn enable_bus_master(&self) -> io::Result<()> {
         let command = self.command() | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
         let bytes = command.to_le_bytes();
-        self.device().region_write(VFIO_PCI_CONFIG_REGION_INDEX, &bytes, PCI_COMMAND);
+        if let Some(device) = &*self.device() {
+            device.region_write(VFIO_PCI_CONFIG_REGION_INDEX, &bytes, PCI_COMMAND);
+        }
         // The library only logs a write that failed, so it is read back.
         match self.command() & PCI_COMMAND_MASTER {
             0 => Err(io::Error::other("the Command register does not take it")),
@@ -100,7 +117,9 @@ impl VfioFunction {
 
     fn command(&self) -> u16 {
         let mut bytes = [0; 2];
-        self.device().region_read(VFIO_PCI_CONFIG_REGION_INDEX, &mut bytes, PCI_COMMAND);
+        if let Some(device) = &*self.device() {
+            device.region_read(VFIO_PCI_CONFIG_REGION_INDEX, &mut bytes, PCI_COMMAND);
+        }
         u16::from_le_bytes(bytes)
     }
 }
@@ -136,6 +155,13 @@ fn event_fds(device: &VfioDevice) -> io::Result<Vec<OwnedFd>> {
     ioctl::set_msix(ioctl::fd_of(device), 0, &vec![None; count])?;
     let new = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     (0..count).map(|_| Ok(new()?)).collect()
+}
+
+/// What the kernel signals when it wants the function back.
+fn request_fd(device: &VfioDevice) -> Option<OwnedFd> {
+    use rustix::event::{EventfdFlags, eventfd};
+    let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?;
+    ioctl::set_request(ioctl::fd_of(device), fd.as_fd()).ok().map(|()| fd)
 }
 
 fn refused(address: PciAddress, group: u32, error: VfioError) -> DeviceError {
@@ -200,7 +226,22 @@ impl Function for VfioFunction {
         let Some(fd) = self.event_fd(vector) else { return false };
         // A vector without a descriptor stays masked in the device, which keeps it pending.
         let fds = [on.then_some(fd)];
-        ioctl::set_msix(ioctl::fd_of(self.device()), vector.into(), &fds).is_ok() && on
+        let device = self.device();
+        let Some(device) = &*device else { return false };
+        ioctl::set_msix(ioctl::fd_of(device), vector.into(), &fds).is_ok() && on
+    }
+
+    fn is_asked_back(&self) -> bool {
+        let mut count = [0; 8];
+        // Nobody else reads it, and whoever finds it acts on it for good.
+        self.request.as_ref().is_some_and(|fd| rustix::io::read(fd, &mut count).is_ok())
+    }
+
+    fn give_back(&self) {
+        // The kernel waits for the device's descriptor, which the mapping holds too.
+        if self.bar.detach() {
+            self.close_device();
+        }
     }
 
     fn cut_off(&self) -> bool {
@@ -214,12 +255,7 @@ impl Function for VfioFunction {
 
 impl Drop for VfioFunction {
     fn drop(&mut self) {
-        // The library looks the group up in sysfs when it closes a device and panics when it is not
-        // there any more. A function that was unplugged is left to the end of the process then.
-        let gone = self.name.parse().is_ok_and(|address| !Sysfs::new().path(address).exists());
-        if gone {
-            std::mem::forget(self.device.take());
-        }
+        self.close_device();
     }
 }
 

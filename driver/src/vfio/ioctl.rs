@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_PCI_REQ_IRQ_INDEX,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -108,6 +109,12 @@ fn short() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "VFIO_IOMMU_GET_INFO gave less than it says")
 }
 
+/// Makes the kernel signal the descriptor when it wants the function back, and again every few seconds
+/// until it has it (`VFIO_PCI_REQ_IRQ_INDEX`).
+pub(super) fn set_request(device: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_irqs(device, VFIO_PCI_REQ_IRQ_INDEX, 0, &[Some(fd)])
+}
+
 /// Makes the MSI-X vectors from `start` on signal the descriptors, or nothing where there is none
 /// (`VFIO_DEVICE_SET_IRQS`). The first call enables as many vectors as it names.
 pub(super) fn set_msix(
@@ -115,11 +122,20 @@ pub(super) fn set_msix(
     start: u32,
     fds: &[Option<BorrowedFd<'_>>],
 ) -> io::Result<()> {
+    set_irqs(device, VFIO_PCI_MSIX_IRQ_INDEX, start, fds)
+}
+
+fn set_irqs(
+    device: BorrowedFd<'_>,
+    index: u32,
+    start: u32,
+    fds: &[Option<BorrowedFd<'_>>],
+) -> io::Result<()> {
     let count = u32::try_from(fds.len()).map_err(io::Error::other)?;
     // struct vfio_irq_set: five words, then a descriptor a vector, -1 for none.
     let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
     let argsz = 4 * (5 + count);
-    let mut words = vec![argsz, flags, VFIO_PCI_MSIX_IRQ_INDEX, start, count];
+    let mut words = vec![argsz, flags, index, start, count];
     let raw = |fd: &Option<BorrowedFd<'_>>| fd.map_or(-1, |fd| fd.as_raw_fd());
     words.extend(fds.iter().map(raw).map(RawFd::cast_unsigned));
     // SAFETY: the descriptor is open while it is borrowed, and the argument points to `argsz`

@@ -6,14 +6,15 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
 
+use super::sigbus;
+
 /// A BAR mapped into this process, accessed register by register.
 ///
 /// # Removal
 ///
 /// Reads of a function that is gone from the bus give all ones. When vfio-pci itself lets the function
 /// go (unplug with notice) or its memory is disabled, the kernel answers accesses to the mapping with
-/// SIGBUS, which ends the process; that is no worse for the data than `kill -9`, and a server that
-/// wants to outlive it needs a handler in the binary, not here.
+/// SIGBUS; `sigbus.rs` makes them read all ones too. [`detach`](Bar::detach) does so without a fault.
 ///
 /// # Invariants
 ///
@@ -50,8 +51,18 @@ impl Bar {
         // SAFETY: the range is the mapping just made.
         let advised =
             unsafe { libc::madvise(base.as_ptr().cast(), len_bytes, libc::MADV_DONTFORK) };
+        let advised = if advised == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
         let bar = Self { base, len_bytes };
-        if advised == 0 { Ok(bar) } else { Err(io::Error::last_os_error()) }
+        advised?;
+        base.as_ptr().expose_provenance();
+        if sigbus::watch(base.as_ptr(), len_bytes) { Ok(bar) } else { Err(sigbus::too_many()) }
+    }
+
+    /// Lets go of the function's memory: from now on every register reads as all ones, and writes go
+    /// nowhere. `false` when the kernel has no memory for that.
+    pub(super) fn detach(&self) -> bool {
+        // SAFETY: by the invariant this is the mapping made in `map`, and accesses are volatile.
+        unsafe { sigbus::put_ones(self.base.as_ptr(), self.len_bytes) }
     }
 
     pub(super) fn len_bytes(&self) -> usize {
@@ -114,6 +125,7 @@ fn before_device_write() {
 
 impl Drop for Bar {
     fn drop(&mut self) {
+        sigbus::forget(self.base.as_ptr());
         // SAFETY: by the invariant this is the mapping made in `map`, and nothing uses it any more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len_bytes) };
     }
@@ -148,5 +160,25 @@ mod tests {
     #[should_panic(expected = "register 0x1000 outside of a BAR of 0x1000 bytes")]
     fn an_access_outside_the_bar_never_happens() {
         bar(4096).write32(0x1000, 1);
+    }
+
+    #[test]
+    fn registers_that_are_gone_read_as_ones_instead_of_ending_the_process() {
+        let path = std::env::temp_dir().join(format!("uaio-bar-gone-{}", std::process::id()));
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        file.set_len(8192).unwrap();
+        let gone = Bar::map(file.as_fd(), 0, 8192).unwrap();
+        let other = bar(8192);
+        other.write32(0x1c, 7);
+        gone.write32(0x1000, 5);
+        // A file that ends before its mapping faults as a BAR does that the kernel took away.
+        file.set_len(0).unwrap();
+        gone.write32(0x1000, 6);
+        assert_eq!((gone.read32(0x1c), gone.read64(0)), (u32::MAX, u64::MAX));
+        assert_eq!(other.read32(0x1c), 7, "another one is as it was");
+        assert!(other.detach());
+        assert_eq!(other.read32(0x1c), u32::MAX);
     }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand, ValueEnum};
 use uaio_driver::vfio::PciAddress;
 
-use crate::size::ByteSize;
+use uaio_driver::url::ByteSize;
 
 /// A drive, or a namespace of it: `0000:00:04.0` or `0000:00:04.0/1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

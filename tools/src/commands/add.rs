@@ -5,12 +5,12 @@ use std::path::absolute;
 use serde::Serialize;
 
 use super::{Context, print};
-use crate::backend::Backend;
 use crate::cli::AddArgs;
 use crate::exit::{Exit, Failure};
 use crate::record::RunDir;
 use crate::server;
 use crate::server::detach::{self, Detached, Started};
+use uaio_driver::url::Backend;
 
 #[derive(Serialize)]
 struct Added<'a> {

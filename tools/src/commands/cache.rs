@@ -5,8 +5,8 @@ use crate::cli::{CacheCommand, DeviceId};
 use crate::client::{ask, unexpected};
 use crate::exit::Failure;
 use crate::protocol::{Answer, Command, Dropped, Residency};
-use crate::size::ByteSize;
 use crate::table;
+use uaio_driver::url::ByteSize;
 
 pub(crate) fn run(context: &Context, command: CacheCommand) -> Result<(), Failure> {
     match command {

@@ -10,8 +10,8 @@ use crate::cli::{DeviceId, Mode};
 use crate::exit::Failure;
 use crate::log;
 use crate::record::Record;
-use crate::size::ByteSize;
 use crate::table;
+use uaio_driver::url::ByteSize;
 
 #[derive(Serialize)]
 struct Listing {

@@ -5,8 +5,8 @@ use crate::cli::DeviceId;
 use crate::client::{ask, unexpected};
 use crate::exit::Failure;
 use crate::protocol::{Answer, CacheStats, Command, OperationStats, Stats};
-use crate::size::ByteSize;
 use crate::table;
+use uaio_driver::url::ByteSize;
 
 pub(crate) fn run(context: &Context, id: DeviceId) -> Result<(), Failure> {
     match ask(&context.run, &context.system, id, Command::Stats)? {

@@ -6,14 +6,14 @@ use std::path::Path;
 use uaio_driver::vfio::{self, NvmeFunction, PciAddress};
 
 use super::sizing;
-use crate::backend::Backend;
 use crate::cli::DeviceId;
 use crate::commands::Context;
 use crate::drives::{self, Drive};
 use crate::exit::{Exit, Failure};
 use crate::holders::{self, DeviceNumber, Holder};
-use crate::size::ByteSize;
 use crate::system::System;
+use uaio_driver::url::Backend;
+use uaio_driver::url::ByteSize;
 
 /// Refuses a backend that is not there, is not what it should be, or is somebody else's.
 ///

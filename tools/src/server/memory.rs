@@ -5,11 +5,11 @@
 
 use uaio_driver::{FRAME_SIZE, PoolOptions};
 
-use crate::backend::Backend;
 use crate::cli::AddArgs;
 use crate::exit::{Exit, Failure};
-use crate::size::ByteSize;
 use crate::system::System;
+use uaio_driver::url::Backend;
+use uaio_driver::url::ByteSize;
 
 /// Refuses what needs more memory than the machine has to spare.
 ///

@@ -24,8 +24,8 @@ use crate::protocol::{
     Answer, CacheStats, Command, Dropped, Info, OperationStats, Residency, Stats,
 };
 use crate::record::log_name;
-use crate::size::ByteSize;
 use crate::system::System;
+use uaio_driver::url::ByteSize;
 
 /// How much longer a client waits for a stop than the stop itself has.
 const GRACE: Duration = Duration::from_secs(3);

@@ -9,10 +9,10 @@ use uaio_driver::ublk::ServerOptions;
 use uaio_driver::{FRAME_SIZE, Geometry, PoolOptions};
 use uaio_page_cache::CacheOptions;
 
-use crate::backend::Backend;
 use crate::cli::{AddArgs, Mode};
 use crate::exit::{Exit, Failure};
-use crate::size::ByteSize;
+use uaio_driver::url::Backend;
+use uaio_driver::url::ByteSize;
 
 /// What a device may take beside what is counted: a frame of zeroes, a bounce buffer.
 const SPARE_FRAMES: usize = 64;

@@ -13,10 +13,10 @@ use uaio_page_cache::{Cache, CacheMode, CacheOptions, CachedDevice};
 use super::barrier::Barrier;
 use super::flusher::FlusherThread;
 use super::sizing::{self, Wanted};
-use crate::backend::Backend;
 use crate::cli::{AddArgs, Mode};
 use crate::exit::{Exit, Failure};
-use crate::size::ByteSize;
+use uaio_driver::url::Backend;
+use uaio_driver::url::ByteSize;
 
 /// Queues without being asked for more.
 const QUEUES_DEFAULT_MAX: usize = 4;

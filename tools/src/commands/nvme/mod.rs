@@ -22,8 +22,8 @@ use crate::drives::{self, Drive};
 use crate::exit::{Exit, Failure};
 use crate::holders;
 use crate::server::checks;
-use crate::size::ByteSize;
 use crate::table;
+use uaio_driver::url::ByteSize;
 
 use session::{Session, Terminal};
 

@@ -1,17 +1,29 @@
-//! What is served, as it is written on the command line.
+//! Devices as people and programs name them: `nvme:0000:00:04.0/1`, `file:PATH`, `ram:1G`.
+
+mod size;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use uaio_driver::DeviceError;
-use uaio_driver::vfio::PciAddress;
+use crate::block::BlockDevice;
+use crate::clock::Clock;
+use crate::dma::DmaPool;
+use crate::error::DeviceError;
+use crate::nvme::{ControllerOptions, NvmeController};
+use crate::ram::RamDevice;
+use crate::uring::{UringDevice, UringOptions};
+use crate::vfio::PciAddress;
 
-use crate::size::ByteSize;
+pub use size::ByteSize;
+
+/// The block size of memory, in bytes, if nothing else is asked for.
+const RAM_BLOCK_SIZE: u32 = 512;
 
 /// Where the blocks are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Backend {
+pub enum Backend {
     /// `nvme:0000:00:04.0[/NAMESPACE]`: a namespace of a drive that is bound to vfio-pci.
     Nvme {
         /// The drive.
@@ -31,6 +43,42 @@ pub(crate) enum Backend {
         /// How much.
         size: ByteSize,
     },
+}
+
+impl Backend {
+    /// Opens the device, with the block size that is its own; a file that is not there is created if
+    /// a size is given. Its memory comes from `pool`, its deadlines from `clock`. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the device or the kernel said.
+    pub fn open(
+        &self,
+        pool: &DmaPool,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<dyn BlockDevice>, DeviceError> {
+        match self {
+            Self::Ram { size } => {
+                Ok(Arc::new(RamDevice::new(size.0, RAM_BLOCK_SIZE, pool.clone())?))
+            }
+            Self::File { path, size } => {
+                let options = match size {
+                    Some(size) if !path.exists() => UringOptions::create(path, size.0),
+                    _ => UringOptions::existing(path),
+                };
+                Ok(Arc::new(UringDevice::open(&options, pool.clone())?))
+            }
+            Self::Nvme { address, namespace } => {
+                let options = ControllerOptions::default();
+                let controller = NvmeController::open(*address, pool.clone(), options, clock)?;
+                let first = || controller.namespaces().first().map(|namespace| namespace.nsid);
+                let nsid = namespace.or_else(first).ok_or_else(|| {
+                    DeviceError::Invalid(format!("{self} has no active namespace"))
+                })?;
+                Ok(controller.namespace(nsid)?)
+            }
+        }
+    }
 }
 
 impl FromStr for Backend {

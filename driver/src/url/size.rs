@@ -7,11 +7,11 @@ const UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];
 
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ByteSize(pub(crate) u64);
+pub struct ByteSize(pub u64);
 
 impl ByteSize {
     /// In MiB, for a table.
-    pub(crate) fn mib(self) -> String {
+    pub fn mib(self) -> String {
         let tenths = (u128::from(self.0) * 10).div_ceil(1 << 20);
         if tenths.is_multiple_of(10) {
             format!("{}", tenths / 10)

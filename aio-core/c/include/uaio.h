@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * uaio for C: asynchronous I/O in which nothing blocks the submitter.
+ *
+ * The calls have the shape of libaio's (io_setup(2), io_submit(2), io_getevents(2), io_cancel(2)) with
+ * what that never had: volumes served by a page cache in this process, sync that is asynchronous,
+ * lists, waiting for m of n over several contexts.
+ *
+ * Every call returns a number that is not negative, or the negative of an errno. All may be called from
+ * any thread, and none from a signal handler. A context does not survive fork() into the child.
+ *
+ * Memory: an iocb and what it points to belong to the library from uaio_submit() until its event has
+ * been taken out by uaio_getevents(), or uaio_destroy() has returned; cancelling does not end that. A
+ * null pointer, or one into the kernel's half, is EFAULT; any other bad pointer is EFAULT on a
+ * descriptor of the host, and a crash on a volume, as with memcpy().
+ */
+#ifndef UAIO_H
+#define UAIO_H
+
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A context. Never used again for another one: a stale name is EINVAL. */
+typedef uint64_t uaio_context_t;
+
+enum uaio_opcode {
+    UAIO_PREAD = 0,   /* buf, nbytes, offset */
+    UAIO_PWRITE = 1,
+    UAIO_FSYNC = 2,
+    UAIO_FDSYNC = 3,
+    UAIO_POLL = 5,    /* nbytes: POLLIN ...; the result: what is there. Host only. */
+    UAIO_NOOP = 6,
+    UAIO_PREADV = 7,  /* buf: struct iovec[nbytes] */
+    UAIO_PWRITEV = 8,
+    UAIO_DISCARD = 16,      /* nbytes, offset: whole blocks. Volumes only. */
+    UAIO_WRITE_ZEROES = 17,
+};
+
+enum uaio_iocb_flags {
+    UAIO_F_VOLUME = 1, /* fd is a volume of this context, not a descriptor of the host */
+    UAIO_F_RESFD = 2,  /* resfd, an eventfd, goes up by one after the event is there */
+};
+
+/* As ioprio_set(2): orders what waits for the same volume. */
+enum uaio_priority { UAIO_PRIO_DEFAULT = 0, UAIO_PRIO_RT = 1, UAIO_PRIO_BE = 2, UAIO_PRIO_IDLE = 3 };
+
+/* Set all of it; zeroes are what is usual. */
+struct uaio_iocb {
+    uint64_t data;       /* comes back in the event */
+    uint16_t opcode;
+    int16_t priority;
+    int32_t fd;
+    void *buf;
+    uint64_t nbytes;
+    int64_t offset;
+    uint32_t flags;
+    int32_t resfd;
+    uint32_t timeout_ms; /* past it it is cancelled, and its result is -ETIMEDOUT; 0: none */
+    int32_t status;      /* out: 0, or why uaio_listio() did not take it */
+    uint64_t key;        /* the library's own */
+};
+
+struct uaio_event {
+    uint64_t data;
+    struct uaio_iocb *obj;
+    int64_t res;         /* bytes, or the negative of an errno */
+    int64_t res2;        /* 0 */
+};
+
+/* Makes a context for nr_events commands and events, with a thread that serves it.
+ * EINVAL: nr_events is 0 or more than 65536. EAGAIN: no thread, or 1024 contexts. EFAULT.
+ * ENOSYS, EPERM, EACCES: there is no io_uring to be had here. */
+int uaio_setup(unsigned nr_events, uaio_context_t *context);
+
+/* Cancels what can be cancelled, waits for the rest, throws the events away, writes what the caches of
+ * its volumes hold, and closes them. -EIO and the like: not all of that could be made stable.
+ * Whoever waits in uaio_getevents() gets EINVAL. */
+int uaio_destroy(uaio_context_t context);
+
+/* How a volume is to be opened. */
+enum uaio_open_flags {
+    UAIO_O_DIRECT = 1, /* leave nothing in the cache; whole blocks */
+    UAIO_O_DSYNC = 2,  /* a write is stable when its event is there */
+};
+
+/* Opens "file:PATH[,size=1G]", "ram:SIZE" or "nvme:0000:00:04.0[/NAMESPACE]" behind a page cache of
+ * cache_bytes bytes (0: 64 MiB) in this process, and gives its number. The context closes it.
+ * EINVAL: not such a name, or cache_bytes less than 64 KiB or more than 1 TiB; else what the device
+ * said. */
+int uaio_open(uaio_context_t context, const char *url, unsigned flags, uint64_t cache_bytes);
+
+/* The size of a volume in bytes. EBADF: no volume of this context. */
+int64_t uaio_size(uaio_context_t context, int volume);
+
+/* Submits in order until one is refused; says how many it took, or why not the first: EAGAIN (no slot),
+ * EINVAL, EBADF, EFAULT, EOPNOTSUPP. Never blocks. */
+int uaio_submit(uaio_context_t context, long nr, struct uaio_iocb **iocbs);
+
+/* Takes events out: at least min_nr, at most nr, unless timeout (NULL: none) is over first. */
+int uaio_getevents(uaio_context_t context, long min_nr, long nr, struct uaio_event *events,
+                   const struct timespec *timeout);
+
+enum uaio_cancel_result {
+    UAIO_CANCELED = 0,    /* its event is there, with -ECANCELED */
+    UAIO_NOTCANCELED = 1, /* the device is at it; its event comes and says how it went */
+    UAIO_ALLDONE = 2,     /* its event is there, and says how it went */
+};
+
+/* Cancels one. EINVAL: not submitted here, or its event has been taken out. */
+int uaio_cancel(uaio_context_t context, struct uaio_iocb *iocb);
+
+struct uaio_wait {
+    uaio_context_t context;
+    struct uaio_iocb *iocb;
+};
+
+/* Waits until `need` of the list are over: their events are there, or have been taken out. 1 is
+ * aio_suspend(3). An entry whose iocb is NULL is ignored. EAGAIN: timeout is over. EINVAL: need is more
+ * than there are, or no such context. */
+int uaio_suspend(const struct uaio_wait *list, long nr, long need, const struct timespec *timeout);
+
+enum uaio_notify_kind {
+    UAIO_NOTIFY_NONE = 0,
+    UAIO_NOTIFY_SIGNAL = 1,   /* signo with value, SI_ASYNCIO, to the process, or to tid if not 0 */
+    UAIO_NOTIFY_FUNCTION = 2, /* function(value), on a thread of the library's */
+    UAIO_NOTIFY_EVENTFD = 3,  /* fd, an eventfd, goes up by one */
+};
+
+struct uaio_notify {
+    int32_t kind;
+    int32_t signo;
+    int32_t tid;
+    int32_t fd;
+    void *value;
+    void (*function)(void *value);
+};
+
+enum uaio_list_mode { UAIO_LIST_WAIT = 0, UAIO_LIST_NOWAIT = 1 };
+
+/* Submits a list as lio_listio(3): NULL and what is refused stop nothing else; status says why. Says
+ * how many were taken. WAIT returns when all those are over; NOWAIT at once, and notify (NULL: none) is
+ * given once when they are. */
+int uaio_listio(uaio_context_t context, int mode, struct uaio_iocb **list, long nr,
+                const struct uaio_notify *notify);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,223 @@
+//! An iocb of C becomes a command, and its event goes back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::readlinkat;
+use uaio_core::host::{Descriptor, HostOp, Memory, Position, TRANSFER_MAX_BYTES, Vectored};
+use uaio_core::{BUFFERS_MAX, Buffers, Event, Handle, Host, Iocb, NoticeFd, Notify, Priority};
+
+use crate::Errno;
+use crate::host;
+use crate::layout::{F_RESFD, F_VOLUME, UaioEvent, UaioIocb, opcode};
+use crate::user::{self, Span};
+
+/// What is kept of a command until its event is taken out.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    iocb: *mut UaioIocb,
+    data: u64,
+    /// Where the bytes of a read of a volume go.
+    into: Vec<Span>,
+}
+
+impl Flight {
+    pub(crate) fn is_of(&self, iocb: *mut UaioIocb) -> bool {
+        self.iocb == iocb
+    }
+
+    /// The event as C has it; the bytes of a read go to the caller's memory.
+    pub(crate) fn event(&self, event: &Event) -> UaioEvent {
+        if let (Ok(len), Buffers::One(bytes)) = (event.result, &event.buffers) {
+            let mut rest = &bytes[..len.min(bytes.len())];
+            for span in &self.into {
+                let (now, later) = rest.split_at(rest.len().min(span.len()));
+                span.put(now);
+                rest = later;
+            }
+        }
+        let res = match event.result {
+            Ok(number) => number as i64,
+            Err(error) => -i64::from(error.errno()),
+        };
+        UaioEvent { data: self.data, obj: self.iocb, res, res2: 0 }
+    }
+}
+
+/// Where a command goes.
+pub(crate) enum Target<'a> {
+    Volume(&'a Handle),
+    Host(&'a Host),
+}
+
+/// Reads an iocb of the caller's, checks it, and makes a command of it.
+pub(crate) fn command<'a>(
+    address: *mut UaioIocb,
+    host: &'a Host,
+    volume: impl FnOnce(i32) -> Option<&'a Handle>,
+) -> Result<(Iocb, Flight), Errno> {
+    let iocb = user::read(address, 0)?;
+    if iocb.flags & !(F_VOLUME | F_RESFD) != 0 {
+        return Err(Errno::INVAL);
+    }
+    let target = if iocb.flags & F_VOLUME != 0 {
+        Target::Volume(volume(iocb.fd).ok_or(Errno::BADF)?)
+    } else {
+        Target::Host(host)
+    };
+    let mut flight = Flight { iocb: address, data: iocb.data, into: Vec::new() };
+    let command = match target {
+        Target::Volume(handle) => on_volume(&iocb, handle, &mut flight.into)?,
+        Target::Host(host) => Iocb::host(host, on_host(&iocb)?),
+    };
+    let mut command = command.with_priority(priority(iocb.priority)?);
+    if iocb.timeout_ms != 0 {
+        command = command.with_timeout(Duration::from_millis(iocb.timeout_ms.into()));
+    }
+    if iocb.flags & F_RESFD != 0 {
+        command = command.with_notify(Notify::Descriptor(eventfd(iocb.resfd)?));
+    }
+    Ok((command, flight))
+}
+
+fn priority(priority: i16) -> Result<Priority, Errno> {
+    match priority {
+        0 | 2 => Ok(Priority::BestEffort),
+        1 => Ok(Priority::RealTime),
+        3 => Ok(Priority::Idle),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// An eventfd of the caller's, by a name of our own: it may close its own at any time.
+pub(crate) fn eventfd(fd: i32) -> Result<NoticeFd, Errno> {
+    let own = user::duplicate(fd)?;
+    let link = format!("/proc/self/fd/{fd}");
+    let name = readlinkat(rustix::fs::CWD, link, Vec::new())?;
+    // As eventfd_ctx_fdget in fs/eventfd.c: EINVAL for any other kind of descriptor.
+    if name.as_bytes() != b"anon_inode:[eventfd]" {
+        return Err(Errno::INVAL);
+    }
+    Ok(NoticeFd::from_fd(Arc::new(own)))
+}
+
+/// The memory that an iocb names, one span a buffer.
+fn spans(iocb: &UaioIocb) -> Result<Vec<Span>, Errno> {
+    let size = |bytes: u64| {
+        // As `import_iovec`: a length beyond what ssize_t holds is not possible.
+        if i64::try_from(bytes).is_ok() { Ok(bytes as usize) } else { Err(Errno::INVAL) }
+    };
+    match iocb.opcode {
+        opcode::PREAD | opcode::PWRITE => {
+            Ok(vec![Span::of(iocb.buf.cast::<u8>(), size(iocb.nbytes)?)?])
+        }
+        _ => {
+            let count = size(iocb.nbytes)?;
+            if count > BUFFERS_MAX {
+                return Err(Errno::INVAL);
+            }
+            let list = iocb.buf.cast::<libc::iovec>();
+            let span = |at| {
+                let piece = user::read(list.cast_const(), at)?;
+                Span::of(piece.iov_base.cast::<u8>(), size(piece.iov_len as u64)?)
+            };
+            (0..count).map(span).collect()
+        }
+    }
+}
+
+/// Cuts the spans after `most` bytes, and says how many there are then.
+fn cut(spans: &mut [Span], most: usize) -> usize {
+    let mut left = most;
+    for span in spans.iter_mut() {
+        *span = span.head(left);
+        left -= span.len();
+    }
+    most - left
+}
+
+fn memory(bytes: usize) -> Result<Vec<u8>, Errno> {
+    let mut memory = Vec::new();
+    memory.try_reserve_exact(bytes).map_err(|_| Errno::NOMEM)?;
+    Ok(memory)
+}
+
+fn on_volume(iocb: &UaioIocb, handle: &Handle, into: &mut Vec<Span>) -> Result<Iocb, Errno> {
+    let transfers =
+        matches!(iocb.opcode, opcode::PREAD | opcode::PWRITE | opcode::PREADV | opcode::PWRITEV);
+    let ranged = matches!(iocb.opcode, opcode::DISCARD | opcode::WRITE_ZEROES);
+    let offset = u64::try_from(iocb.offset);
+    let offset = if transfers || ranged { offset.map_err(|_| Errno::INVAL)? } else { 0 };
+    match iocb.opcode {
+        opcode::FSYNC => return Ok(Iocb::fsync(handle)),
+        opcode::FDSYNC => return Ok(Iocb::fdatasync(handle)),
+        opcode::DISCARD => return Ok(Iocb::discard(handle, offset, iocb.nbytes)),
+        opcode::WRITE_ZEROES => return Ok(Iocb::write_zeroes(handle, offset, iocb.nbytes)),
+        opcode::POLL | opcode::NOOP => return Err(Errno::OPNOTSUPP),
+        _ if !transfers => return Err(Errno::INVAL),
+        _ => {}
+    }
+    let mut spans = spans(iocb)?;
+    let asked: u64 = spans.iter().map(|span| span.len() as u64).sum();
+    let block_size = u64::from(handle.volume().block_size());
+    if offset.checked_add(asked).is_none_or(|end| end > i64::MAX as u64)
+        || (handle.options().direct && !(offset | asked).is_multiple_of(block_size))
+    {
+        return Err(Errno::INVAL);
+    }
+    // No memory for what is past the end; of a write that begins there enough to be told so.
+    let room = handle.volume().size_bytes().saturating_sub(offset).max(block_size);
+    let len =
+        cut(&mut spans, room.min(TRANSFER_MAX_BYTES as u64 / block_size * block_size) as usize);
+    let mut bytes = memory(len)?;
+    if matches!(iocb.opcode, opcode::PREAD | opcode::PREADV) {
+        bytes.resize(len, 0);
+        *into = spans;
+        return Ok(Iocb::pread(handle, offset, bytes));
+    }
+    spans.iter().for_each(|span| span.append_to(&mut bytes));
+    Ok(Iocb::pwrite(handle, offset, bytes))
+}
+
+fn on_host(iocb: &UaioIocb) -> Result<HostOp, Errno> {
+    if iocb.opcode == opcode::NOOP {
+        return Ok(HostOp::Nop);
+    }
+    user::is_open(iocb.fd)?;
+    let fd: Descriptor = host::descriptor(iocb.fd);
+    let at = || -> Result<Position, Errno> {
+        let at = u64::try_from(iocb.offset).map_err(|_| Errno::INVAL)?;
+        // What has no positions is read and written where it is, as io_submit has it.
+        Ok(if host::has_positions(iocb.fd) { Position::At(at) } else { Position::Current })
+    };
+    let one = || -> Result<Memory, Errno> {
+        let span = Span::of(iocb.buf.cast::<u8>(), usize_of(iocb.nbytes)?)?;
+        Ok(host::memory(iocb.buf, span.len()))
+    };
+    let many = || -> Result<Vectored, Errno> {
+        let count = usize_of(iocb.nbytes)?;
+        if count > BUFFERS_MAX {
+            return Err(Errno::INVAL);
+        }
+        Span::of(iocb.buf.cast::<libc::iovec>(), count)?;
+        Ok(host::vectored(iocb.buf, count as u32))
+    };
+    Ok(match iocb.opcode {
+        opcode::PREAD => HostOp::Read { fd, memory: one()?, at: at()?, flags: 0 },
+        opcode::PWRITE => HostOp::Write { fd, memory: one()?, at: at()?, flags: 0 },
+        opcode::PREADV => HostOp::ReadV { fd, memory: many()?, at: at()?, flags: 0 },
+        opcode::PWRITEV => HostOp::WriteV { fd, memory: many()?, at: at()?, flags: 0 },
+        opcode::FSYNC => HostOp::Fsync { fd, data_only: false },
+        opcode::FDSYNC => HostOp::Fsync { fd, data_only: true },
+        opcode::POLL => {
+            let events = u32::try_from(iocb.nbytes).map_err(|_| Errno::INVAL)?;
+            HostOp::Poll { fd, events, multishot: false }
+        }
+        opcode::DISCARD | opcode::WRITE_ZEROES => return Err(Errno::OPNOTSUPP),
+        _ => return Err(Errno::INVAL),
+    })
+}
+
+fn usize_of(bytes: u64) -> Result<usize, Errno> {
+    if i64::try_from(bytes).is_ok() { Ok(bytes as usize) } else { Err(Errno::INVAL) }
+}

@@ -1,0 +1,39 @@
+//! Descriptors and memory of the caller's that go to the kernel by number and address.
+#![expect(unsafe_code, reason = "a caller in C gives numbers and addresses")]
+
+use std::ffi::c_void;
+
+use uaio_core::host::{Descriptor, Memory, Vectored};
+
+use crate::command::Flight;
+
+// SAFETY: the address of the iocb is only compared and given back; nothing is read through it but in
+// `user`, on the word of the caller, who may use any thread.
+unsafe impl Send for Flight {}
+
+/// A descriptor of the caller's.
+pub(crate) fn descriptor(fd: i32) -> Descriptor {
+    // SAFETY: the caller has submitted it, and `uaio.h` says that it belongs to the library until the
+    // event. If it is closed all the same the kernel says EBADF, or uses what has its number then,
+    // which is the caller's as well.
+    unsafe { Descriptor::raw(fd) }
+}
+
+/// Memory of the caller's.
+pub(crate) fn memory(address: *mut c_void, len: usize) -> Memory {
+    // SAFETY: `uaio.h`: it belongs to the library until the event, or until the context has been
+    // destroyed, which waits for what is in progress.
+    unsafe { Memory::raw(address.cast(), len) }
+}
+
+/// A list of memory of the caller's.
+pub(crate) fn vectored(list: *mut c_void, count: u32) -> Vectored {
+    // SAFETY: as above, the list and what it points to.
+    unsafe { Vectored::raw(list.cast_const().cast(), count) }
+}
+
+/// Whether a descriptor has positions: a file or a device, not a pipe, socket or terminal.
+pub(crate) fn has_positions(fd: i32) -> bool {
+    // SAFETY: asks for the position and moves nothing; any number may be given.
+    unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) >= 0 }
+}

@@ -1,0 +1,112 @@
+//! What `uaio.h` declares, as Rust sees it. A test compares the two by their offsets.
+
+use std::ffi::c_void;
+
+/// `struct uaio_iocb`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UaioIocb {
+    /// Comes back in the event.
+    pub data: u64,
+    /// One of `opcode`.
+    pub opcode: u16,
+    /// One of `enum uaio_priority`.
+    pub priority: i16,
+    /// A descriptor of the host, or a volume.
+    pub fd: i32,
+    /// The memory, or an array of `struct iovec`.
+    pub buf: *mut c_void,
+    /// Bytes, entries of the array, or events of a poll.
+    pub nbytes: u64,
+    /// The first byte.
+    pub offset: i64,
+    /// Of `enum uaio_iocb_flags`.
+    pub flags: u32,
+    /// An eventfd.
+    pub resfd: i32,
+    /// How long it may take; 0 for as long as it does.
+    pub timeout_ms: u32,
+    /// Out: why a list did not take it.
+    pub status: i32,
+    /// By which the library finds it.
+    pub key: u64,
+}
+
+/// `struct uaio_event`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UaioEvent {
+    /// Of the iocb.
+    pub data: u64,
+    /// The iocb.
+    pub obj: *mut UaioIocb,
+    /// Bytes, or the negative of an errno.
+    pub res: i64,
+    /// 0.
+    pub res2: i64,
+}
+
+/// `struct uaio_wait`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UaioWait {
+    /// A context.
+    pub context: u64,
+    /// What was submitted to it.
+    pub iocb: *mut UaioIocb,
+}
+
+/// `struct uaio_notify`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UaioNotify {
+    /// One of `enum uaio_notify_kind`.
+    pub kind: i32,
+    /// The signal.
+    pub signo: i32,
+    /// The thread that gets it; 0 for the process.
+    pub tid: i32,
+    /// An eventfd.
+    pub fd: i32,
+    /// What comes with the signal or the call.
+    pub value: *mut c_void,
+    /// What is called.
+    pub function: Option<extern "C" fn(*mut c_void)>,
+}
+
+/// `enum uaio_opcode`.
+pub mod opcode {
+    /// Read into one buffer.
+    pub const PREAD: u16 = 0;
+    /// Write one buffer.
+    pub const PWRITE: u16 = 1;
+    /// Make everything stable.
+    pub const FSYNC: u16 = 2;
+    /// Make the data stable.
+    pub const FDSYNC: u16 = 3;
+    /// Wait for a descriptor.
+    pub const POLL: u16 = 5;
+    /// Nothing.
+    pub const NOOP: u16 = 6;
+    /// Read into several buffers.
+    pub const PREADV: u16 = 7;
+    /// Write several buffers.
+    pub const PWRITEV: u16 = 8;
+    /// Blocks are not needed.
+    pub const DISCARD: u16 = 16;
+    /// Blocks become zeroes.
+    pub const WRITE_ZEROES: u16 = 17;
+}
+
+/// `UAIO_F_VOLUME`.
+pub const F_VOLUME: u32 = 1;
+/// `UAIO_F_RESFD`.
+pub const F_RESFD: u32 = 2;
+/// `UAIO_O_DIRECT`.
+pub const O_DIRECT: u32 = 1;
+/// `UAIO_O_DSYNC`.
+pub const O_DSYNC: u32 = 2;
+/// `UAIO_LIST_WAIT`.
+pub const LIST_WAIT: i32 = 0;
+/// `UAIO_LIST_NOWAIT`.
+pub const LIST_NOWAIT: i32 = 1;

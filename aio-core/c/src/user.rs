@@ -1,0 +1,121 @@
+//! Memory of the caller's, by address: the only place that looks at it.
+//!
+//! Null and the kernel's half of the address space are refused. Any other address is the caller's word,
+//! as with every library of C.
+#![expect(unsafe_code, reason = "a caller in C gives addresses")]
+
+use std::ffi::{CStr, c_char};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::Errno;
+use crate::layout::UaioIocb;
+
+/// The first address that no program has: half of what 48 bits and sign extension give (x86-64, and
+/// arm64 with 48 bits; a larger address space of 52 or 57 bits is given only to who asks for it).
+const USER_END: usize = 1 << 47;
+
+/// An array of the caller's that may be read, and written where it says so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    address: usize,
+    len_bytes: usize,
+}
+
+impl Span {
+    /// `count` values of `T` at `address`.
+    pub(crate) fn of<T>(address: *const T, count: usize) -> Result<Self, Errno> {
+        let len_bytes = count.checked_mul(size_of::<T>()).ok_or(Errno::FAULT)?;
+        let address = address.expose_provenance();
+        let end = address.checked_add(len_bytes).ok_or(Errno::FAULT)?;
+        if len_bytes > 0 && (address == 0 || end > USER_END) {
+            return Err(Errno::FAULT);
+        }
+        Ok(Self { address, len_bytes })
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.len_bytes
+    }
+
+    /// The first `len` bytes of it, at most.
+    pub(crate) fn head(self, len: usize) -> Self {
+        Self { len_bytes: self.len_bytes.min(len), ..self }
+    }
+
+    /// Appends its bytes to `out`, which has room.
+    pub(crate) fn append_to(self, out: &mut Vec<u8>) {
+        let from = std::ptr::with_exposed_provenance::<u8>(self.address);
+        let at = out.len();
+        out.resize(at + self.len_bytes, 0);
+        // SAFETY: the caller of the library says that these bytes are its own and may be read until
+        // the command is over; `out` is memory of ours of that length, so the two do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from, out[at..].as_mut_ptr(), self.len_bytes) };
+    }
+
+    /// Puts `bytes` at its beginning; there are not more than it has.
+    pub(crate) fn put(self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.len_bytes, "more than was asked for");
+        let to = std::ptr::with_exposed_provenance_mut::<u8>(self.address);
+        // SAFETY: the caller says that these bytes are its own and nobody else uses them until the
+        // event; `bytes` is memory of ours.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    }
+}
+
+/// Value `at` of an array of the caller's, which [`Span::of`] has looked at.
+pub(crate) fn read<T: Copy>(array: *const T, at: usize) -> Result<T, Errno> {
+    Span::of(array, at + 1)?;
+    // SAFETY: not null and not the kernel's; the caller says that the array is its own, and so long.
+    // Unaligned, because nothing checks that.
+    Ok(unsafe { array.wrapping_add(at).read_unaligned() })
+}
+
+/// Puts value `at` into an array of the caller's.
+pub(crate) fn write<T: Copy>(array: *mut T, at: usize, value: T) -> Result<(), Errno> {
+    Span::of(array.cast_const(), at + 1)?;
+    // SAFETY: as for `read`, and the caller says that it may be written.
+    unsafe { array.wrapping_add(at).write_unaligned(value) };
+    Ok(())
+}
+
+/// Puts the key into an iocb.
+pub(crate) fn set_key(iocb: *mut UaioIocb, key: u64) -> Result<(), Errno> {
+    let mut value = read(iocb, 0)?;
+    value.key = key;
+    write(iocb, 0, value)
+}
+
+/// Puts the status into an iocb.
+pub(crate) fn set_status(iocb: *mut UaioIocb, status: i32) -> Result<(), Errno> {
+    let mut value = read(iocb, 0)?;
+    value.status = status;
+    write(iocb, 0, value)
+}
+
+/// A string of the caller's.
+pub(crate) fn string(text: *const c_char) -> Result<String, Errno> {
+    Span::of(text, 1)?;
+    // SAFETY: not null; the caller says that it ends with a NUL and does not change meanwhile.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_str().map(str::to_owned).map_err(|_| Errno::INVAL)
+}
+
+/// A descriptor of its own for what `fd` is.
+pub(crate) fn duplicate(fd: i32) -> Result<OwnedFd, Errno> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: not -1; it is used for this one call, which says EBADF if it is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_dupfd_cloexec(borrowed.as_fd(), 0).map_err(Errno::from)
+}
+
+/// Whether `fd` is open.
+pub(crate) fn is_open(fd: i32) -> Result<(), Errno> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: as above.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_getfd(borrowed).map(drop).map_err(Errno::from)
+}

@@ -1,0 +1,124 @@
+//! The C face, compiled by the C compiler of this machine and run: its layouts, what `uaio.h` says, and
+//! the example.
+
+use std::fmt::Write;
+use std::mem::offset_of;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use uaio::layout::{UaioEvent, UaioIocb, UaioNotify, UaioWait};
+
+/// Where this test's own files go.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Compiles, with every warning an error; links the library that was built with this test.
+fn compile(name: &str, source: &Path) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let test = std::env::current_exe().unwrap();
+    let library = test.parent().unwrap();
+    let program = folder(name).join(name);
+    let output = Command::new("cc")
+        .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-D_GNU_SOURCE"])
+        .arg(source)
+        .arg("-I")
+        .arg(root.join("include"))
+        .arg("-o")
+        .arg(&program)
+        .arg("-L")
+        .arg(library)
+        .arg(format!("-Wl,-rpath,{}", library.display()))
+        .arg("-luaio")
+        .output()
+        .expect("cc is there, since Rust links with it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    program
+}
+
+fn run(program: &Path, argument: Option<&Path>) -> String {
+    let output = Command::new(program).args(argument).output().unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}: {out}{err}", output.status);
+    out.into_owned()
+}
+
+/// The header is held against the Rust types by the C compiler.
+#[test]
+fn the_header_has_the_layouts_of_the_library() {
+    let mut source = String::from("#include <stddef.h>\n#include \"uaio.h\"\n");
+    let mut check = |what: String, is: usize| {
+        writeln!(source, "_Static_assert({what} == {is}, \"{what} is not {is}\");").unwrap();
+    };
+    macro_rules! layout {
+        ($rust:ident, $c:literal, $($field:ident),+) => {
+            check(format!("sizeof(struct {})", $c), size_of::<$rust>());
+            $(check(format!("offsetof(struct {}, {})", $c, stringify!($field)), offset_of!($rust, $field));)+
+        };
+    }
+    layout!(
+        UaioIocb,
+        "uaio_iocb",
+        data,
+        opcode,
+        priority,
+        fd,
+        buf,
+        nbytes,
+        offset,
+        flags,
+        resfd,
+        timeout_ms,
+        status,
+        key
+    );
+    layout!(UaioEvent, "uaio_event", data, obj, res, res2);
+    layout!(UaioWait, "uaio_wait", context, iocb);
+    layout!(UaioNotify, "uaio_notify", kind, signo, tid, fd, value, function);
+    use uaio::layout::{self, opcode};
+    for (name, is) in [
+        ("UAIO_PREAD", usize::from(opcode::PREAD)),
+        ("UAIO_PWRITE", usize::from(opcode::PWRITE)),
+        ("UAIO_FSYNC", usize::from(opcode::FSYNC)),
+        ("UAIO_FDSYNC", usize::from(opcode::FDSYNC)),
+        ("UAIO_POLL", usize::from(opcode::POLL)),
+        ("UAIO_NOOP", usize::from(opcode::NOOP)),
+        ("UAIO_PREADV", usize::from(opcode::PREADV)),
+        ("UAIO_PWRITEV", usize::from(opcode::PWRITEV)),
+        ("UAIO_DISCARD", usize::from(opcode::DISCARD)),
+        ("UAIO_WRITE_ZEROES", usize::from(opcode::WRITE_ZEROES)),
+        ("UAIO_F_VOLUME", layout::F_VOLUME as usize),
+        ("UAIO_F_RESFD", layout::F_RESFD as usize),
+        ("UAIO_O_DIRECT", layout::O_DIRECT as usize),
+        ("UAIO_O_DSYNC", layout::O_DSYNC as usize),
+        ("UAIO_LIST_WAIT", layout::LIST_WAIT as usize),
+        ("UAIO_LIST_NOWAIT", layout::LIST_NOWAIT as usize),
+    ] {
+        check(name.to_owned(), is);
+    }
+    source.push_str("int main(void) { return 0; }\n");
+    let file = folder("layout").join("layout.c");
+    std::fs::write(&file, source).unwrap();
+    run(&compile("layout", &file), None);
+}
+
+#[test]
+fn the_calls_do_what_the_header_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(run(&compile("face", &root.join("tests/face.c")), None), "ok\n");
+}
+
+#[test]
+fn the_example_copies_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = compile("copy", &root.join("examples/copy.c"));
+    let file = folder("copy").join("source");
+    std::fs::write(&file, vec![7; 3_000_001]).unwrap();
+    assert_eq!(run(&program, Some(&file)), "3000001 bytes copied\n");
+    let missing = Command::new(&program).arg(folder("copy").join("nowhere")).output().unwrap();
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).ends_with("No such file or directory\n"));
+}

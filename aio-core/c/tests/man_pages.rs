@@ -1,0 +1,487 @@
+//! Sentences of the man pages, each a test of its name: io_setup(2), io_submit(2), io_getevents(2),
+//! io_cancel(2), io_destroy(2), lio_listio(3), aio_suspend(3), aio(7) (Linux man-pages 6.9). Those that
+//! do not hold, on purpose, are in the table on the crate's page.
+
+use std::ffi::{CString, c_void};
+use std::ptr::{null, null_mut};
+use std::time::{Duration, Instant};
+
+use uaio::exports::{
+    uaio_cancel, uaio_destroy, uaio_getevents, uaio_listio, uaio_open, uaio_setup, uaio_size,
+    uaio_submit, uaio_suspend,
+};
+use uaio::layout::{
+    F_VOLUME, LIST_NOWAIT, LIST_WAIT, UaioEvent, UaioIocb, UaioNotify, UaioWait, opcode,
+};
+
+/// A context with a volume of 1 MiB, number 1; destroyed at the end.
+struct Set(u64);
+
+impl Set {
+    fn up(events: u32) -> Self {
+        let mut context = 0;
+        assert_eq!(uaio_setup(events, &raw mut context), 0);
+        let url = CString::new("ram:1M").unwrap();
+        assert_eq!(uaio_open(context, url.as_ptr(), 0, 1 << 20), 1);
+        Self(context)
+    }
+
+    fn submit(&self, iocbs: &mut [*mut UaioIocb]) -> i32 {
+        uaio_submit(self.0, iocbs.len() as i64, iocbs.as_mut_ptr())
+    }
+
+    fn events(
+        &self,
+        min: i64,
+        max: usize,
+        timeout: Option<Duration>,
+    ) -> Result<Vec<UaioEvent>, i32> {
+        let mut events = vec![UaioEvent { data: 0, obj: null_mut(), res: 0, res2: 0 }; max];
+        let timeout = timeout.map(timespec);
+        let timeout = timeout.as_ref().map_or(null(), std::ptr::from_ref);
+        match uaio_getevents(self.0, min, max as i64, events.as_mut_ptr(), timeout) {
+            count @ 0.. => Ok(events.drain(..count as usize).collect()),
+            errno => Err(-errno),
+        }
+    }
+
+    fn data(&self, min: i64, max: usize) -> Vec<u64> {
+        let events = self.events(min, max, Some(Duration::from_secs(20))).unwrap();
+        let mut data: Vec<u64> = events.iter().map(|event| event.data).collect();
+        data.sort_unstable();
+        data
+    }
+}
+
+impl Drop for Set {
+    fn drop(&mut self) {
+        uaio_destroy(self.0);
+    }
+}
+
+fn timespec(duration: Duration) -> libc::timespec {
+    libc::timespec { tv_sec: duration.as_secs() as i64, tv_nsec: duration.subsec_nanos().into() }
+}
+
+fn iocb(data: u64, opcode: u16) -> UaioIocb {
+    UaioIocb {
+        data,
+        opcode,
+        priority: 0,
+        fd: 1,
+        buf: null_mut(),
+        nbytes: 0,
+        offset: 0,
+        flags: 0,
+        resfd: 0,
+        timeout_ms: 0,
+        status: 0,
+        key: 0,
+    }
+}
+
+fn noop(data: u64) -> UaioIocb {
+    iocb(data, opcode::NOOP)
+}
+
+/// A read of the volume.
+fn read(data: u64, buffer: &mut [u8]) -> UaioIocb {
+    let buf = buffer.as_mut_ptr().cast::<c_void>();
+    UaioIocb { buf, nbytes: buffer.len() as u64, flags: F_VOLUME, ..iocb(data, opcode::PREAD) }
+}
+
+/// A pipe, and a read of it that waits for something to be written.
+struct Endless {
+    ends: [i32; 2],
+    byte: Box<[u8; 1]>,
+}
+
+impl Endless {
+    fn new() -> Self {
+        use std::os::fd::IntoRawFd;
+        let (read, write) = std::io::pipe().unwrap();
+        Self { ends: [read.into_raw_fd(), write.into_raw_fd()], byte: Box::new([0]) }
+    }
+
+    fn read(&mut self, data: u64) -> UaioIocb {
+        let buf = self.byte.as_mut_ptr().cast::<c_void>();
+        UaioIocb { fd: self.ends[0], buf, nbytes: 1, ..iocb(data, opcode::PREAD) }
+    }
+
+    fn end(&self) {
+        let link = format!("/proc/self/fd/{}", self.ends[1]);
+        std::fs::write(link, b"x").unwrap();
+    }
+}
+
+const NOT_MAPPED: *mut UaioIocb = std::ptr::without_provenance_mut(0xffff_8000_0000_0000);
+
+// io_setup(2), io_destroy(2)
+
+#[test]
+fn io_setup_einval_nr_events_is_invalid() {
+    let mut context = 0;
+    assert_eq!(uaio_setup(0, &raw mut context), -libc::EINVAL);
+}
+
+#[test]
+fn io_setup_efault_an_invalid_pointer_is_passed_for_ctx_idp() {
+    assert_eq!(uaio_setup(1, null_mut()), -libc::EFAULT);
+    assert_eq!(uaio_setup(1, NOT_MAPPED.cast()), -libc::EFAULT);
+}
+
+#[test]
+fn io_destroy_will_attempt_to_cancel_all_outstanding_operations_and_wait_for_what_could_not_be() {
+    let mut context = 0;
+    assert_eq!(uaio_setup(4, &raw mut context), 0);
+    let mut endless = Endless::new();
+    let mut wait = endless.read(1);
+    assert_eq!(uaio_submit(context, 1, &mut [&raw mut wait] as *mut _), 1);
+    assert_eq!(uaio_destroy(context), 0);
+    // Nobody reads there any more.
+    endless.end();
+    assert_eq!(*endless.byte, [0]);
+}
+
+#[test]
+fn io_destroy_einval_the_aio_context_specified_is_invalid() {
+    assert_eq!(uaio_destroy(0), -libc::EINVAL);
+    assert_eq!(uaio_destroy(u64::MAX), -libc::EINVAL);
+}
+
+// io_submit(2)
+
+#[test]
+fn io_submit_returns_the_number_submitted_which_may_be_less_than_nr_or_0_if_nr_is_zero() {
+    let set = Set::up(2);
+    let (mut one, mut two, mut three) = (noop(1), noop(2), noop(3));
+    assert_eq!(set.submit(&mut []), 0);
+    assert_eq!(set.submit(&mut [&raw mut one, &raw mut two, &raw mut three]), 2);
+    assert_eq!(set.data(2, 3), [1, 2]);
+    // Also when a later one is wrong: it and those behind it are not submitted.
+    let mut wrong = iocb(4, 99);
+    assert_eq!(set.submit(&mut [&raw mut one, &raw mut wrong, &raw mut two]), 1);
+    assert_eq!(set.data(1, 3), [1]);
+}
+
+#[test]
+fn io_submit_eagain_insufficient_resources_are_available_to_queue_any_iocbs() {
+    let set = Set::up(1);
+    let (mut one, mut two) = (noop(1), noop(2));
+    assert_eq!(set.submit(&mut [&raw mut one]), 1);
+    assert_eq!(set.submit(&mut [&raw mut two]), -libc::EAGAIN);
+    assert_eq!(set.data(1, 1), [1]);
+    assert_eq!(set.submit(&mut [&raw mut two]), 1);
+    assert_eq!(set.data(1, 1), [2]);
+}
+
+#[test]
+fn io_submit_ebadf_the_file_descriptor_specified_in_the_first_iocb_is_invalid() {
+    let set = Set::up(2);
+    let mut byte = [0];
+    let mut wrong = UaioIocb { flags: 0, fd: 0x7fff_fff0, ..read(1, &mut byte) };
+    assert_eq!(set.submit(&mut [&raw mut wrong]), -libc::EBADF);
+    wrong.fd = -1;
+    assert_eq!(set.submit(&mut [&raw mut wrong]), -libc::EBADF);
+    let mut wrong = UaioIocb { fd: 2, ..read(1, &mut byte) };
+    assert_eq!(set.submit(&mut [&raw mut wrong]), -libc::EBADF);
+}
+
+#[test]
+fn io_submit_efault_one_of_the_data_structures_points_to_invalid_data() {
+    let set = Set::up(2);
+    assert_eq!(uaio_submit(set.0, 1, null_mut()), -libc::EFAULT);
+    assert_eq!(set.submit(&mut [null_mut()]), -libc::EFAULT);
+    assert_eq!(set.submit(&mut [NOT_MAPPED]), -libc::EFAULT);
+    let mut byte = [0];
+    let mut wrong = UaioIocb { buf: null_mut(), ..read(1, &mut byte) };
+    assert_eq!(set.submit(&mut [&raw mut wrong]), -libc::EFAULT);
+    assert_eq!(set.events(0, 2, None).unwrap().len(), 0);
+}
+
+#[test]
+fn io_submit_einval_the_context_is_invalid_nr_is_less_than_0_or_an_iocb_is_not_properly_initialized()
+ {
+    let set = Set::up(2);
+    let mut good = noop(1);
+    assert_eq!(uaio_submit(99, 1, &mut [&raw mut good] as *mut _), -libc::EINVAL);
+    assert_eq!(uaio_submit(set.0, -1, &mut [&raw mut good] as *mut _), -libc::EINVAL);
+    let mut byte = [0];
+    for wrong in [
+        iocb(1, 99),
+        UaioIocb { offset: -1, ..read(1, &mut byte) },
+        UaioIocb { nbytes: u64::MAX, ..read(1, &mut byte) },
+        UaioIocb { flags: 1 << 9, ..noop(1) },
+        UaioIocb { priority: -1, ..noop(1) },
+    ] {
+        let mut wrong = wrong;
+        assert_eq!(set.submit(&mut [&raw mut wrong]), -libc::EINVAL, "{wrong:?}");
+    }
+}
+
+// io_getevents(2)
+
+#[test]
+fn io_getevents_attempts_to_read_at_least_min_nr_events_and_up_to_nr() {
+    let set = Set::up(4);
+    let (mut one, mut two, mut three) = (noop(1), noop(2), noop(3));
+    assert_eq!(set.submit(&mut [&raw mut one, &raw mut two, &raw mut three]), 3);
+    let mut data = set.data(2, 2);
+    data.extend(set.data(1, 4));
+    data.sort_unstable();
+    assert_eq!(data, [1, 2, 3]);
+}
+
+#[test]
+fn io_getevents_may_return_less_than_min_nr_if_the_timeout_expired() {
+    let set = Set::up(4);
+    let mut endless = Endless::new();
+    let (mut one, mut wait) = (noop(1), endless.read(2));
+    assert_eq!(set.submit(&mut [&raw mut one, &raw mut wait]), 2);
+    let start = Instant::now();
+    let events = set.events(2, 2, Some(Duration::from_millis(60))).unwrap();
+    assert_eq!(events.iter().map(|event| event.data).collect::<Vec<_>>(), [1]);
+    assert!(start.elapsed() >= Duration::from_millis(60));
+    endless.end();
+    assert_eq!(set.data(1, 2), [2]);
+}
+
+#[test]
+fn io_getevents_a_timeout_of_null_means_to_wait_until_there_are_min_nr() {
+    let set = Set::up(1);
+    let mut endless = Endless::new();
+    let mut wait = endless.read(7);
+    assert_eq!(set.submit(&mut [&raw mut wait]), 1);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            std::thread::sleep(Duration::from_millis(120));
+            endless.end();
+        });
+        assert_eq!(set.events(1, 1, None).unwrap()[0].data, 7);
+    });
+}
+
+#[test]
+fn io_getevents_efault_events_or_timeout_is_an_invalid_pointer() {
+    let set = Set::up(1);
+    assert_eq!(uaio_getevents(set.0, 0, 1, null_mut(), null()), -libc::EFAULT);
+    let mut event = UaioEvent { data: 0, obj: null_mut(), res: 0, res2: 0 };
+    let timeout = NOT_MAPPED.cast_const().cast();
+    assert_eq!(uaio_getevents(set.0, 0, 1, &raw mut event, timeout), -libc::EFAULT);
+}
+
+#[test]
+fn io_getevents_einval_the_context_is_invalid_or_min_nr_or_nr_is_out_of_range() {
+    let set = Set::up(1);
+    assert_eq!(set.events(2, 1, None).unwrap_err(), libc::EINVAL);
+    assert_eq!(set.events(-1, 1, None).unwrap_err(), libc::EINVAL);
+    let mut event = UaioEvent { data: 0, obj: null_mut(), res: 0, res2: 0 };
+    assert_eq!(uaio_getevents(99, 0, 1, &raw mut event, null()), -libc::EINVAL);
+    assert_eq!(uaio_getevents(set.0, 0, -1, &raw mut event, null()), -libc::EINVAL);
+}
+
+#[test]
+fn io_getevents_einval_when_its_context_is_destroyed_meanwhile() {
+    let set = Set::up(1);
+    std::thread::scope(|threads| {
+        let waiting = threads.spawn(|| set.events(1, 1, None).map(|events| events.len()));
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(uaio_destroy(set.0), 0);
+        assert_eq!(waiting.join().unwrap(), Err(libc::EINVAL));
+    });
+}
+
+// io_cancel(2)
+
+#[test]
+fn io_cancel_attempts_to_cancel_an_operation_previously_submitted() {
+    let set = Set::up(2);
+    let mut endless = Endless::new();
+    let mut wait = endless.read(5);
+    assert_eq!(set.submit(&mut [&raw mut wait]), 1);
+    assert!((0..=1).contains(&uaio_cancel(set.0, &raw mut wait)));
+    let events = set.events(1, 2, Some(Duration::from_secs(20))).unwrap();
+    assert_eq!((events[0].data, events[0].res), (5, -i64::from(libc::ECANCELED)));
+    assert_eq!(events[0].obj, &raw mut wait);
+    // Decided once.
+    endless.end();
+    assert_eq!(set.events(1, 2, Some(Duration::from_millis(30))).unwrap().len(), 0);
+}
+
+#[test]
+fn io_cancel_of_what_is_over_changes_nothing() {
+    let set = Set::up(2);
+    let mut byte = [9];
+    let mut done = read(5, &mut byte);
+    assert_eq!(set.submit(&mut [&raw mut done]), 1);
+    let list = [UaioWait { context: set.0, iocb: &raw mut done }];
+    assert_eq!(uaio_suspend(list.as_ptr(), 1, 1, null()), 0);
+    assert_eq!(uaio_cancel(set.0, &raw mut done), 2);
+    assert_eq!(set.events(1, 2, None).unwrap()[0].res, 1);
+}
+
+#[test]
+fn io_cancel_efault_one_of_the_data_structures_points_to_invalid_data() {
+    let set = Set::up(1);
+    assert_eq!(uaio_cancel(set.0, null_mut()), -libc::EFAULT);
+    assert_eq!(uaio_cancel(set.0, NOT_MAPPED), -libc::EFAULT);
+}
+
+#[test]
+fn io_cancel_einval_the_context_is_invalid_and_so_is_an_iocb_that_is_not_submitted() {
+    let set = Set::up(1);
+    let mut one = noop(1);
+    assert_eq!(uaio_cancel(99, &raw mut one), -libc::EINVAL);
+    assert_eq!(uaio_cancel(set.0, &raw mut one), -libc::EINVAL);
+    assert_eq!(set.submit(&mut [&raw mut one]), 1);
+    // Another one with its key.
+    let mut other = one;
+    assert_eq!(uaio_cancel(set.0, &raw mut other), -libc::EINVAL);
+    assert_eq!(set.data(1, 1), [1]);
+    assert_eq!(uaio_cancel(set.0, &raw mut one), -libc::EINVAL);
+}
+
+// lio_listio(3)
+
+#[test]
+fn lio_listio_wait_blocks_until_all_operations_are_complete() {
+    let set = Set::up(4);
+    let mut endless = Endless::new();
+    let (mut one, mut wait) = (noop(1), endless.read(2));
+    let mut list = [&raw mut one, &raw mut wait];
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            std::thread::sleep(Duration::from_millis(60));
+            endless.end();
+        });
+        let start = Instant::now();
+        assert_eq!(uaio_listio(set.0, LIST_WAIT, list.as_mut_ptr(), 2, null()), 2);
+        assert!(start.elapsed() >= Duration::from_millis(60));
+    });
+    assert_eq!(set.events(2, 4, Some(Duration::ZERO)).unwrap().len(), 2);
+}
+
+#[test]
+fn lio_listio_nowait_returns_immediately_and_notifies_when_all_are_complete() {
+    let set = Set::up(4);
+    let mut endless = Endless::new();
+    let (mut one, mut wait) = (noop(1), endless.read(2));
+    let mut list = [&raw mut one, &raw mut wait];
+    extern "C" fn told(value: *mut c_void) {
+        TOLD.store(value.addr(), std::sync::atomic::Ordering::SeqCst);
+    }
+    static TOLD: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let value = std::ptr::without_provenance_mut(6);
+    let notify = UaioNotify { kind: 2, signo: 0, tid: 0, fd: 0, value, function: Some(told) };
+    assert_eq!(uaio_listio(set.0, LIST_NOWAIT, list.as_mut_ptr(), 2, &raw const notify), 2);
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(TOLD.load(std::sync::atomic::Ordering::SeqCst), 0);
+    endless.end();
+    let start = Instant::now();
+    while TOLD.load(std::sync::atomic::Ordering::SeqCst) != 6 {
+        assert!(start.elapsed() < Duration::from_secs(20), "it was not told");
+        std::thread::yield_now();
+    }
+    assert_eq!(set.data(2, 4), [1, 2]);
+}
+
+#[test]
+fn lio_listio_null_pointers_are_ignored_and_a_failure_does_not_stop_the_others() {
+    let set = Set::up(4);
+    let (mut one, mut wrong, mut two) = (noop(1), iocb(9, 99), noop(2));
+    let mut list = [null_mut(), &raw mut one, &raw mut wrong, null_mut(), &raw mut two];
+    assert_eq!(uaio_listio(set.0, LIST_WAIT, list.as_mut_ptr(), 5, null()), 2);
+    assert_eq!((one.status, wrong.status, two.status), (0, -libc::EINVAL, 0));
+    assert_eq!(set.data(2, 4), [1, 2]);
+}
+
+#[test]
+fn lio_listio_eagain_out_of_resources_is_said_of_each_that_had_none() {
+    let set = Set::up(1);
+    let (mut one, mut two) = (noop(1), noop(2));
+    let mut list = [&raw mut one, &raw mut two];
+    assert_eq!(uaio_listio(set.0, LIST_WAIT, list.as_mut_ptr(), 2, null()), 1);
+    assert_eq!((one.status, two.status), (0, -libc::EAGAIN));
+    assert_eq!(set.data(1, 1), [1]);
+}
+
+#[test]
+fn lio_listio_einval_mode_is_invalid_or_nitems_exceeds_the_limit() {
+    let set = Set::up(1);
+    assert_eq!(uaio_listio(set.0, 2, null_mut(), 0, null()), -libc::EINVAL);
+    assert_eq!(uaio_listio(set.0, LIST_WAIT, null_mut(), 65537, null()), -libc::EINVAL);
+    assert_eq!(uaio_listio(set.0, LIST_WAIT, null_mut(), 0, null()), 0);
+}
+
+// aio_suspend(3)
+
+#[test]
+fn aio_suspend_returns_immediately_if_an_operation_has_already_completed() {
+    let set = Set::up(2);
+    let mut byte = [9];
+    let mut done = read(5, &mut byte);
+    assert_eq!(set.submit(&mut [&raw mut done]), 1);
+    let list = [UaioWait { context: set.0, iocb: &raw mut done }];
+    assert_eq!(uaio_suspend(list.as_ptr(), 1, 1, null()), 0);
+    assert_eq!(set.data(1, 1), [5]);
+    // Also when its event has been taken out.
+    assert_eq!(uaio_suspend(list.as_ptr(), 1, 1, null()), 0);
+}
+
+#[test]
+fn aio_suspend_suspends_until_at_least_one_of_the_requests_has_completed() {
+    let set = Set::up(2);
+    let mut endless = Endless::new();
+    let mut wait = endless.read(5);
+    let mut never = Endless::new();
+    let mut other = never.read(6);
+    assert_eq!(set.submit(&mut [&raw mut wait, &raw mut other]), 2);
+    let list = [&raw mut wait, &raw mut other].map(|iocb| UaioWait { context: set.0, iocb });
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            std::thread::sleep(Duration::from_millis(40));
+            endless.end();
+        });
+        assert_eq!(uaio_suspend(list.as_ptr(), 2, 1, null()), 0);
+    });
+    assert_eq!(set.data(1, 2), [5]);
+}
+
+#[test]
+fn aio_suspend_null_entries_are_ignored() {
+    let set = Set::up(2);
+    let mut one = noop(1);
+    assert_eq!(set.submit(&mut [&raw mut one]), 1);
+    let list = [null_mut(), &raw mut one].map(|iocb| UaioWait { context: set.0, iocb });
+    assert_eq!(uaio_suspend(list.as_ptr(), 2, 1, null()), 0);
+    assert_eq!(uaio_suspend(list.as_ptr(), 2, 2, null()), -libc::EINVAL);
+    assert_eq!(set.data(1, 2), [1]);
+}
+
+#[test]
+fn aio_suspend_eagain_the_call_timed_out_before_any_of_the_operations_had_completed() {
+    let set = Set::up(2);
+    let mut endless = Endless::new();
+    let mut wait = endless.read(5);
+    assert_eq!(set.submit(&mut [&raw mut wait]), 1);
+    let list = [UaioWait { context: set.0, iocb: &raw mut wait }];
+    let timeout = timespec(Duration::from_millis(20));
+    assert_eq!(uaio_suspend(list.as_ptr(), 1, 1, &raw const timeout), -libc::EAGAIN);
+    endless.end();
+    assert_eq!(set.data(1, 2), [5]);
+}
+
+// aio(7)
+
+#[test]
+fn aio_the_control_block_and_buffer_are_the_callers_again_when_its_event_has_been_taken_out() {
+    let set = Set::up(1);
+    let mut bytes = vec![1; 512];
+    for round in 0..100 {
+        let mut one = read(round, &mut bytes);
+        assert_eq!(set.submit(&mut [&raw mut one]), 1);
+        assert_eq!(set.data(1, 1), [round]);
+        drop(std::mem::replace(&mut bytes, vec![1; 512]));
+    }
+    assert_eq!(uaio_size(set.0, 1), 1 << 20);
+}
