@@ -4,7 +4,7 @@
 //! Debian packages (see [`lab`]), so that a fresh Debian machine with Rust and no special hardware runs all of it.
 //!
 //! ```text
-//! jobs::{check, test, demo, bench, trace, guest}
+//! jobs::{check, test, stress, demo, bench, trace, guest}
 //!   └─ scenario   scripts in ci/scenarios, what machine each needs, whether it passed
 //!        └─ guest     one boot: QEMU, console, time limit
 //!             ├─ machine   QEMU's arguments
@@ -48,10 +48,14 @@ enum Job {
     Check(jobs::check::Options),
     /// Run the host's tests and the scenarios in guests
     Test(jobs::test::Options),
+    /// Run the cache's threads under ThreadSanitizer
+    Stress(jobs::stress::Options),
     /// Show the whole stack at work in a guest
     Demo(jobs::demo::Options),
     /// Measure, each figure against a peer
     Bench(jobs::bench::Options),
+    /// Run the fuzz targets for longer than the tests do
+    Fuzz(jobs::fuzz::Options),
     /// Compare the eviction policies on a block trace, or on generated patterns
     Trace(jobs::trace::Options),
     /// Boot a guest and run a command or a shell in it
@@ -64,7 +68,9 @@ pub fn main() -> ExitCode {
         Job::Check(options) => jobs::check::run(&options),
         Job::Bench(options) => jobs::bench::run(&options),
         Job::Demo(options) => jobs::demo::run(&options),
+        Job::Stress(options) => jobs::stress::run(&options),
         Job::Test(options) => jobs::test::run(&options),
+        Job::Fuzz(options) => jobs::fuzz::run(&options),
         Job::Trace(options) => jobs::trace::run(&options),
         Job::Guest(options) => jobs::guest::run(*options),
     };

@@ -326,6 +326,9 @@ impl fmt::Debug for PoolMark {
 ///
 /// `index` is below the number of frames, the frame's reference count is at least 1 while a handle
 /// lives, and a live frame holds one strong reference to the pool.
+///
+/// 12 bytes, 2-aligned: whoever caches has one for each page.
+#[repr(C, packed(2))]
 pub struct DmaBuf {
     pool: NonNull<PoolInner>,
     index: u32,
@@ -340,7 +343,7 @@ impl DmaBuf {
     #[inline]
     fn pool(&self) -> &PoolInner {
         // SAFETY: by the type's invariant this frame holds a strong reference to the pool.
-        unsafe { self.pool.as_ref() }
+        unsafe { { self.pool }.as_ref() }
     }
 
     #[inline]
@@ -501,7 +504,85 @@ impl Drop for DmaBuf {
 
 impl fmt::Debug for DmaBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DmaBuf({})", self.index)
+        write!(f, "DmaBuf({})", self.index())
+    }
+}
+
+const _: () = assert!(size_of::<Option<DmaBuf>>() == 12);
+
+/// Frames of one pool that nobody uses, last in, first out, without any memory of its own: each frame's
+/// reference count, which means nothing meanwhile, says which is the next.
+#[derive(Default)]
+pub struct FrameStack {
+    /// The frame on top, unless there is none.
+    top: Option<DmaBuf>,
+    len: usize,
+}
+
+impl FrameStack {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Puts a frame on top, by its only handle.
+    ///
+    /// # Panics
+    ///
+    /// When it is of another pool than those that are there, or shared.
+    pub fn push(&mut self, frame: DmaBuf) {
+        assert!(!frame.is_shared(), "a frame that is in use");
+        let below = match self.top.take() {
+            Some(below) => {
+                assert!({ below.pool } == { frame.pool }, "a frame of another pool");
+                let index = below.index;
+                // Its count is kept in the stack from here on, as the frame that follows it.
+                std::mem::forget(below);
+                index
+            }
+            None => Self::END,
+        };
+        // Relaxed, here and below: the stack has the only handle, and moves between threads as any value.
+        frame.references().store(below, Ordering::Relaxed);
+        self.top = Some(frame);
+        self.len += 1;
+    }
+
+    /// Takes the frame on top.
+    pub fn pop(&mut self) -> Option<DmaBuf> {
+        let frame = self.top.take()?;
+        let below = frame.references().swap(1, Ordering::Relaxed);
+        self.len -= 1;
+        if below != Self::END {
+            // The frame below was forgotten by `push` when this one was put on it: its handle again.
+            self.top = Some(DmaBuf { pool: frame.pool, index: below });
+        }
+        Some(frame)
+    }
+
+    const END: u32 = u32::MAX;
+}
+
+impl Drop for FrameStack {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}
+
+impl Extend<DmaBuf> for FrameStack {
+    fn extend<T: IntoIterator<Item = DmaBuf>>(&mut self, frames: T) {
+        frames.into_iter().for_each(|frame| self.push(frame));
+    }
+}
+
+impl fmt::Debug for FrameStack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FrameStack({} frames)", self.len)
     }
 }
 
@@ -657,6 +738,35 @@ mod tests {
         assert_eq!(pool.take().unwrap().index(), index);
         drop(frames);
         assert_eq!(pool.free_frames(), 130);
+    }
+
+    #[test]
+    fn a_stack_of_frames_gives_each_back_once_last_in_first_out() {
+        let pool = pool(5);
+        let mut stack = FrameStack::default();
+        assert!(stack.pop().is_none());
+        let frames: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+        let indexes: Vec<_> = frames.iter().map(DmaBuf::index).collect();
+        stack.extend(frames);
+        assert_eq!((stack.len(), pool.free_frames()), (5, 0));
+        let last = stack.pop().unwrap();
+        assert!(!last.is_shared(), "a frame that was taken out has its count again");
+        stack.push(last);
+        for index in indexes[1..].iter().rev() {
+            assert_eq!(stack.pop().unwrap().index(), *index);
+        }
+        assert_eq!((stack.len(), pool.free_frames()), (1, 4));
+        drop(stack);
+        assert_eq!(pool.free_frames(), 5);
+    }
+
+    #[test]
+    #[should_panic(expected = "a frame that is in use")]
+    fn a_frame_that_somebody_uses_is_not_put_on_a_stack() {
+        let frame = pool(1).take().unwrap();
+        let used = frame.share();
+        FrameStack::default().push(frame);
+        drop(used);
     }
 
     #[test]

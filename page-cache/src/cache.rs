@@ -7,11 +7,12 @@ use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind,
 
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
+use crate::index::hash;
 use crate::limits::DirtyLimits;
 use crate::page::Blocks;
 use crate::readahead::Streams;
 use crate::room::DirtyRoom;
-use crate::shard::{self, Shard};
+use crate::shard::Shard;
 use crate::stats::CacheStats;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
 use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
@@ -455,7 +456,7 @@ impl Cache {
 
     #[inline]
     fn cell(&self, page: u64) -> &ShardCell {
-        let group = shard::hash(page / PAGES_TOGETHER) >> 32;
+        let group = hash(page / PAGES_TOGETHER) >> 32;
         &self.shards[group as usize & (self.shards.len() - 1)]
     }
 

@@ -154,6 +154,7 @@ mod cached_device;
 mod commit;
 pub mod errors;
 pub mod evict;
+mod index;
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
 mod lane;

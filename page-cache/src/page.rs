@@ -118,6 +118,33 @@ impl Notes {
     }
 }
 
+/// The sequence number of a write. Aligned like the rest of a page, of which there are many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, packed(2))]
+pub(crate) struct Seq(u64);
+
+impl Seq {
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// How much higher than another a sequence number is, at most what fits: a number that is taken for
+/// lower than it is makes a flush wait for a write that it need not cover, never the other way round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, packed(2))]
+pub(crate) struct Later(u32);
+
+impl Later {
+    fn between(oldest: Seq, seq: u64) -> Self {
+        Self(u32::try_from(seq - oldest.get()).unwrap_or(u32::MAX))
+    }
+
+    fn after(self, oldest: Seq) -> Seq {
+        Seq(oldest.get() + u64::from(self.0))
+    }
+}
+
 /// What a page that is there holds.
 #[derive(Debug)]
 pub(crate) struct Content {
@@ -127,18 +154,19 @@ pub(crate) struct Content {
     /// Blocks that are newer than the device's; always valid too.
     pub(crate) dirty: Blocks,
     pub(crate) notes: Notes,
-    /// Sequence number of the oldest write in `dirty`; without meaning when that is empty.
-    pub(crate) seq: u64,
+    /// Sequence number of the oldest write in `dirty`, without meaning when that is empty; but of
+    /// the oldest that is being written, during a writeback.
+    pub(crate) seq: Seq,
 }
 
 impl Content {
     pub(crate) fn empty(frame: DmaBuf) -> Self {
-        Self { frame, valid: Blocks::NONE, dirty: Blocks::NONE, notes: Notes::NONE, seq: 0 }
+        Self { frame, valid: Blocks::NONE, dirty: Blocks::NONE, notes: Notes::NONE, seq: Seq(0) }
     }
 
     fn dirtied(&mut self, blocks: Blocks, seq: u64) {
         if self.dirty.is_empty() {
-            self.seq = seq;
+            self.seq = Seq(seq);
         }
         self.valid = self.valid.with(blocks);
         self.dirty = self.dirty.with(blocks);
@@ -180,8 +208,9 @@ pub(crate) enum Page {
         content: Content,
         /// Blocks being written.
         writing: Blocks,
-        /// Sequence number of the oldest write among them.
-        oldest: u64,
+        /// By how much the number of the oldest write in `dirty` is higher than that of the oldest
+        /// being written.
+        later: Later,
     },
 }
 
@@ -225,13 +254,21 @@ impl Page {
     /// Whether it has dirty blocks, and the sequence number of the oldest.
     pub(crate) fn dirty_since(&self) -> Option<u64> {
         let content = self.content()?;
-        (!content.dirty.is_empty()).then_some(content.seq)
+        let seq = match self {
+            Self::Writeback { later, .. } => later.after(content.seq),
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Clean(_)
+            | Self::Writing(_)
+            | Self::Dirty(_) => content.seq,
+        };
+        (!content.dirty.is_empty()).then_some(seq.get())
     }
 
     /// Whether a writeback is in flight, and the sequence number of the oldest write in it.
     pub(crate) fn written_since(&self) -> Option<u64> {
         match self {
-            Self::Writeback { oldest, .. } => Some(*oldest),
+            Self::Writeback { content, .. } => Some(content.seq.get()),
             Self::Absent
             | Self::Reading { .. }
             | Self::Clean(_)
@@ -378,7 +415,7 @@ impl Page {
         blocks: Blocks,
         seq: u64,
     ) -> (Self, Option<DmaBuf>) {
-        let Self::Writeback { content, writing, oldest } = self else {
+        let Self::Writeback { content, writing, mut later } = self else {
             panic!("a rewrite of a page in {self:?}")
         };
         let (mut content, old) = match fresh {
@@ -391,8 +428,13 @@ impl Page {
                 (content, None)
             }
         };
+        let oldest = content.seq;
+        if content.dirty.is_empty() {
+            later = Later::between(oldest, seq);
+        }
         content.dirtied(blocks, seq);
-        (Self::Writeback { content, writing, oldest }, old)
+        content.seq = oldest;
+        (Self::Writeback { content, writing, later }, old)
     }
 
     /// A device write of `blocks`, all of them dirty, starts; the handle is the request's.
@@ -401,8 +443,9 @@ impl Page {
             Self::Dirty(mut content) => {
                 assert!(content.dirty.contains(blocks) && !blocks.is_empty(), "{blocks:?}");
                 content.dirty = content.dirty.without(blocks);
-                let (frame, oldest) = (content.frame.share(), content.seq);
-                Ok((Self::Writeback { content, writing: blocks, oldest }, frame))
+                let frame = content.frame.share();
+                // What is left for later is as old as what is written now.
+                Ok((Self::Writeback { content, writing: blocks, later: Later(0) }, frame))
             }
             Self::Absent
             | Self::Reading { .. }
@@ -419,12 +462,13 @@ impl Page {
     /// When none was in flight.
     pub(crate) fn end_writeback(self, ok: bool) -> Self {
         match self {
-            Self::Writeback { mut content, writing, oldest } => {
-                if !ok {
+            Self::Writeback { mut content, writing, later } => {
+                if ok {
+                    content.seq = later.after(content.seq);
+                } else {
                     // A block dirtied again meanwhile holds newer data and is as dirty as before;
                     // the others were copied along into the fresh frame.
                     content.dirty = content.dirty.with(writing.and(content.valid));
-                    content.seq = oldest;
                 }
                 content.settled()
             }
@@ -486,7 +530,7 @@ mod tests {
     }
 
     fn content(pool: &DmaPool, valid: Blocks, dirty: Blocks) -> Content {
-        Content { valid, dirty, seq: 7, ..Content::empty(pool.take().unwrap()) }
+        Content { valid, dirty, seq: Seq(7), ..Content::empty(pool.take().unwrap()) }
     }
 
     const STATES: [&str; 7] =
@@ -501,9 +545,9 @@ mod tests {
             "writing" => Page::Writing(content(pool, ALL, SOME)),
             "dirty" => Page::Dirty(content(pool, ALL, SOME)),
             "writeback" => Page::Writeback {
-                content: content(pool, ALL, Blocks::NONE),
+                content: Content { seq: Seq(3), ..content(pool, ALL, Blocks::NONE) },
                 writing: SOME,
-                oldest: 3,
+                later: Later(0),
             },
             other => panic!("no state {other}"),
         }

@@ -7,42 +7,69 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashTable;
-use uaio_driver::{DmaBuf, IoError};
+use uaio_driver::{DmaBuf, FrameStack, IoError};
 
 use crate::evict::{Lap, Links, List, Pages, Policy};
+use crate::index::{Index, hash};
 use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stats::ShardStats;
 use crate::sync::Wanted;
 use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
-/// A page's place in the shard: one cache line, so that a hit takes one miss for the key and the
-/// page's frame together.
+/// A page's number; aligned like the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, packed(2))]
+struct Key(u64);
+
+/// A page's place in the shard. The key and the page lie together, so that a hit takes one miss for both; there
+/// are as many as frames, so they are as small as they can be.
 #[derive(Debug)]
-#[repr(C, align(64))]
 struct Record {
-    key: u64,
+    key: Key,
     page: Page,
 }
 
 impl Record {
     fn vacant() -> Self {
-        Self { key: 0, page: Page::Absent }
+        Self { key: Key(0), page: Page::Absent }
     }
 }
 
-const _: () = assert!(size_of::<Record>() == 64);
+const _: () = assert!(size_of::<Record>() <= 40);
 
 /// What an entry of [`Shard::frame_waiters`] waits for; the others wait for the page in a slot.
 const FOR_A_FRAME: u64 = u64::MAX;
 
-/// What became of a page's writebacks.
+/// What became of a page's writebacks, in a byte: how many have failed since it was last clean, and
+/// whether the last one did and has not been tried again since.
 #[derive(Clone, Copy, Debug, Default)]
-struct Trouble {
-    /// The last one failed and has not been tried again since.
-    failed: bool,
-    /// How many have failed since the page was last clean.
-    attempts: u8,
+struct Trouble(u8);
+
+impl Trouble {
+    const FAILED: u8 = 0x80;
+
+    fn failed(self) -> bool {
+        self.0 & Self::FAILED != 0
+    }
+
+    fn set_failed(&mut self, failed: bool) {
+        self.0 = self.attempts() | if failed { Self::FAILED } else { 0 };
+    }
+
+    fn attempts(self) -> u8 {
+        self.0 & !Self::FAILED
+    }
+
+    /// One more. Never back to 0, and never stuck: which block is tried depends on it.
+    fn count(&mut self) {
+        let more = if self.attempts() == 0x7f { 1 } else { self.attempts() + 1 };
+        self.0 = self.0 & Self::FAILED | more;
+    }
+
+    /// It is clean: says how many had failed.
+    fn forget(&mut self) -> u8 {
+        std::mem::take(self).attempts()
+    }
 }
 
 /// Which of a shard's lists a page is in.
@@ -101,20 +128,20 @@ impl Pages for Records {
     }
 
     fn key(&self, slot: u32) -> u64 {
-        self[slot].key
+        self[slot].key.0
     }
 }
 
 /// Pages, waiters, frames and policy under one lock.
 pub(crate) struct Shard {
-    index: HashTable<u32>,
+    index: Index,
     records: Records,
     /// The links of all lists: a slot is in one of them at most, which follows from its page's
     /// state (see [`Standing`]).
     links: Links,
     /// Slots without a page.
     vacant: List,
-    free: Vec<DmaBuf>,
+    free: FrameStack,
     /// Frames that are neither free nor a page's: with a request, with an operation, or pinned by a
     /// reader after their page went.
     lent: usize,
@@ -146,12 +173,6 @@ pub(crate) struct Shard {
     pub(crate) stats: ShardStats,
 }
 
-/// Spreads a page number over 64 bits (the multiplier of Fibonacci hashing).
-pub(crate) fn hash(key: u64) -> u64 {
-    let mixed = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^ (mixed >> 32)
-}
-
 /// How a transition changed what the page counts for.
 #[must_use = "room that is not released is lost"]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,15 +189,17 @@ impl Shard {
         frames.reverse();
         let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
-        let queues = (total / 16).next_power_of_two().clamp(8, 1024);
+        let queues = (total / 32).next_power_of_two().clamp(8, 1024);
+        let mut free = FrameStack::default();
+        free.extend(frames);
         let (mut links, mut vacant) = (Links::new(total), List::EMPTY);
         (0..total as u32).for_each(|slot| vacant.push_back(&mut links, slot));
         Self {
-            index: HashTable::with_capacity(total),
+            index: Index::new(total),
             records: Records { records, keep: None },
             links,
             vacant,
-            free: frames,
+            free,
             lent: 0,
             total,
             target: total,
@@ -221,12 +244,12 @@ impl Shard {
     /// The slot of a page that is there.
     #[inline]
     pub(crate) fn find(&self, key: u64) -> Option<u32> {
-        self.index.find(hash(key), |slot| self.records[*slot].key == key).copied()
+        self.index.find(hash(key), |slot| self.records[slot].key == Key(key))
     }
 
     /// The pages that there are: key and slot.
     pub(crate) fn present(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
-        self.index.iter().map(|slot| (self.records[*slot].key, *slot))
+        self.index.iter().map(|slot| (self.key(slot), slot))
     }
 
     /// Whether the page of this key was evicted not long ago.
@@ -236,12 +259,11 @@ impl Shard {
 
     /// Bytes of memory beside the frames.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.index.allocation_size()
+        self.index.memory_bytes()
             + self.records.records.capacity() * size_of::<Record>()
             + self.links.memory_bytes()
             + self.policy.memory_bytes()
             + self.troubles.capacity() * size_of::<Trouble>()
-            + self.free.capacity() * size_of::<DmaBuf>()
             + self.page_waiters.len() * size_of::<WaitQueue>()
     }
 
@@ -250,7 +272,7 @@ impl Shard {
     }
 
     pub(crate) fn key(&self, slot: u32) -> u64 {
-        self.records[slot].key
+        self.records[slot].key.0
     }
 
     /// Tells the policy of a use.
@@ -296,10 +318,8 @@ impl Shard {
         let Some(slot) = self.vacant.pop_front(&mut self.links) else {
             panic!("more pages than frames: {:?}", self.count())
         };
-        let record = &mut self.records[slot];
-        record.key = key;
-        let records = &self.records;
-        self.index.insert_unique(hash(key), slot, |slot| hash(records[*slot].key));
+        self.records[slot].key = Key(key);
+        self.index.insert(hash(key), slot);
         self.policy.admit(slot, key);
         slot
     }
@@ -333,7 +353,7 @@ impl Shard {
         }
         if !self.records[slot].page.holds_room() {
             self.set_failed(slot, false);
-            let attempts = std::mem::take(&mut self.troubles[slot as usize].attempts);
+            let attempts = self.troubles[slot as usize].forget();
             self.troubled -= usize::from(attempts > 0);
         }
         if ended {
@@ -439,9 +459,8 @@ impl Shard {
     }
 
     fn leave(&mut self, slot: u32) {
-        let key = self.records[slot].key;
-        if let Ok(entry) = self.index.find_entry(hash(key), |other| *other == slot) {
-            entry.remove();
+        let key = self.key(slot);
+        if self.index.remove(hash(key), slot) {
             self.vacant.push_front(&mut self.links, slot);
         }
     }
@@ -574,8 +593,11 @@ impl Shard {
         self.troubles.resize(self.total, Trouble::default());
         self.links.resize(self.total);
         self.policy.resize(self.total);
-        let records = &self.records;
-        self.index.reserve(self.total - self.index.len(), |slot| hash(records[*slot].key));
+        let mut index = Index::new(self.total);
+        for slot in self.index.iter() {
+            index.insert(hash(self.key(slot)), slot);
+        }
+        self.index = index;
         for slot in slots as u32..self.total as u32 {
             self.vacant.push_back(&mut self.links, slot);
         }
@@ -647,12 +669,11 @@ impl Shard {
     /// Marks a page whose writeback failed, or one that is to be tried again.
     pub(crate) fn set_failed(&mut self, slot: u32, failed: bool) {
         let trouble = &mut self.troubles[slot as usize];
-        if trouble.failed != failed {
-            trouble.failed = failed;
+        if trouble.failed() != failed {
+            trouble.set_failed(failed);
             if failed {
-                self.troubled += usize::from(trouble.attempts == 0);
-                // Never back to 0, and never stuck: which block is tried depends on it.
-                trouble.attempts = trouble.attempts.checked_add(1).unwrap_or(1);
+                self.troubled += usize::from(trouble.attempts() == 0);
+                trouble.count();
                 self.failed += 1;
             } else {
                 self.failed -= 1;
@@ -663,18 +684,18 @@ impl Shard {
     /// All failed pages are to be tried again.
     pub(crate) fn retry_failed(&mut self) {
         if self.failed > 0 {
-            self.troubles.iter_mut().for_each(|trouble| trouble.failed = false);
+            self.troubles.iter_mut().for_each(|trouble| trouble.set_failed(false));
             self.failed = 0;
         }
     }
 
     /// How many writebacks of the page have failed since it was last clean.
     pub(crate) fn attempts(&self, slot: u32) -> u8 {
-        self.troubles[slot as usize].attempts
+        self.troubles[slot as usize].attempts()
     }
 
     pub(crate) fn is_failed(&self, slot: u32) -> bool {
-        self.troubles[slot as usize].failed
+        self.troubles[slot as usize].failed()
     }
 
     /// Number of pages whose writebacks have failed and not succeeded since.

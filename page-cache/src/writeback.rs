@@ -421,7 +421,9 @@ impl Flusher {
                 page @ (Page::Reading { .. } | Page::Writing(_)) => {
                     page.dirty_since().is_some_and(|since| since <= seq)
                 }
-                Page::Writeback { oldest, .. } => *oldest <= seq,
+                page @ Page::Writeback { .. } => {
+                    page.written_since().is_some_and(|since| since <= seq)
+                }
                 Page::Absent | Page::Clean(_) | Page::Dirty(_) => false,
             });
             if let Some(slot) = busy {

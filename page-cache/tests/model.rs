@@ -23,7 +23,7 @@ fn explore(plan: Plan) {
         // A crash may come after any number of steps.
         let count = if plan.crash { random.usize(..plan.steps) } else { plan.steps };
         let steps: Vec<u64> = (0..count).map(|_| random.u64(..)).collect();
-        if let Err(panic) = catch_unwind(|| World::new(plan, seed).run(&steps)) {
+        if let Err(panic) = catch_unwind(|| _ = World::new(plan, seed).run(&steps)) {
             eprintln!("{plan:?} failed with UAIO_SEED={seed}");
             tell_shortest(plan, seed, &steps);
             std::panic::resume_unwind(panic);

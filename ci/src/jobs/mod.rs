@@ -3,6 +3,8 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
+pub mod fuzz;
 pub mod guest;
+pub mod stress;
 pub mod test;
 pub mod trace;

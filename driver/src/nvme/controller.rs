@@ -256,6 +256,8 @@ impl NvmeController {
     /// [`DeviceError::Failed`] when queues are still open or the controller had failed before;
     /// [`DeviceError::TimedOut`] when it did not shut down. In the last two cases it is closed.
     pub fn close(&self) -> Result<(), DeviceError> {
+        // A reset that is under way is waited for, which needs the lock.
+        let running = self.check_running();
         let mut shared = self.lock();
         if shared.closed {
             return Ok(());
@@ -267,7 +269,7 @@ impl NvmeController {
             });
         }
         shared.closed = true;
-        let result = self.check_running().and_then(|()| self.shut_down());
+        let result = running.and_then(|()| self.shut_down());
         self.fate.fail(Failure::Closed);
         if !self.fate.wait_quiet() {
             self.leak(&mut shared);

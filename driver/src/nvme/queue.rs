@@ -487,6 +487,10 @@ impl IoQueue for NvmeQueue {
             self.lied(violation);
             return moved;
         }
+        // At once, before their slots are given to others.
+        if self.trouble.waiting() > 0 {
+            self.send_waiting();
+        }
         if let Some(head) = self.memory.cq.due() {
             self.cq_doorbell.ring(head);
         }

@@ -12,8 +12,8 @@ use uaio_driver::{
     BlockDevice, DmaPool, Geometry, IoError, IoErrorKind, IoResult, PoolOptions, Slots,
 };
 use uaio_page_cache::{
-    Buffer, Cache, CacheMode, CacheOptions, Cancelled, Finished, Flusher, Handle, Lane, OpKind,
-    Operation,
+    Buffer, Cache, CacheMode, CacheOptions, CacheStats, Cancelled, Finished, Flusher, Handle, Lane,
+    OpKind, Operation,
 };
 
 use super::history::{History, UNIT, WriteId};
@@ -130,8 +130,9 @@ impl World {
         self
     }
 
-    /// Takes these steps, and then ends in good order, or by a loss of power.
-    pub fn run(mut self, steps: &[u64]) {
+    /// Takes these steps, and then ends in good order, or by a loss of power. Gives what the cache
+    /// had counted when the steps were taken.
+    pub fn run(mut self, steps: &[u64]) -> CacheStats {
         for step in steps {
             self.random = fastrand::Rng::with_seed(*step);
             let before = self.device.operations();
@@ -141,10 +142,13 @@ impl World {
             }
         }
         self.random = fastrand::Rng::with_seed(0);
-        if self.unplugged {
-            return self.finish_without_device();
+        let stats = self.cache.stats();
+        match (self.unplugged, self.plan.crash) {
+            (true, _) => self.finish_without_device(),
+            (false, true) => self.crash(),
+            (false, false) => self.finish(),
         }
-        if self.plan.crash { self.crash() } else { self.finish() }
+        stats
     }
 
     fn tell(&self, what: impl FnOnce() -> String) {
@@ -369,7 +373,9 @@ impl World {
         }
         assert_eq!(self.cache.frames_lent(), 0, "frames were lost");
         let dirty = self.cache.dirty_ranges().iter().map(|range| range.end - range.start).sum();
-        assert!(self.cache.stats().dirty_bytes >= dirty, "dirty ranges that no page holds");
+        let stats = self.cache.stats();
+        let held = stats.dirty_bytes + stats.writeback_bytes;
+        assert!(held >= dirty, "{dirty} dirty bytes in pages of {held}");
         drop(std::mem::take(&mut self.lanes));
         self.flusher = None;
     }

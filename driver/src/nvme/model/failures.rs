@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use crate::nvme::spec::{Status, SubmissionEntry};
 
-use super::{Fetched, Lie, Model, State};
+use super::{Fetched, Lie, Model, State, prp};
 
 /// What the controller makes of Abort (Base 2.0c §5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,20 @@ impl Model {
     /// What the controller does with the next admin commands, one each; then it is honest again.
     pub fn lie_admin(&self, lies: impl IntoIterator<Item = Lie>) {
         self.lock().admin_lies.extend(lies);
+    }
+
+    /// Writes a word somewhere into a completion queue, as a controller whose firmware lost its way
+    /// would; `at` and `word` choose.
+    pub fn scribble(&self, at: u64, word: u64) {
+        let state = self.lock();
+        let Some(cq) = state.cqs.values().nth(at as usize % state.cqs.len().max(1)) else { return };
+        let place = cq.base + (at >> 8) % u64::from(cq.entries * 2) * 8;
+        let _ = prp::write(&state.pool, place, &word.to_le_bytes());
+    }
+
+    /// Answers every Identify with bytes drawn from this seed from now on.
+    pub fn mumble(&self, seed: u64) {
+        self.lock().mumbles = Some(fastrand::Rng::with_seed(seed));
     }
 
     /// Says from the next Identify on that it is another drive.

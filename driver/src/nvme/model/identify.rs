@@ -31,7 +31,7 @@ pub(super) const FORMATS: [LbaFormat; 5] = [
 ];
 
 impl State {
-    pub(super) fn identify(&self, entry: &SubmissionEntry) -> Result<u32, Status> {
+    pub(super) fn identify(&mut self, entry: &SubmissionEntry) -> Result<u32, Status> {
         let nsid = entry.nsid.get();
         let set = (entry.cdw11.get() >> 24) as u8;
         let mut bytes = [0; IDENTIFY_SIZE];
@@ -72,6 +72,11 @@ impl State {
             cns::CONTROLLERS => bytes[0] = 1,
             cns::ATTACHED_CONTROLLERS => bytes[0] = self.known(nsid)?.attached.into(),
             _ => return Err(Status::INVALID_FIELD),
+        }
+        if let Some(random) = &mut self.mumbles {
+            // Mostly what it was: a structure of noise is refused at the first look.
+            (0..random.usize(..64))
+                .for_each(|_| bytes[random.usize(..IDENTIFY_SIZE)] = random.u8(..));
         }
         transfer::give(self, entry, &bytes)?;
         Ok(0)

@@ -159,6 +159,8 @@ pub enum Lie {
     Status(Status),
     /// Never answers.
     Stuck,
+    /// Completes with this for the second half of the entry, but for the phase bit.
+    Garbage(u64),
 }
 
 /// What the model has seen.
@@ -232,6 +234,8 @@ struct State {
     /// Vectors of what was completed beside the command at hand.
     to_fire: Vec<u16>,
     another: bool,
+    /// Where Identify's answers come from when they are made up.
+    mumbles: Option<fastrand::Rng>,
     held: bool,
     random: fastrand::Rng,
     seen: Seen,
@@ -308,6 +312,7 @@ impl Model {
                 events: Events::default(),
                 to_fire: Vec::new(),
                 another: false,
+                mumbles: None,
                 held: false,
                 seen: Seen::default(),
                 doorbells,
@@ -536,6 +541,16 @@ impl State {
             sqid: if lie == Lie::WrongQueue { qid + 1 } else { qid }.into(),
             cid: if lie == Lie::UnknownCommand { cid ^ 0x8000 } else { cid }.into(),
             status: (status.0 << 1).into(),
+        };
+        let completion = match lie {
+            Lie::Garbage(word) => CompletionEntry {
+                sqhd: (word as u16).into(),
+                sqid: ((word >> 16) as u16).into(),
+                cid: ((word >> 32) as u16).into(),
+                status: ((word >> 48) as u16 & !1).into(),
+                ..completion
+            },
+            _ => completion,
         };
         let vector = self.post(cqid, completion, lie == Lie::BadPhase);
         if lie == Lie::NextToo {

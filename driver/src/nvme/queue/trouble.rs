@@ -381,6 +381,8 @@ impl NvmeQueue {
 
     /// Takes a request while there is no queue to send it to, but one to come.
     pub(super) fn hold(&mut self, request: Request) -> Result<(), Refused> {
+        // The short way does not count what waits.
+        self.frame_limits.close();
         // Serving is what it thinks until it is polled.
         let waits =
             matches!(self.trouble.phase, Phase::Serving | Phase::Lost | Phase::Creating { .. });
