@@ -63,6 +63,8 @@ pub struct Drive {
     pub shared_group: bool,
     /// QEMU's cache mode for the image.
     pub cache: String,
+    /// More options of a namespace, as QEMU's `nvme-ns` takes them.
+    pub of_namespace: Vec<(u32, String)>,
 }
 
 impl Default for Drive {
@@ -77,6 +79,7 @@ impl Default for Drive {
             root_port: false,
             shared_group: false,
             cache: "writeback".into(),
+            of_namespace: Vec::new(),
         }
     }
 }
@@ -89,6 +92,13 @@ impl std::str::FromStr for Drive {
         let mut drive = Self::default();
         for word in text.split([' ', ',', '\t']).filter(|word| !word.is_empty()) {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            // `ns2.zoned=on` is for namespace 2 alone.
+            let own = key.strip_prefix("ns").and_then(|rest| rest.split_once('.'));
+            if let Some((nsid, option)) = own {
+                let nsid = nsid.parse().with_context(|| format!("drive option {word}"))?;
+                drive.of_namespace.push((nsid, format!("{option}={value}")));
+                continue;
+            }
             let number = || -> Result<u32> {
                 value.parse().with_context(|| format!("drive option {word}: not a number"))
             };
@@ -103,7 +113,7 @@ impl std::str::FromStr for Drive {
                 "shared-group" => drive.shared_group = true,
                 "cache" => drive.cache = value.to_string(),
                 _ => bail!(
-                    "no drive option {key}: there are size ns block mdts queues bad-sector root-port shared-group cache"
+                    "no drive option {key}: there are size ns nsN.OPTION block mdts queues bad-sector root-port shared-group cache"
                 ),
             }
         }
@@ -180,10 +190,13 @@ impl Drive {
                 }
             }
             let block = self.block_size;
-            let namespace = format!(
+            let mut namespace = format!(
                 "nvme-ns,drive=image{index}-{nsid},bus=drive{index},nsid={nsid},\
                  logical_block_size={block},physical_block_size={block}"
             );
+            for (_, option) in self.of_namespace.iter().filter(|(of, _)| *of == nsid) {
+                namespace.push_str(&format!(",{option}"));
+            }
             args.extend(["-drive".into(), drive, "-device".into(), namespace]);
         }
         args
@@ -261,6 +274,15 @@ mod tests {
         }
         assert!("colour=red".parse::<Drive>().is_err());
         assert!("ns=two".parse::<Drive>().is_err());
+    }
+
+    #[test]
+    fn a_namespace_has_options_of_its_own() {
+        let drive: Drive = "ns=2 ns2.zoned=on ns2.zoned.zone_size=4M".parse().unwrap();
+        let args = drive.qemu_args(0, Path::new("d"));
+        let zoned = args.iter().filter(|arg| arg.ends_with(",zoned=on,zoned.zone_size=4M"));
+        assert_eq!(zoned.count(), 1);
+        assert!("nsx.zoned=on".parse::<Drive>().is_err());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The command line: what clap reads and the manual is made from.
 
+pub(crate) mod nvme;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -78,7 +80,10 @@ pub(crate) enum Command {
     /// What it has done is among the counts of `aioctl stats`; `aioctl flush` writes it out.
     #[command(subcommand, disable_help_subcommand = true)]
     Cache(CacheCommand),
-    /// NVMe drives: list them, move them between the kernel and vfio-pci, identify them
+    /// NVMe drives: list them, move them between the kernel and vfio-pci, ask and change them
+    ///
+    /// Commands that ask a drive take it for as long as they last: it is bound to vfio-pci, and neither
+    /// served nor held by anybody. What loses data asks for the drive to be typed, or takes --yes.
     #[command(subcommand, disable_help_subcommand = true)]
     Nvme(NvmeCommand),
     /// Print the manual page in roff
@@ -238,11 +243,13 @@ pub(crate) enum NvmeCommand {
         /// The drive, such as 0000:00:04.0
         address: PciAddress,
     },
-    /// Identify a drive and its namespaces
-    Id {
+    /// Show a drive and its namespaces in short
+    Show {
         /// The drive, such as 0000:00:04.0
         address: PciAddress,
     },
+    #[command(flatten)]
+    Drive(nvme::DriveCommand),
 }
 
 /// What an acknowledged write means.

@@ -77,7 +77,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Nvme(NvmeCommand::List) => nvme::list(&context),
         Command::Nvme(NvmeCommand::Bind { address }) => nvme::bind(&context, address),
         Command::Nvme(NvmeCommand::Unbind { address }) => nvme::unbind(&context, address),
-        Command::Nvme(NvmeCommand::Id { address }) => nvme::id(&context, address),
+        Command::Nvme(NvmeCommand::Show { address }) => nvme::show(&context, address),
+        Command::Nvme(NvmeCommand::Drive(command)) => nvme::drive(&context, command),
         Command::Man => {
             let page = cli::manual().map_err(|error| Failure::os("make the manual", error))?;
             print(&String::from_utf8_lossy(&page))

@@ -35,6 +35,14 @@ fn a_wrong_command_line_is_refused_in_one_line() {
         ("del sda", "`sda` is not a device: write 0, ublkb0 or /dev/ublkb0"),
         ("nvme bind", "required arguments were not provided: <ADDRESS>"),
         ("nvme", "no command was given"),
+        ("nvme log", "no command was given"),
+        ("nvme log smart", "required arguments were not provided: <ADDRESS[/NAMESPACE]>"),
+        ("nvme log smart 00:04.0/0", "`0` is not a namespace: write a number from 1 on"),
+        ("nvme format 00:04.0/1 --format 64", "64 is not in 0..64"),
+        ("nvme sanitize 00:04.0 shred", "invalid value 'shred'"),
+        ("nvme zone reset 00:04.0/1", "required arguments were not provided: <LBA>"),
+        ("nvme io verify 00:04.0/1 ten", "`ten` is not a number: write 16 or 0x10"),
+        ("nvme passthru admin 00:04.0", "required arguments were not provided: --opcode"),
         ("", "no command was given"),
         ("frobnicate", "unrecognized subcommand 'frobnicate'"),
     ] {
@@ -55,7 +63,13 @@ fn what_is_not_there_is_not_found() {
         ("add nvme:ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7; see `aioctl nvme list`"),
         ("nvme bind ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
         ("nvme unbind ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
-        ("nvme id ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
+        ("nvme id ctrl ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
+        ("nvme log smart ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
+        ("nvme ns delete ffff:ff:1f.7/1 --yes", "there is no PCI device at ffff:ff:1f.7"),
+        ("nvme format ffff:ff:1f.7/1", "there is no PCI device at ffff:ff:1f.7"),
+        ("nvme io flush ffff:ff:1f.7/1", "there is no PCI device at ffff:ff:1f.7"),
+        ("nvme passthru io ffff:ff:1f.7/1 --opcode 0 --yes", "there is no PCI device at"),
+        ("nvme show ffff:ff:1f.7", "there is no PCI device at ffff:ff:1f.7"),
     ] {
         place.aioctl(line.split_whitespace()).is_refusal(3, said);
         assert_eq!(place.contents(), [], "`aioctl {line}` changed something");

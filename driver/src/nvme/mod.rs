@@ -105,8 +105,9 @@
 //! | lies, lateness, removal, a controller that does not stop | yes, and fuzzed | no | no |
 //! | block sizes of 512 and 4096 | yes | yes | no |
 //!
-//! Not done: metadata and protection information, SGLs, the controller memory buffer, namespaces of
-//! other command sets. On machines other than x86-64 the order of doorbells behind stores is argued
+//! The commands beside these have a table of their own, on the page of [`commands`]. Not done: serving
+//! namespaces with metadata or of other command sets as block devices (a
+//! [`CommandQueue`](commands::CommandQueue) reads and writes them), SGLs. On machines other than x86-64 the order of doorbells behind stores is argued
 //! (`vfio::mmio`), not proven.
 #![forbid(unsafe_code)]
 

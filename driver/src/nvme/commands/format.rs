@@ -104,7 +104,7 @@ impl NvmeController {
         let all = fna & 1 != 0 || erases && fna & 2 != 0;
         if format.erase == SecureErase::Cryptographic && fna & 4 == 0 {
             let what = "the controller does not erase cryptographically (FNA)";
-            return Err(CommandError::invalid(&self.identify().name, what));
+            return Err(CommandError::unsupported(&self.identify().name, what));
         }
         self.check_not_open(if all { NSID_ALL } else { nsid })?;
         let erase = match format.erase {
@@ -153,7 +153,8 @@ impl NvmeController {
             Sanitize::CryptoErase => (4, 0b001, 0),
         };
         if capabilities & bit == 0 {
-            return Err(invalid("the controller does not sanitize so (SANICAP)"));
+            let what = "the controller does not sanitize so (SANICAP)";
+            return Err(CommandError::unsupported(&self.identify().name, what));
         }
         self.check_not_open(NSID_ALL)?;
         let exits = sanitize == Sanitize::ExitFailure;

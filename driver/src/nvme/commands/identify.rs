@@ -62,6 +62,18 @@ impl NvmeController {
         self.identify_as(cns::NAMESPACE, nsid, csi::NVM)
     }
 
+    /// Identify Namespace of one that need not be attached to this controller.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`admin`](NvmeController::admin).
+    pub fn identify_allocated_namespace(
+        &self,
+        nsid: u32,
+    ) -> Result<IdentifyNamespace, CommandError> {
+        self.identify_as(cns::ALLOCATED_NAMESPACE, nsid, csi::NVM)
+    }
+
     /// What the NVM command set has beyond: guards and storage tags.
     ///
     /// # Errors

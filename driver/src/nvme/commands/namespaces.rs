@@ -138,7 +138,7 @@ impl NvmeController {
         if self.identify_controller()?.does_admin(bit) {
             return Ok(());
         }
-        Err(CommandError::invalid(
+        Err(CommandError::unsupported(
             &self.identify().name,
             format_args!("the controller does not {what} (OACS)"),
         ))

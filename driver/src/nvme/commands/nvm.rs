@@ -174,7 +174,8 @@ impl CommandQueue {
     ) -> Result<bool, CommandError> {
         let id = self.controller_id();
         if id.fuses & 1 == 0 {
-            return Err(self.invalid("the controller does not fuse compare and write (FUSES)"));
+            let what = "the controller does not fuse compare and write (FUSES)";
+            return Err(CommandError::unsupported(&self.name(), what));
         }
         let unit = match self.namespace().nsfeat & 2 != 0 {
             true => u32::from(self.namespace().nacwu),
@@ -375,7 +376,8 @@ impl CommandQueue {
         if self.controller_id().does(bit) {
             return Ok(());
         }
-        Err(self.invalid(format!("the controller does not {what} (ONCS)")))
+        let what = format!("the controller does not {what} (ONCS)");
+        Err(CommandError::unsupported(&self.name(), what))
     }
 
     pub(super) fn invalid(&self, what: impl std::fmt::Display) -> CommandError {

@@ -23,7 +23,9 @@ fn refused<T: std::fmt::Debug>(result: Result<T, CommandError>, wanted: Status) 
 #[track_caller]
 fn invalid<T: std::fmt::Debug>(result: Result<T, CommandError>, said: &str) {
     match result {
-        Err(CommandError::Invalid(text)) => assert!(text.contains(said), "{text}"),
+        Err(CommandError::Invalid(text) | CommandError::Unsupported(text)) => {
+            assert!(text.contains(said), "{text}")
+        }
         other => panic!("{other:?}"),
     }
 }

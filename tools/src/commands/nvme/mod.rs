@@ -1,4 +1,13 @@
-//! `aioctl nvme`: the drives of this machine, and whose they are.
+//! `aioctl nvme`: the drives of this machine, whose they are, and everything that can be asked of one.
+
+mod blocks;
+mod describe;
+mod files;
+mod maintain;
+mod output;
+mod session;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -8,12 +17,39 @@ use uaio_driver::vfio::{self, PciAddress};
 use uaio_driver::{DmaPool, PoolOptions, SystemClock};
 
 use super::Context;
+use crate::cli::nvme::DriveCommand;
 use crate::drives::{self, Drive};
 use crate::exit::{Exit, Failure};
 use crate::holders;
 use crate::server::checks;
 use crate::table;
 use uaio_driver::url::ByteSize;
+
+use session::{Session, Terminal};
+
+/// Carries out a command on a drive that is bound to vfio-pci and used by nobody.
+pub(crate) fn drive(context: &Context, command: DriveCommand) -> Result<(), Failure> {
+    run(&Terminal(context), command)
+}
+
+fn run(session: &impl Session, command: DriveCommand) -> Result<(), Failure> {
+    match command {
+        DriveCommand::Id(command) => describe::id(session, command),
+        DriveCommand::Ns(command) => describe::ns(session, command),
+        DriveCommand::Log(command) => describe::log(session, command),
+        DriveCommand::Feature(command) => describe::feature(session, command),
+        DriveCommand::Format(args) => maintain::format(session, args),
+        DriveCommand::Sanitize(args) => maintain::sanitize(session, args),
+        DriveCommand::SelfTest { of, test } => maintain::self_test(session, of, test),
+        DriveCommand::Firmware(command) => maintain::firmware(session, command),
+        DriveCommand::Zone(command) => blocks::zone(session, command),
+        DriveCommand::Reservation(command) => maintain::reservation(session, command),
+        DriveCommand::Directive(command) => maintain::directive(session, command),
+        DriveCommand::Security(command) => maintain::security(session, command),
+        DriveCommand::Io(command) => blocks::io(session, command),
+        DriveCommand::Passthru(command) => blocks::passthru(session, command),
+    }
+}
 
 #[derive(Serialize)]
 struct Drives {
@@ -115,7 +151,7 @@ struct Namespace {
 }
 
 /// Identifies a drive: by our own driver when it is bound to vfio-pci, by sysfs otherwise.
-pub(crate) fn id(context: &Context, address: PciAddress) -> Result<(), Failure> {
+pub(crate) fn show(context: &Context, address: PciAddress) -> Result<(), Failure> {
     let function = checks::function(&context.system, address)?;
     if function.driver.as_deref() != Some("vfio-pci") {
         let identity = Identity {
