@@ -772,3 +772,53 @@ impl std::fmt::Debug for Engine {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{Descriptor, Position};
+
+    /// What 6.18 does with a flag, older kernels do by who does the write. The signal would be
+    /// pending here, where it is blocked, if this thread had been the one.
+    #[test]
+    fn on_an_older_kernel_a_write_to_nobody_signals_nobody_either() {
+        extern "C" fn nothing(_: i32) {}
+        // SAFETY: a handler that does nothing: a signal that is ignored is never pending.
+        unsafe { libc::signal(libc::SIGPIPE, nothing as *const () as libc::sighandler_t) };
+        // SAFETY: a set of signals is numbers, for which zero is a value.
+        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the address of a set of ours.
+        unsafe { libc::sigaddset(&raw mut set, libc::SIGPIPE) };
+        // SAFETY: blocks a signal of this thread.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        let mut engine = Engine::new(EngineOptions::depth(4)).unwrap();
+        engine.no_signal = false;
+        let fd = Descriptor::new(std::io::pipe().unwrap().1);
+        let (memory, at) = (vec![1].into(), Position::Current);
+        let op = HostOp::Write { fd, memory, at, flags: 0 };
+        engine.start(Token::from_u64(1), op.into()).unwrap();
+        let mut done = Vec::new();
+        for _ in 0..200 {
+            engine.commit_and_wait(Duration::from_millis(100));
+            if engine.poll(1, &mut done) > 0 {
+                break;
+            }
+        }
+        assert_eq!(done[0].result, Err(Errno::PIPE));
+        // SAFETY: the address of a set of ours.
+        unsafe { libc::sigpending(&raw mut set) };
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::sigismember(&raw const set, libc::SIGPIPE) }, 0);
+    }
+
+    #[test]
+    fn a_word_says_whose_it_is_and_what_it_is_about() {
+        for slot in [0, 1, DEPTH_MAX as u32 - 1] {
+            for kind in [Kind::Step, Kind::Timer, Kind::CancelStep, Kind::CancelTimer] {
+                let token = Token { slot, generation: u32::MAX };
+                assert_eq!(from_word(word(token, kind)), (token, kind));
+                assert_ne!(word(token, kind), BELL);
+            }
+        }
+    }
+}
