@@ -2,6 +2,7 @@
 
 use crate::host::HostOp;
 use crate::hosted::HostReply;
+use crate::registered::RegisteredBuffer;
 
 /// Memory of a command. It belongs to the command until its event.
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub enum Buffers {
     One(Vec<u8>),
     /// Several, as one run of bytes: `preadv`, `pwritev`.
     Many(Vec<Vec<u8>>),
+    /// Frames of the device: `pread_registered`, `pwrite_registered`.
+    Registered(RegisteredBuffer),
     /// An operation of the host, whole, with all it brought and what the kernel put in.
     Host(HostReply),
 }
@@ -25,6 +28,7 @@ impl Buffers {
             Self::None => 0,
             Self::One(bytes) => bytes.len(),
             Self::Many(pieces) => pieces.iter().map(Vec::len).sum(),
+            Self::Registered(buffer) => buffer.len(),
             Self::Host(_) => 0,
         }
     }
@@ -39,6 +43,14 @@ impl Buffers {
         match self {
             Self::One(bytes) => bytes,
             _ => Vec::new(),
+        }
+    }
+
+    /// The memory of `pread_registered` or `pwrite_registered`; none for anything else.
+    pub fn into_registered(self) -> Option<RegisteredBuffer> {
+        match self {
+            Self::Registered(buffer) => Some(buffer),
+            _ => None,
         }
     }
 

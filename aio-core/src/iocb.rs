@@ -10,6 +10,7 @@ use crate::host::HostRequest;
 use crate::hosted::{Host, HostReply, HostWork};
 use crate::notify::Notify;
 use crate::refusal::Refusal;
+use crate::registered::RegisteredBuffer;
 use crate::volume::Handle;
 
 /// The most buffers of one vectored command (`IOV_MAX` of Linux).
@@ -80,7 +81,8 @@ pub(crate) struct Links(pub(crate) VecDeque<Iocb>);
 /// # Volumes
 ///
 /// The length is that of the buffers. A read or write on a **direct** handle needs offset and length
-/// in whole blocks of the volume; the memory may lie anywhere. At the end of the volume a read is
+/// in whole blocks of the volume; the memory may lie anywhere, and is copied once, unless it is
+/// [registered](Iocb::pread_registered). At the end of the volume a read is
 /// short, past it 0 bytes; a write that would cross it is short, one that starts there gets ENOSPC:
 /// as a block device has it (`blkdev_read_iter`, `blkdev_write_iter` in block/fops.c).
 ///
@@ -150,6 +152,48 @@ impl Iocb {
     /// Writes `buffers`, one after the other, from byte `offset` on.
     pub fn pwritev(handle: &Handle, offset: u64, buffers: Vec<Vec<u8>>) -> Self {
         Self::new(handle, Command::Write, offset, Buffers::Many(buffers))
+    }
+
+    /// Reads as many bytes as `buffer` is long, from byte `offset` on, into its frames by the device
+    /// itself. What is in the cache, which may be newer than the device, is copied from there instead.
+    ///
+    /// On a **direct** handle only: a cached one copies whatever the memory, and refuses this as
+    /// [`Invalid`](Refusal::Invalid), as it does a buffer of another pool than the volume's.
+    ///
+    /// # Cancellation
+    ///
+    /// A read that the device is at ends when the device is done, as cancelled: until then the frames
+    /// are the device's.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use uaio_core::{Context, Iocb, OpenOptions, Volume};
+    /// # fn example(volume: &Volume, context: &Context) -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle = volume.open(OpenOptions { direct: true, dsync: false });
+    /// let mut buffer = volume.registered_buffer(64 << 10)?;
+    /// buffer.copy_from_slice(0, b"straight from here");
+    /// context.submit(Iocb::pwrite_registered(&handle, 0, buffer)).map_err(|refused| refused.reason)?;
+    /// let mut events = Vec::new();
+    /// context.get_events(1, 1, &mut events, None)?;
+    /// let event = events.remove(0);
+    /// event.result?;
+    /// let buffer = event.buffers.into_registered();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn pread_registered(handle: &Handle, offset: u64, buffer: RegisteredBuffer) -> Self {
+        Self::new(handle, Command::Read, offset, Buffers::Registered(buffer))
+    }
+
+    /// Writes `buffer` from byte `offset` on, out of its frames by the device itself. For the handle and
+    /// the buffer see [`pread_registered`](Iocb::pread_registered).
+    ///
+    /// Who reads the same bytes meanwhile sees what is cached as it was, or waits. When it fails
+    /// nothing of it is kept to be tried again, unlike other writes: each block is as it was or as it was
+    /// to be.
+    pub fn pwrite_registered(handle: &Handle, offset: u64, buffer: RegisteredBuffer) -> Self {
+        Self::new(handle, Command::Write, offset, Buffers::Registered(buffer))
     }
 
     /// Makes stable every write on the volume, by whatever handle, whose event was there before this
@@ -308,6 +352,11 @@ impl VolumeWork {
         if whole_blocks && !(self.offset | len).is_multiple_of(block_size) {
             return Err(Refusal::Invalid);
         }
+        if let Buffers::Registered(buffer) = &self.buffers
+            && !(self.handle.is_direct() && buffer.fits(volume.cache().device().pool()))
+        {
+            return Err(Refusal::Invalid);
+        }
         let room = volume.size_bytes().saturating_sub(self.offset).min(len);
         if in_blocks && room < len {
             // As BLKDISCARD and BLKZEROOUT: all of it or nothing.
@@ -340,7 +389,7 @@ impl VolumeWork {
         }
         let cache = self.handle.volume().cache();
         match &mut self.buffers {
-            Buffers::None | Buffers::Host(_) => false,
+            Buffers::None | Buffers::Registered(_) | Buffers::Host(_) => false,
             Buffers::One(bytes) => cache.try_read(self.offset, &mut bytes[..len]),
             Buffers::Many(pieces) => {
                 let mut at = self.offset;

@@ -104,7 +104,7 @@
 //! | priorities, deadlines, links, timeouts | aio_reqprio; io_uring | [`Iocb::with_priority`], [`Iocb::with_timeout`], [`Iocb::then`] | `tests/chains.rs`, `a_chain_goes_from_the_host_to_a_volume_and_back` |
 //! | a depth that is a promise | io_setup(2), io_submit(2) | [`ContextOptions::events`], [`Context::submit_all`] | `submit_all_takes_as_many_as_there_is_room_for`, `a_chain_has_all_its_slots_or_is_refused_whole` |
 //! | a completion ring in user memory | aio-2.5's mmapped ring | [`Context::get_events`] takes from it | `tests/ring_loom.rs` |
-//! | straight to and from the caller's buffer | *direct I/O*, 2002 | not yet: a direct handle copies once, between the caller's memory and frames of the device | |
+//! | straight to and from the caller's buffer | *direct I/O*, 2002 | [`RegisteredBuffer`], [`Iocb::pread_registered`], [`Iocb::pwrite_registered`] on a direct [`Handle`]; other memory is copied once | `tests/registered.rs` |
 //!
 //! # Limits
 //!
@@ -133,6 +133,7 @@ pub mod ops;
 mod queue;
 pub mod reactor;
 mod refusal;
+mod registered;
 mod request;
 mod ring;
 mod scope;
@@ -156,6 +157,7 @@ pub use listio::Listed;
 pub use notify::{Callback, Callbacks, NoticeFd, Notify};
 pub use reactor::Reactor;
 pub use refusal::{Refusal, Refused};
+pub use registered::RegisteredBuffer;
 pub use scope::Scope;
 pub use signal::Signal;
 pub use suspend::suspend;

@@ -13,7 +13,8 @@ pub enum Refusal {
     #[error("the volume's inbox is full")]
     Busy,
     /// A direct handle and an offset or length that is not in whole blocks, more than
-    /// [`BUFFERS_MAX`](crate::BUFFERS_MAX) buffers, an end past what a file offset can say, or a handle of another
+    /// [`BUFFERS_MAX`](crate::BUFFERS_MAX) buffers, a registered buffer on a cached handle, of another
+    /// pool or of which a device has kept frames, an end past what a file offset can say, or a handle of another
     /// reactor (EINVAL).
     #[error("the command is not possible")]
     Invalid,

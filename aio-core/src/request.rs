@@ -13,6 +13,7 @@ use crate::iocb::{Command, Iocb, Links, Plan, VolumeWork, Work};
 use crate::listio::List;
 use crate::queue::{Answer, EventQueue};
 use crate::reactor::Serve;
+use crate::registered::RegisteredBuffer;
 use crate::ticket::{Ending, Ticket};
 
 /// A command that has its event slot and is not finished.
@@ -144,6 +145,9 @@ impl Request {
             Buffers::None | Buffers::Host(_) => Buffer::None,
             Buffers::One(bytes) => Buffer::Part { bytes, from: *done },
             Buffers::Many(pieces) => Buffer::Pieces { pieces, from: *done },
+            Buffers::Registered(buffer) => {
+                Buffer::Registered { frames: buffer.into_frames(), from: *done }
+            }
         };
         let (len, handle) = (*piece as u64, Arc::clone(handle.opener()));
         Operation { token, kind, offset, len, buffer, handle }
@@ -157,6 +161,10 @@ impl Request {
         work.buffers = match buffer {
             Buffer::Part { bytes, .. } => Buffers::One(bytes),
             Buffer::Pieces { pieces, .. } => Buffers::Many(pieces),
+            Buffer::Registered { frames, .. } => {
+                let Some(len) = self.asked else { unreachable!("what moves bytes was asked to") };
+                Buffers::Registered(RegisteredBuffer::from_frames(frames, len))
+            }
             _ => Buffers::None,
         };
         if result.is_ok() {

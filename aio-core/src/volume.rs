@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use uaio_driver::IoError;
+use uaio_driver::{DeviceError, IoError};
 use uaio_page_cache::{Advice, Cache, PagePin};
 
 use crate::cached::Cached;
+use crate::registered::RegisteredBuffer;
 use crate::station::Station;
 
 /// How a volume is to be served.
@@ -73,6 +74,19 @@ impl Volume {
     /// Size of a block in bytes: what direct handles are aligned to.
     pub fn block_size(&self) -> u32 {
         self.inner.block_size
+    }
+
+    /// Takes memory of the device for `len_bytes` bytes, at least 1 and in whole blocks, zeroed: for
+    /// commands without a copy. Its frames, of 4096 bytes each, are those of the pool that are not the
+    /// cache's; make the pool larger than the cache by as many. For start and control paths: it allocates
+    /// and takes the pool's lock. What has come back in an event is to be used again.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::Invalid`] for another length, [`DeviceError::NoMemory`] when the pool has not so
+    /// many frames free.
+    pub fn registered_buffer(&self, len_bytes: usize) -> Result<RegisteredBuffer, DeviceError> {
+        RegisteredBuffer::new(self.inner.cache.device().pool(), self.inner.block_size, len_bytes)
     }
 
     /// Whether it may not be written.

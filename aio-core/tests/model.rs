@@ -90,6 +90,11 @@ impl Model {
         let seen = match event.buffers {
             Buffers::One(bytes) => bytes,
             Buffers::Many(pieces) => pieces.concat(),
+            Buffers::Registered(buffer) => {
+                let mut bytes = vec![0; buffer.len()];
+                buffer.copy_to_slice(0, &mut bytes);
+                bytes
+            }
             _ => Vec::new(),
         };
         let right = self.bytes[range.clone()] == seen[..range.len()];
@@ -209,12 +214,22 @@ impl Model {
         }
         let may_end = self.random.u8(..20) == 0;
         let name = self.name(Flight { range, does, may_end });
-        let iocb = match (writes, self.random.bool()) {
-            (true, _) if zeroes => Iocb::write_zeroes(handle, offset, asked as u64),
-            (false, false) => Iocb::pread(handle, offset, data),
-            (false, true) => Iocb::preadv(handle, offset, self.pieces(data)),
-            (true, false) => Iocb::pwrite(handle, offset, data),
-            (true, true) => Iocb::pwritev(handle, offset, self.pieces(data)),
+        let mut registered = None;
+        if !zeroes && grain == BLOCK && self.random.bool() {
+            registered = handle.volume().registered_buffer(asked).ok();
+        }
+        if let Some(buffer) = &mut registered {
+            buffer.copy_from_slice(0, &data);
+        }
+        let vectored = self.random.bool();
+        let iocb = match (registered, writes, vectored) {
+            (Some(buffer), true, _) => Iocb::pwrite_registered(handle, offset, buffer),
+            (Some(buffer), false, _) => Iocb::pread_registered(handle, offset, buffer),
+            (None, true, _) if zeroes => Iocb::write_zeroes(handle, offset, asked as u64),
+            (None, false, false) => Iocb::pread(handle, offset, data),
+            (None, false, true) => Iocb::preadv(handle, offset, self.pieces(data)),
+            (None, true, false) => Iocb::pwrite(handle, offset, data),
+            (None, true, true) => Iocb::pwritev(handle, offset, self.pieces(data)),
         };
         let mut iocb = iocb.with_user_data(name);
         if may_end {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use uaio_driver::{DmaBuf, SgList};
+use uaio_driver::{DmaBuf, FRAME_SIZE, SgList};
 
 /// Memory that an operation owns until it is finished.
 #[derive(Debug)]
@@ -27,6 +27,15 @@ pub enum Buffer {
         /// Where the operation's first byte lies in the run.
         from: usize,
     },
+    /// Frames of the device's pool that a direct operation hands to the device as they are, from byte
+    /// `from` on: a multiple of the device's block size. They hold one run of bytes, and nobody else has
+    /// a handle to them. What is cached, and what a cached operation moves, is copied.
+    Registered {
+        /// The memory, in order.
+        frames: Vec<DmaBuf>,
+        /// Where the operation's first byte lies in it.
+        from: usize,
+    },
 }
 
 impl Buffer {
@@ -34,14 +43,13 @@ impl Buffer {
     pub fn len(&self) -> usize {
         match self {
             Self::None => 0,
-            Self::Frames(list) => {
-                list.frames.len() * uaio_driver::FRAME_SIZE - list.offset as usize
-            }
+            Self::Frames(list) => list.frames.len() * FRAME_SIZE - list.offset as usize,
             Self::Bytes(bytes) => bytes.len(),
             Self::Part { bytes, from } => bytes.len().saturating_sub(*from),
             Self::Pieces { pieces, from } => {
                 pieces.iter().map(Vec::len).sum::<usize>().saturating_sub(*from)
             }
+            Self::Registered { frames, from } => (frames.len() * FRAME_SIZE).saturating_sub(*from),
         }
     }
 
@@ -69,6 +77,11 @@ impl Buffer {
                     frame.read(offset + at, &mut piece[own]);
                 }
             }
+            Self::Registered { frames, from } => {
+                each_piece(frames, *from + position, len, |own, at, range| {
+                    own.copy_from(at, frame, offset + range.start, range.len());
+                });
+            }
         }
     }
 
@@ -91,7 +104,53 @@ impl Buffer {
                     frame.write(offset + at, &piece[own]);
                 }
             }
+            Self::Registered { frames, from } => {
+                each_piece(frames, *from + position, len, |own, at, range| {
+                    frame.copy_from(offset + range.start, own, at, range.len());
+                });
+            }
         }
+    }
+
+    /// Whether its frames go to the device themselves.
+    pub(crate) fn is_registered(&self) -> bool {
+        matches!(self, Self::Registered { .. })
+    }
+
+    /// Adds handles of the frames that hold the `len` bytes from `position` on to `frames`, which hold
+    /// the bytes before them or none. Gives where in its frame the first of those bytes lies.
+    ///
+    /// # Panics
+    ///
+    /// When it is not registered, or shorter.
+    pub(crate) fn lend(&self, position: usize, len: usize, frames: &mut Vec<DmaBuf>) -> u32 {
+        let Self::Registered { frames: own, from } = self else {
+            panic!("memory that is not registered has no frames to lend")
+        };
+        let (start, end) = (from + position, from + position + len);
+        // Bytes that follow those before in the same frame bring no new one.
+        let follows = !frames.is_empty() && !start.is_multiple_of(FRAME_SIZE);
+        let first = start / FRAME_SIZE + usize::from(follows);
+        frames.extend(own[first..end.div_ceil(FRAME_SIZE)].iter().map(DmaBuf::share));
+        (start % FRAME_SIZE) as u32
+    }
+}
+
+/// Calls `visit(frame, offset in frame, range in the piece)` for each part of a frame that the `len`
+/// bytes from `start` on lie in.
+fn each_piece(
+    frames: &[DmaBuf],
+    start: usize,
+    len: usize,
+    mut visit: impl FnMut(&DmaBuf, usize, Range<usize>),
+) {
+    let mut done = 0;
+    while done < len {
+        let at = start + done;
+        let offset = at % FRAME_SIZE;
+        let part = (FRAME_SIZE - offset).min(len - done);
+        visit(&frames[at / FRAME_SIZE], offset, done..done + part);
+        done += part;
     }
 }
 

@@ -1,12 +1,17 @@
-//! Operations that change the device under the cache: discards and write-zeroes.
+//! Operations that change the device under the cache: discards, write-zeroes, and writes of registered
+//! frames, which go to the device themselves.
 //!
 //! They enter their range ([`crate::barrier`]), wait until its pages are quiet, go to the device,
-//! make the pages forget what they hold, and leave.
+//! make the pages forget what they hold, and leave. Frames that are the user's never become a page's:
+//! the user writes them again as soon as the write is over, while a reader may still pin the page, and
+//! a page whose write failed stays dirty for as long as it takes.
 
 use uaio_driver::{FRAME_SIZE, IoError, IoErrorKind, IoResult, Op, SgList, Token};
 
 use crate::barrier::BarrierId;
+use crate::buffer::Buffer;
 use crate::cache::Cache;
+use crate::commit::Way;
 use crate::lane::{Core, Io, IoKind};
 use crate::page::{Blocks, Page};
 use crate::retry::Step;
@@ -20,14 +25,20 @@ enum Phase {
     Quiet(u64),
     /// To send the blocks from this one on.
     Send(u64),
+    /// The device has it; a write that is to be stable waits for a flush.
+    Stable,
 }
 
-/// A discard or a write-zeroes in progress.
+/// A discard, a write-zeroes or a write of registered frames in progress.
 #[derive(Debug)]
 pub(crate) struct Bypass {
     op: Op,
     lba: u64,
     end_lba: u64,
+    /// Of a write: the frames.
+    buffer: Buffer,
+    /// Of a write that is to be stable when it is over: how it becomes so.
+    way: Option<Way>,
     phase: Phase,
     barrier: Option<BarrierId>,
     outstanding: usize,
@@ -45,6 +56,8 @@ impl Bypass {
             op,
             lba: offset / block_size,
             end_lba: (offset + len) / block_size,
+            buffer: Buffer::None,
+            way: None,
             phase: Phase::Enter,
             barrier: None,
             outstanding: 0,
@@ -54,7 +67,32 @@ impl Bypass {
         }
     }
 
+    /// A write of whole blocks out of registered frames.
+    pub(crate) fn write(
+        cache: &Cache,
+        offset: u64,
+        len: u64,
+        buffer: Buffer,
+        way: Option<Way>,
+    ) -> Self {
+        let op = Op::Write { fua: way == Some(Way::Fua) };
+        Self { buffer, way, ..Self::new(cache, offset, len, op) }
+    }
+
+    /// Whether it is a write that is to be stable when it is over.
+    pub(crate) fn is_stable(&self) -> bool {
+        self.way.is_some()
+    }
+
+    /// The memory; nothing of it is with the device.
+    pub(crate) fn take_buffer(&mut self) -> Buffer {
+        std::mem::replace(&mut self.buffer, Buffer::None)
+    }
+
     pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
+        if let Wakeup::Ended(Err(error)) = wakeup {
+            self.error = Some(error);
+        }
         core.give_back(self.waits_for, wakeup);
         let cache = core.cache.clone();
         let per_page = cache.blocks_per_page();
@@ -80,8 +118,13 @@ impl Bypass {
                         return Step::Waiting;
                     }
                     self.leave(core);
-                    return Step::Done(self.error.map_or(Ok(()), Err));
+                    self.phase = Phase::Stable;
+                    if self.error.is_none() && self.way == Some(Way::Flush) {
+                        core.group.join(me);
+                        return Step::Waiting;
+                    }
                 }
+                Phase::Stable => return Step::Done(self.error.map_or(Ok(()), Err)),
                 Phase::Send(lba) => match self.send(me, core, lba) {
                     Some(next) => self.phase = Phase::Send(next),
                     None => return Step::Waiting,
@@ -92,7 +135,8 @@ impl Bypass {
 
     /// Sends nothing more. If all was sent, it is what it would have been.
     pub(crate) fn stop(&mut self, error: IoError) {
-        if !matches!(self.phase, Phase::Send(lba) if lba == self.end_lba) {
+        let sent = matches!(self.phase, Phase::Send(lba) if lba == self.end_lba);
+        if !sent && !matches!(self.phase, Phase::Stable) {
             self.error = Some(error);
             self.phase = Phase::Send(self.end_lba);
         }
@@ -117,6 +161,7 @@ impl Bypass {
         let geometry = core.cache.device().geometry();
         let most = match self.op {
             Op::Discard => geometry.discard_max_blocks,
+            Op::Write { .. } => core.own_blocks_max(),
             _ => geometry.write_zeroes_max_blocks,
         };
         if most == 0 {
@@ -131,7 +176,17 @@ impl Bypass {
         }
         let blocks = (self.end_lba - lba).min(u64::from(most)) as u32;
         let io = Io { operation: me, kind: IoKind::Bypass, lba, blocks };
-        core.submit(io, self.op, SgList::empty());
+        let data = match &self.buffer {
+            Buffer::None => SgList::empty(),
+            buffer => {
+                let mut frames = core.spare();
+                let block_size = core.cache.block_size();
+                let position = (lba - self.lba) as usize * block_size;
+                let offset = buffer.lend(position, blocks as usize * block_size, &mut frames);
+                SgList { frames, offset }
+            }
+        };
+        core.submit(io, self.op, data);
         self.outstanding += 1;
         self.sent = true;
         Some(lba + u64::from(blocks))
@@ -144,9 +199,11 @@ impl Bypass {
         core: &mut Core,
         _io: Io,
         result: IoResult,
-        data: SgList,
+        mut data: SgList,
     ) -> Step<IoResult> {
         self.outstanding -= 1;
+        // Handles beside our own; those that the device keeps are not among these.
+        data.frames.clear();
         if let Err(error) = result {
             self.error = Some(error);
         }

@@ -169,9 +169,11 @@ impl IoQueue for CachedQueue {
             let Some(Finished { token, result, buffer }) = self.lane.pop_finished() else { break };
             let data = match buffer {
                 Buffer::Frames(data) => data,
-                Buffer::None | Buffer::Bytes(_) | Buffer::Part { .. } | Buffer::Pieces { .. } => {
-                    SgList::empty()
-                }
+                Buffer::None
+                | Buffer::Bytes(_)
+                | Buffer::Part { .. }
+                | Buffer::Pieces { .. }
+                | Buffer::Registered { .. } => SgList::empty(),
             };
             out.push(Completion { token, result, data });
             count += 1;

@@ -81,7 +81,8 @@ pub struct Finished {
     pub token: Token,
     /// How it went.
     pub result: IoResult,
-    /// Its memory.
+    /// Its memory. Of [`Buffer::Registered`] a device that could not be stopped may keep frames: then
+    /// the request has failed, and they are [shared](DmaBuf::is_shared) for ever.
     pub buffer: Buffer,
 }
 
@@ -94,10 +95,11 @@ pub enum Cancelled {
     /// pages have been written to the cache; what has is there like any other write's. A read or a
     /// fill that the device was at goes on for the cache and for others that wait for it.
     Finished,
-    /// The device is changing its data in the operation's name, which cannot be taken back. It begins
-    /// nothing more and finishes by itself when that has ended: well, if that was all that was left
-    /// to do, otherwise with [`IoErrorKind::Cancelled`] or the device's error. It has its buffer until
-    /// then. The wait is bounded by the device's own deadline.
+    /// The device is changing its data in the operation's name, which cannot be taken back, or is
+    /// reading into frames of the operation's own. It begins nothing more and finishes by itself when
+    /// that has ended: a change well, if that was all that was left to do, otherwise with
+    /// [`IoErrorKind::Cancelled`] or the device's error. It has its buffer until then. The wait is
+    /// bounded by the device's own deadline.
     RunsOn,
     /// The lane has no such operation: it never had, or it has finished, perhaps without having been
     /// taken out yet.
@@ -128,9 +130,11 @@ pub(crate) enum IoKind {
     },
     /// Reads into frames that are not pages'.
     ReadPast,
+    /// Reads into frames of the operation's own, which it keeps handles of.
+    ReadOwn,
     /// Writes dirty blocks of pages in Writeback.
     Store,
-    /// Changes blocks on the device without data.
+    /// Changes blocks on the device under the cache.
     Bypass,
     /// Makes stable what the device has.
     Flush,
@@ -229,7 +233,8 @@ impl Core {
             ios: Slots::new(depth),
             wakes: Wakes::with_capacity(64),
             group: Group::new(cache.device().capabilities(), operations),
-            spare: (0..=depth).map(|_| Vec::with_capacity(pages_max)).collect(),
+            // One more: a command that does not begin where a frame does.
+            spare: (0..=depth).map(|_| Vec::with_capacity(pages_max + 1)).collect(),
             slot_waiters: VecDeque::with_capacity(operations),
             slot_granted: false,
             early: VecDeque::with_capacity(depth),
@@ -306,11 +311,51 @@ impl Core {
         sent
     }
 
+    /// As [`gather`](Self::gather), of blocks that the device reads into frames of `memory`, from byte
+    /// `position` of it on.
+    pub(crate) fn gather_own(
+        &mut self,
+        operation: Token,
+        run: &mut Option<Run>,
+        (lba, blocks): (u64, u32),
+        memory: &Buffer,
+        position: usize,
+    ) -> usize {
+        let len = blocks as usize * self.cache.block_size();
+        let blocks_max = self.own_blocks_max();
+        let mut sent = 0;
+        if let Some(open) = run {
+            let joins = open.kind == IoKind::ReadOwn
+                && open.lba + u64::from(open.blocks) == lba
+                && open.blocks + blocks <= blocks_max;
+            if joins {
+                open.blocks += blocks;
+                memory.lend(position, len, &mut open.frames);
+                return 0;
+            }
+            sent = self.send(operation, run);
+        }
+        let mut frames = self.spare.pop().unwrap_or_default();
+        let offset = memory.lend(position, len, &mut frames);
+        *run = Some(Run { kind: IoKind::ReadOwn, lba, blocks, frames, offset, fua: false });
+        sent
+    }
+
+    /// The most blocks of a command that moves an operation's own frames.
+    pub(crate) fn own_blocks_max(&self) -> u32 {
+        (self.pages_max * FRAME_SIZE / self.cache.block_size()) as u32
+    }
+
+    /// A vector for the frames of a command.
+    pub(crate) fn spare(&mut self) -> Vec<DmaBuf> {
+        self.spare.pop().unwrap_or_default()
+    }
+
     /// Sends the command that was gathered, if there is one, and says how many were sent.
     pub(crate) fn send(&mut self, operation: Token, run: &mut Option<Run>) -> usize {
         let Some(Run { kind, lba, blocks, frames, offset, fua }) = run.take() else { return 0 };
         let op = match kind {
-            IoKind::Fill | IoKind::Ahead { .. } | IoKind::ReadPast => Op::Read,
+            IoKind::Fill | IoKind::Ahead { .. } | IoKind::ReadPast | IoKind::ReadOwn => Op::Read,
             IoKind::Store => Op::Write { fua },
             IoKind::Bypass | IoKind::Flush => unreachable!("no frames are gathered for {kind:?}"),
         };
@@ -451,10 +496,11 @@ impl Core {
         self.cache.cancel_wait(self.enlisted.entries(), operation.slot)
     }
 
-    /// Whether the device is changing data in the name of an operation.
-    fn changes_device(&self, operation: Token) -> bool {
+    /// Whether the device is changing data in the name of an operation, or is at its own frames.
+    fn cannot_take_back(&self, operation: Token) -> bool {
         let sent = self.ios.tenants().any(|io| {
-            io.operation == operation && matches!(io.kind, IoKind::Store | IoKind::Bypass)
+            io.operation == operation
+                && matches!(io.kind, IoKind::Store | IoKind::Bypass | IoKind::ReadOwn)
         });
         sent || self.group.holds(operation)
     }
@@ -526,7 +572,17 @@ impl Work {
         match self {
             Self::Read(read) => read.take_buffer(),
             Self::Write(write) => write.take_buffer(),
-            Self::Readahead(_) | Self::Bypass(_) | Self::Flush(_) => Buffer::None,
+            Self::Bypass(bypass) => bypass.take_buffer(),
+            Self::Readahead(_) | Self::Flush(_) => Buffer::None,
+        }
+    }
+
+    /// Whether it is a write that is to be stable when it is over.
+    fn is_stable_write(&self) -> bool {
+        match self {
+            Self::Write(write) => write.is_stable(),
+            Self::Bypass(bypass) => bypass.is_stable(),
+            Self::Read(_) | Self::Readahead(_) | Self::Flush(_) => false,
         }
     }
 }
@@ -630,7 +686,17 @@ impl Lane {
             OpKind::Write { direct: true, .. } | OpKind::Discard | OpKind::WriteZeroes { .. }
         );
         let too_long = has_data && (len > Self::LEN_MAX || len > buffer.len() as u64);
-        if end.is_none_or(|end| end > cache.size_bytes()) || too_long || (bypasses && !aligned) {
+        let foreign = match &buffer {
+            Buffer::Registered { frames, from } => {
+                let pool = cache.device().pool();
+                !from.is_multiple_of(cache.block_size())
+                    || !aligned
+                    || frames.iter().any(|frame| !pool.owns(frame))
+            }
+            _ => false,
+        };
+        let outside = end.is_none_or(|end| end > cache.size_bytes());
+        if outside || too_long || foreign || (bypasses && !aligned) {
             self.finished.push_back(Finished { token, result: Err(OUT_OF_RANGE), buffer });
             return Ok(());
         }
@@ -654,8 +720,12 @@ impl Lane {
                     let transfer_max = cache.device().geometry().transfer_max_bytes;
                     self.core.group.begin(len.div_ceil(u64::from(transfer_max)))
                 });
-                let past = direct || none;
-                Work::Write(Write::new(cache, offset, len as usize, buffer, way, past))
+                if direct && buffer.is_registered() {
+                    Work::Bypass(Bypass::write(cache, offset, len, buffer, way))
+                } else {
+                    let past = direct || none;
+                    Work::Write(Write::new(cache, offset, len as usize, buffer, way, past))
+                }
             }
             OpKind::Readahead => Work::Readahead(Readahead::new(cache, offset, len)),
             OpKind::Flush => {
@@ -708,7 +778,7 @@ impl Lane {
         let named = |entry: &Entry| entry.user == token && !entry.abandoned;
         let Some(me) = self.entries.find(named) else { return Cancelled::Unknown };
         let left = self.core.leave_queue(me);
-        let runs_on = self.core.changes_device(me);
+        let runs_on = self.core.cannot_take_back(me);
         let Some(entry) = self.entries.get_mut(me) else { unreachable!("it was just found") };
         let Some(work) = &mut entry.work else { unreachable!("nothing is stepped meanwhile") };
         work.stop();
@@ -829,18 +899,13 @@ impl Lane {
             return;
         };
         let Some(Entry { user, abandoned, .. }) = self.entries.remove(token) else { return };
-        if matches!(&work, Work::Write(write) if write.is_stable()) {
+        if work.is_stable_write() {
             self.core.group.end();
         }
         if abandoned {
             return;
         }
-        let buffer = match work {
-            Work::Read(read) => read.into_buffer(),
-            Work::Write(write) => write.into_buffer(),
-            Work::Readahead(_) | Work::Bypass(_) | Work::Flush(_) => Buffer::None,
-        };
-        self.finished.push_back(Finished { token: user, result, buffer });
+        self.finished.push_back(Finished { token: user, result, buffer: work.take_buffer() });
     }
 }
 

@@ -86,10 +86,6 @@ impl Read {
         Self { once: true, ..self }
     }
 
-    pub(crate) fn into_buffer(self) -> Buffer {
-        self.buffer
-    }
-
     /// The memory, which nothing is copied to any more.
     pub(crate) fn take_buffer(&mut self) -> Buffer {
         std::mem::replace(&mut self.buffer, Buffer::None)
@@ -252,6 +248,12 @@ impl Read {
             }
             return Visit::Blocked;
         }
+        if self.past && slot.is_none() && self.buffer.is_registered() {
+            shard.stats.misses += 1;
+            drop(shard);
+            self.ask_own(me, core, page, run);
+            return Visit::Forward;
+        }
         let granted = self.granted.take_if(|(of, _)| *of == page).map(|(_, frame)| frame);
         let Some(frame) = granted.or_else(|| shard.take_frame(slot)) else {
             if may_wait {
@@ -305,6 +307,21 @@ impl Read {
         Visit::Forward
     }
 
+    /// Has the device read what we want of an absent page into our own frames: exactly that, for the
+    /// bytes before and after are not ours, or another's.
+    fn ask_own(&mut self, me: Token, core: &mut Core, page: u64, run: &mut Option<Run>) {
+        self.merging.remove((page - self.first_page) as usize);
+        if self.careful {
+            self.outstanding += core.send(me, run);
+        }
+        let (offset, len, position) = self.part(page);
+        let cache = &core.cache;
+        let block_size = cache.block_size();
+        let lba = page * cache.blocks_per_page() + (offset / block_size) as u64;
+        let blocks = (len / block_size) as u32;
+        self.outstanding += core.gather_own(me, run, (lba, blocks), &self.buffer, position);
+    }
+
     /// A device read of ours has ended.
     pub(crate) fn settle(
         &mut self,
@@ -320,12 +337,39 @@ impl Read {
         let first = io.lba / cache.blocks_per_page();
         let pages = (io.lba + u64::from(io.blocks)).div_ceil(cache.blocks_per_page()) - first;
         let exact = pages == 1 && self.want(core, first).contains(core.blocks_of(&io, first));
-        for (page, frame) in core.pages_of(&io, &mut frames) {
-            let blocks = core.blocks_of(&io, page);
+        // A device that could not be stopped may write them for ever: they are not asked for again.
+        let kept = io.kind == IoKind::ReadOwn && frames.is_empty();
+        if io.kind == IoKind::ReadOwn {
+            // Handles beside our own: the bytes are where they belong.
+            frames.clear();
+            if result.is_ok() {
+                let done = first - self.first_page..first + pages - self.first_page;
+                done.for_each(|place| self.todo.remove(place as usize));
+            }
+        } else {
+            self.take_pages(core, &io, result.is_ok(), &mut frames);
+        }
+        core.recycle(frames);
+        match result {
+            Err(error) if exact || kept => self.error = Some(error),
+            Err(error) if error.do_not_retry && error.kind == uaio_driver::IoErrorKind::Gone => {
+                self.error = Some(error);
+            }
+            Err(_) => self.careful = true,
+            Ok(()) => {}
+        }
+        self.go_on(me, core)
+    }
+
+    /// Copies what has come, and gives the frames to their pages or back.
+    fn take_pages(&mut self, core: &mut Core, io: &Io, ok: bool, frames: &mut Vec<DmaBuf>) {
+        let cache = core.cache.clone();
+        for (page, frame) in core.pages_of(io, frames) {
+            let blocks = core.blocks_of(io, page);
             // What we came for is copied before anybody can evict it.
             let merges = self.merging.contains((page - self.first_page) as usize);
             if let Some(frame) = &frame
-                && result.is_ok()
+                && ok
                 && !merges
                 && blocks.contains(self.want(core, page))
             {
@@ -342,23 +386,13 @@ impl Read {
                 (IoKind::ReadPast, Some(frame)) => core.give_back(page, Wakeup::Frame(frame)),
                 (IoKind::ReadPast, None) => {}
                 (_, frame) => {
-                    _ = end_fill(core, page, blocks, frame, result.is_ok(), false, notes);
+                    _ = end_fill(core, page, blocks, frame, ok, false, notes);
                     if self.once && !merges && self.ends(page) {
                         cache.drop_page(page, false);
                     }
                 }
             }
         }
-        core.recycle(frames);
-        match result {
-            Err(error) if exact => self.error = Some(error),
-            Err(error) if error.do_not_retry && error.kind == uaio_driver::IoErrorKind::Gone => {
-                self.error = Some(error);
-            }
-            Err(_) => self.careful = true,
-            Ok(()) => {}
-        }
-        self.go_on(me, core)
     }
 }
 

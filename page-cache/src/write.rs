@@ -92,10 +92,6 @@ impl Write {
         self.way.is_some()
     }
 
-    pub(crate) fn into_buffer(self) -> Buffer {
-        self.buffer
-    }
-
     /// The memory, which nothing is copied from any more.
     pub(crate) fn take_buffer(&mut self) -> Buffer {
         std::mem::replace(&mut self.buffer, Buffer::None)

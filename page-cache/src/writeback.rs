@@ -193,9 +193,11 @@ impl Flusher {
                     self.core.wakes.push(waiter, Wakeup::Ended(result));
                 }
             }
-            IoKind::Fill | IoKind::Ahead { .. } | IoKind::ReadPast | IoKind::Bypass => {
-                panic!("the flusher sends no {:?}", io.kind)
-            }
+            IoKind::Fill
+            | IoKind::Ahead { .. }
+            | IoKind::ReadPast
+            | IoKind::ReadOwn
+            | IoKind::Bypass => panic!("the flusher sends no {:?}", io.kind),
         }
     }
 

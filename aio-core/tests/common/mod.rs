@@ -2,8 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use uaio_core::{Event, Reactor, Volume, VolumeOptions};
 use uaio_driver::ram::RamDevice;
@@ -28,6 +28,8 @@ pub struct GateState {
     pub completed: AtomicUsize,
     /// Flushes sent to it.
     pub flushes: AtomicUsize,
+    /// What it was asked to move, and where the frames for that lie, since they were taken last.
+    pub moved: Mutex<Vec<(Op, Vec<usize>)>>,
 }
 
 impl GateState {
@@ -70,6 +72,10 @@ impl IoQueue for GateQueue {
     fn submit(&mut self, request: Request) -> Result<(), Refused> {
         if request.op == Op::Flush {
             self.state.flushes.fetch_add(1, Ordering::SeqCst);
+        }
+        if request.op.has_data() {
+            let places = request.data.frames.iter().map(|frame| frame.as_ptr() as usize).collect();
+            self.state.moved.lock().unwrap().push((request.op, places));
         }
         self.inner.submit(request)
     }
@@ -114,7 +120,12 @@ pub struct Stack {
 }
 
 pub fn stack(frames: usize, options: VolumeOptions) -> Stack {
-    let pool = DmaPool::new(PoolOptions::frames(frames + 64)).unwrap();
+    stack_beside(64, frames, options)
+}
+
+/// The same with `spare` frames in the pool that are not the cache's.
+pub fn stack_beside(spare: usize, frames: usize, options: VolumeOptions) -> Stack {
+    let pool = DmaPool::new(PoolOptions::frames(frames + spare)).unwrap();
     let state = Arc::new(GateState::default());
     let ram = RamDevice::new(SIZE, 512, pool).unwrap();
     let gate = Gate { ram, state: Arc::clone(&state) };

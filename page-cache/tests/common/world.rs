@@ -9,7 +9,8 @@ use std::time::Duration;
 use uaio_driver::block::PollsAnyway;
 use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
 use uaio_driver::{
-    BlockDevice, DmaPool, Geometry, IoError, IoErrorKind, IoResult, PoolOptions, Slots,
+    BlockDevice, DmaBuf, DmaPool, Geometry, IoError, IoErrorKind, IoResult, PoolOptions, SgList,
+    Slots,
 };
 use uaio_page_cache::{
     Buffer, Cache, CacheMode, CacheOptions, CacheStats, Cancelled, Finished, Flusher, Handle, Lane,
@@ -49,6 +50,7 @@ struct Pending {
     write: WriteId,
     start: u64,
     offset: usize,
+    len: usize,
     lane: usize,
     cancelled: Option<Cancelled>,
 }
@@ -71,7 +73,13 @@ pub struct World {
     pending: Slots<Pending>,
     now: Duration,
     failed_flushes: usize,
+    /// Frames for operations with registered memory, those that are in none now.
+    registered: Vec<DmaBuf>,
 }
+
+/// Frames for registered memory: enough for the longest operation, from any block of the first on, and
+/// for another.
+const REGISTERED: usize = 12;
 
 impl Drop for World {
     fn drop(&mut self) {
@@ -85,7 +93,8 @@ impl Drop for World {
 impl World {
     pub fn new(plan: Plan, seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let pool = DmaPool::new(PoolOptions::frames(plan.frames_max())).unwrap();
+        let pool = DmaPool::new(PoolOptions::frames(plan.frames_max() + REGISTERED)).unwrap();
+        let registered = (0..REGISTERED).map_while(|_| pool.take()).collect();
         let sized = SimOptions::sized(SIZE as u64, plan.block_size);
         let options = SimOptions {
             geometry: Geometry { transfer_max_bytes: 16 << 10, ..sized.geometry },
@@ -121,6 +130,7 @@ impl World {
             pending: Slots::new(64),
             now: Duration::ZERO,
             failed_flushes: 0,
+            registered,
         }
     }
 
@@ -263,10 +273,15 @@ impl World {
             OpKind::WriteZeroes { .. } => (self.history.begin(offset, len, true), Buffer::None),
             _ => (0, Buffer::Bytes(vec![0xee; len])),
         };
-        self.tell(|| format!("lane {lane}: {kind:?} {offset}+{len} (write {write})"));
+        let direct =
+            matches!(kind, OpKind::Read { direct: true } | OpKind::Write { direct: true, .. });
+        let registers = aligned && direct && self.random.u8(..3) > 0;
+        let buffer = if registers { self.register(buffer) } else { buffer };
+        let what = if registers { " registered" } else { "" };
+        self.tell(|| format!("lane {lane}: {kind:?}{what} {offset}+{len} (write {write})"));
         let start = self.history.tick();
         let Ok(token) =
-            self.pending.insert(Pending { kind, write, start, offset, lane, cancelled: None })
+            self.pending.insert(Pending { kind, write, start, offset, len, lane, cancelled: None })
         else {
             unreachable!("room was seen")
         };
@@ -275,6 +290,31 @@ impl World {
             Operation { token, kind, offset: offset as u64, len: len as u64, buffer, handle };
         assert!(self.lanes[lane].start(operation).is_ok());
         self.collect(lane);
+    }
+
+    /// The same bytes in registered memory, somewhere in its first frame, if there are frames for them.
+    fn register(&mut self, buffer: Buffer) -> Buffer {
+        let Buffer::Bytes(bytes) = buffer else { return buffer };
+        let block_size = self.plan.block_size as usize;
+        let from = self.random.usize(..4096 / block_size) * block_size;
+        let count = (from + bytes.len()).div_ceil(4096);
+        let Some(at) = self.registered.len().checked_sub(count) else {
+            return Buffer::Bytes(bytes);
+        };
+        let list = SgList { frames: self.registered.split_off(at), offset: from as u32 };
+        list.copy_from_slice(0, &bytes);
+        Buffer::Registered { frames: list.frames, from }
+    }
+
+    /// Takes registered memory back, of which nobody else has a handle, and gives the bytes of it.
+    fn unregister(&mut self, buffer: Buffer, len: usize) -> Buffer {
+        let Buffer::Registered { frames, from } = buffer else { return buffer };
+        assert!(frames.iter().all(|frame| !frame.is_shared()), "given back while it was in use");
+        let mut bytes = vec![0; len];
+        let list = SgList { frames, offset: from as u32 };
+        list.copy_to_slice(0, &mut bytes);
+        self.registered.extend(list.frames);
+        Buffer::Bytes(bytes)
     }
 
     /// Takes back one of the operations in progress.
@@ -316,6 +356,7 @@ impl World {
                 panic!("{token:?} was answered twice")
             };
             assert_eq!(pending.lane, lane);
+            let buffer = self.unregister(buffer, pending.len);
             self.check(pending, result, buffer);
         }
         let oldest = self.pending.tokens().into_iter();
@@ -372,6 +413,7 @@ impl World {
             self.flush(lane);
         }
         assert_eq!(self.cache.frames_lent(), 0, "frames were lost");
+        assert_eq!(self.registered.len(), REGISTERED, "registered frames were lost");
         let dirty = self.cache.dirty_ranges().iter().map(|range| range.end - range.start).sum();
         let stats = self.cache.stats();
         let held = stats.dirty_bytes + stats.writeback_bytes;
@@ -410,6 +452,7 @@ impl World {
         assert_eq!(stats.frames, stats.frames_wanted, "frames that are too many were kept");
         let free = self.device.pool().free_frames() as u64;
         assert_eq!(free + stats.frames, self.plan.frames_max() as u64, "frames were lost");
+        assert_eq!(self.registered.len(), REGISTERED, "registered frames were lost");
         self.cache.assert_sound();
         self.check_crash();
         (0..SIZE / 4096).for_each(|page| self.read_page(page));
@@ -432,9 +475,15 @@ impl World {
     }
 
     fn begin(&mut self, lane: usize, kind: OpKind, offset: usize, len: usize, start: u64) {
-        let Ok(token) =
-            self.pending.insert(Pending { kind, write: 0, start, offset, lane, cancelled: None })
-        else {
+        let Ok(token) = self.pending.insert(Pending {
+            kind,
+            write: 0,
+            start,
+            offset,
+            len,
+            lane,
+            cancelled: None,
+        }) else {
             panic!("nothing else is in flight")
         };
         let buffer = Buffer::Bytes(vec![0; len]);
