@@ -82,6 +82,11 @@
 //! its next sync. An errno of the host is what the system call said, by
 //! [`IoError::errno`](uaio_driver::IoError::errno).
 //!
+//! # Futures, and C
+//!
+//! [`AsyncContext`] has the same commands as futures, on any executor; [`Context::events`] is a stream;
+//! [`Reactor::scope`] takes memory that is borrowed. The crate `uaio-c` has it all for C.
+//!
 //! # What was asked for, and where it is
 //!
 //! Linux was asked for this interface from 2002 to 2016, one patch set after the other. Each line, who
