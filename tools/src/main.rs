@@ -18,7 +18,7 @@
 //!
 //! # Read on
 //!
-//! [`cli`] is what can be said, [`backend`] what can be served, [`server`] how it is served and
+//! [`cli`] is what can be said, [`uaio_driver::url::Backend`] what can be served, [`server`] how it is served and
 //! stopped, [`protocol`] what the other commands say to it, [`record`] how they find it, [`holders`]
 //! who else uses a device.
 
