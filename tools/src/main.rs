@@ -71,7 +71,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::List => list::run(&context),
         Command::Info { id } => info::run(&context, id),
         Command::Stats { id } => stats::run(&context, id),
-        Command::Flush { id, deadline } => stop::flush(&context, id, deadline),
+        Command::Flush { id, range, deadline } => stop::flush(&context, id, range, deadline),
         Command::Del(args) => stop::del(&context, args),
         Command::Cache(command) => cache::run(&context, command),
         Command::Nvme(NvmeCommand::List) => nvme::list(&context),

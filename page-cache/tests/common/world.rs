@@ -49,6 +49,7 @@ struct Pending {
     write: WriteId,
     start: u64,
     offset: usize,
+    len: usize,
     lane: usize,
     cancelled: Option<Cancelled>,
 }
@@ -249,6 +250,7 @@ impl World {
                 direct: aligned && self.random.u8(..6) == 0,
             },
             6 if aligned => OpKind::WriteZeroes { may_unmap: self.random.bool() },
+            7 if self.random.u8(..3) == 0 => OpKind::FlushRange,
             7 => OpKind::Flush,
             8 if self.random.bool() => OpKind::Readahead,
             _ => OpKind::Read { direct: self.random.u8(..6) == 0 },
@@ -266,7 +268,7 @@ impl World {
         self.tell(|| format!("lane {lane}: {kind:?} {offset}+{len} (write {write})"));
         let start = self.history.tick();
         let Ok(token) =
-            self.pending.insert(Pending { kind, write, start, offset, lane, cancelled: None })
+            self.pending.insert(Pending { kind, write, start, offset, len, lane, cancelled: None })
         else {
             unreachable!("room was seen")
         };
@@ -325,7 +327,7 @@ impl World {
     }
 
     fn check(&mut self, pending: Pending, result: IoResult, buffer: Buffer) {
-        let Pending { kind, write, start, offset, cancelled, .. } = pending;
+        let Pending { kind, write, start, offset, len, cancelled, .. } = pending;
         if cancelled == Some(Cancelled::Finished) {
             assert_eq!(result, Err(IoError::new(IoErrorKind::Cancelled)), "{kind:?} at {offset}");
         }
@@ -348,6 +350,9 @@ impl World {
             (OpKind::Write { stable, .. }, _) => self.history.end(write, stable),
             (OpKind::WriteZeroes { .. }, _) => self.history.end(write, false),
             (OpKind::Flush, _) => self.history.flushed(start),
+            (OpKind::FlushRange, _) => {
+                self.history.flushed_range(start, offset..offset + len);
+            }
             (OpKind::Readahead, _) => {}
             (kind, buffer) => panic!("{kind:?} gave {buffer:?} back"),
         }
@@ -432,9 +437,15 @@ impl World {
     }
 
     fn begin(&mut self, lane: usize, kind: OpKind, offset: usize, len: usize, start: u64) {
-        let Ok(token) =
-            self.pending.insert(Pending { kind, write: 0, start, offset, lane, cancelled: None })
-        else {
+        let Ok(token) = self.pending.insert(Pending {
+            kind,
+            write: 0,
+            start,
+            offset,
+            len,
+            lane,
+            cancelled: None,
+        }) else {
             panic!("nothing else is in flight")
         };
         let buffer = Buffer::Bytes(vec![0; len]);
