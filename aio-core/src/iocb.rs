@@ -209,8 +209,9 @@ impl Iocb {
     }
 
     /// Makes stable every write of the `len_bytes` bytes from `offset` on whose event was there before
-    /// this is submitted (of the file calls, a `sync_file_range` that also waits for the drive). It
-    /// may make more stable than that, and tells what [`fsync`](Iocb::fsync) tells.
+    /// this is submitted (of the file calls, a `sync_file_range` that also waits for the drive). Nothing
+    /// else is written out. A healed error is told as [`fsync`](Iocb::fsync) tells it, wherever on the
+    /// volume it was.
     pub fn sync_range(handle: &Handle, offset: u64, len_bytes: u64) -> Self {
         Self::on_range(handle, Command::SyncRange, offset, len_bytes)
     }

@@ -82,6 +82,11 @@
 //! its next sync. An errno of the host is what the system call said, by
 //! [`IoError::errno`](uaio_driver::IoError::errno).
 //!
+//! # Futures, and C
+//!
+//! [`AsyncContext`] has the same commands as futures, on any executor; [`Context::events`] is a stream;
+//! [`Reactor::scope`] takes memory that is borrowed. The crate `uaio-c` has it all for C.
+//!
 //! # What was asked for, and where it is
 //!
 //! Linux was asked for this interface from 2002 to 2016, one patch set after the other. Each line, who
@@ -93,7 +98,7 @@
 //! | retry-based buffered I/O | *Filesystem AIO*, 2003, 2006 | reads and writes of a cached [`Handle`] | `submit_never_blocks`, `buffered_operations_that_need_the_device_never_block_the_submitter` |
 //! | fsync, fdatasync, range sync | *aio_fsync* 2004, 2006; LaHaise 2016; Hellwig 2018 | [`Iocb::fsync`], [`Iocb::fdatasync`], [`Iocb::sync_range`]; for the host [`host`] | `many_syncs_at_once_share_one_flush`, `a_file_is_made_stable_as_a_whole_and_by_range` |
 //! | minimum, maximum, timeout | io_getevents(2) | [`Context::get_events`] | `get_events_keeps_to_min_max_and_timeout`, `every_event_reaches_exactly_one_of_many_waiting_threads` |
-//! | the first, all, m of n, over several contexts | aio_suspend(3); Drepper 2007 (m of n) | [`suspend`] | `suspend_waits_for_the_first_for_m_of_n_and_for_all_over_several_contexts`, `suspend_spans_contexts_of_several_reactors`, `many_threads_wait_for_one_context_each_for_its_own` |
+//! | the first, all, m of n, over several contexts | aio_suspend(3); Drepper 2007 (m of n) | [`suspend()`] | `suspend_waits_for_the_first_for_m_of_n_and_for_all_over_several_contexts`, `suspend_spans_contexts_of_several_reactors`, `many_threads_wait_for_one_context_each_for_its_own` |
 //! | notification: eventfd, descriptor, signal, callback, task | Dugué, Rao, Vivier 2007 | [`Notify`], [`Signal`], [`Callbacks`], [`NoticeFd`] | `tests/waiting.rs`, `tests/signals.rs`, `the_eventfd_counts_events` |
 //! | epoll in the same loop | Brown, Moyer, Bhattacharya 2007 | [`host::EpollWait`], [`host::HostOp::Poll`] | `an_epoll_descriptor_delivers_its_events_in_the_same_loop`, `a_multishot_poll_has_an_event_each_time_and_ends_when_there_is_no_slot` |
 //! | lio_listio | Dugué, Rao, Vivier 2007 | [`Context::listio`], [`Context::listio_wait`] | `a_list_is_one_submission_whose_failed_element_stops_no_other`, `a_list_that_is_waited_for_is_done_when_the_call_returns` |
@@ -110,7 +115,7 @@
 //!
 //! * A range sync of a volume makes all of it stable, which is more than it was asked for.
 //! * What a multishot poll says while its context has no slot free comes with its last event.
-//! * [`suspend`] over contexts of several reactors looks at those without a thread once a millisecond.
+//! * [`suspend()`] over contexts of several reactors looks at those without a thread once a millisecond.
 
 #![expect(clippy::result_large_err, reason = "what is refused comes back whole, and unallocated")]
 

@@ -41,7 +41,7 @@ impl List {
 /// A list that was submitted.
 #[derive(Debug)]
 pub struct Listed {
-    /// What was taken, in order: to cancel, or to wait for with [`crate::suspend`].
+    /// What was taken, in order: to cancel, or to wait for with [`crate::suspend()`].
     pub tickets: Vec<Ticket>,
     /// What was not, with the reasons. It stopped nothing else.
     pub refused: Vec<Refused>,

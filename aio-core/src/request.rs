@@ -121,14 +121,15 @@ impl Request {
         else {
             panic!("an operation of the host came to a volume")
         };
-        let VolumeWork { handle, command, offset, buffers, .. } = work;
+        let VolumeWork { handle, command, offset, range_bytes, buffers, .. } = work;
         let offset = *offset + *done as u64;
         let kind = match command {
             Command::Read => OpKind::Read { direct: handle.is_direct() },
             Command::Write => {
                 OpKind::Write { stable: handle.is_stable(), direct: handle.is_direct() }
             }
-            Command::Fsync | Command::Fdatasync | Command::SyncRange => OpKind::Flush,
+            Command::Fsync | Command::Fdatasync => OpKind::Flush,
+            Command::SyncRange => OpKind::FlushRange,
             Command::Readahead => OpKind::Readahead,
             Command::Discard => OpKind::Discard,
             Command::WriteZeroes => OpKind::WriteZeroes { may_unmap: true },
@@ -149,7 +150,16 @@ impl Request {
                 Buffer::Registered { frames: buffer.into_frames(), from: *done }
             }
         };
-        let (len, handle) = (*piece as u64, Arc::clone(handle.opener()));
+        let (offset, len) = match kind {
+            // Nothing is moved, so it has no piece; it may reach past the end.
+            OpKind::FlushRange => {
+                let size = handle.volume().size_bytes();
+                let offset = offset.min(size);
+                (offset, (size - offset).min(*range_bytes))
+            }
+            _ => (offset, *piece as u64),
+        };
+        let handle = Arc::clone(handle.opener());
         Operation { token, kind, offset, len, buffer, handle }
     }
 

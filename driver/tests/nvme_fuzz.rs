@@ -224,6 +224,9 @@ impl<'a> World<'a> {
                         _ => Lie::WrongQueue,
                     })
                     .collect();
+                // A status whose code is 0 says that it was done.
+                let done = |lie: &Lie| matches!(lie, Lie::Status(status) if status.code().0 == 0);
+                self.tainted |= lies.iter().any(done);
                 model.lie(lies);
             }
             8 => {

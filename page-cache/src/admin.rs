@@ -222,7 +222,7 @@ impl Cache {
     }
 
     /// The pages that a range of bytes touches, of those that there are.
-    fn pages_touched(&self, bytes: &Range<u64>) -> Range<u64> {
+    pub(crate) fn pages_touched(&self, bytes: &Range<u64>) -> Range<u64> {
         let end = bytes.end.div_ceil(FRAME_SIZE as u64).min(self.pages());
         (bytes.start / FRAME_SIZE as u64).min(end)..end
     }

@@ -80,10 +80,29 @@ pub enum CacheError {
     },
 }
 
-/// A flush that waits: for everything up to `seq` to be on the device, and then for a device flush.
+/// A flush that waits: for everything up to `seq` in its pages to be on the device, and then for a
+/// device flush.
 pub(crate) struct Ticket {
     pub(crate) seq: u64,
+    /// The pages it covers.
+    pub(crate) pages: Range<u64>,
     pub(crate) waiter: Waiter,
+    /// What failed to be written in its pages is to be tried again at once.
+    pub(crate) retry_failed: bool,
+}
+
+impl Ticket {
+    /// The pages of a flush that covers all there are.
+    pub(crate) const ALL: Range<u64> = 0..u64::MAX;
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.pages == Self::ALL
+    }
+
+    /// Whether it waits for a page that holds data from `since` on.
+    pub(crate) fn covers(&self, page: u64, since: u64) -> bool {
+        since <= self.seq && self.pages.contains(&page)
+    }
 }
 
 /// What the flusher is asked for.
@@ -91,8 +110,6 @@ pub(crate) struct Ticket {
 pub(crate) struct Orders {
     pub(crate) tickets: Vec<Ticket>,
     pub(crate) flushes: u64,
-    /// Failed pages are to be tried again at once.
-    pub(crate) retry_failed: bool,
 }
 
 /// A page cache over one block device.
@@ -506,14 +523,15 @@ impl Cache {
         self.seq.load(Ordering::Acquire)
     }
 
-    /// Asks for everything acknowledged so far to be stable; the waiter gets the result.
-    pub(crate) fn order_flush(&self, waiter: Waiter) {
+    /// Asks for everything acknowledged so far in these pages to be stable; the waiter gets the
+    /// result.
+    pub(crate) fn order_flush(&self, pages: Range<u64>, waiter: Waiter) {
         let mut orders = self.orders.lock();
         orders.flushes += 1;
-        orders.retry_failed = true;
         waiter.left_at(Place::Orders);
         let seq = self.last_seq();
-        orders.tickets.push(Ticket { seq, waiter });
+        let ticket = Ticket { seq, pages, waiter, retry_failed: true };
+        orders.tickets.push(ticket);
         drop(orders);
         let flusher = self.flusher.lock().clone();
         match flusher {
@@ -586,6 +604,33 @@ impl Cache {
         }
     }
 
+    /// Fails the flushes that cover what could not be written of these pages, the oldest of it numbered
+    /// `oldest`. They fail now: it was tried, and waiting longer would be for as long as the device
+    /// pleases.
+    pub(crate) fn fail_covering(
+        &self,
+        wakes: &mut Wakes,
+        error: IoError,
+        pages: &Range<u64>,
+        oldest: u64,
+    ) {
+        self.fail_tickets(wakes, error, |ticket| {
+            if ticket.is_whole() {
+                return ticket.seq >= oldest;
+            }
+            // Some of the pages may be of the range, and others what is old enough.
+            let common = pages.start.max(ticket.pages.start)..pages.end.min(ticket.pages.end);
+            ticket.seq >= oldest
+                && common.into_iter().any(|page| {
+                    let shard = self.shard(page);
+                    shard.find(page).is_some_and(|slot| {
+                        let since = shard.page(slot).dirty_since();
+                        shard.attempts(slot) > 0 && since.is_some_and(|it| it <= ticket.seq)
+                    })
+                })
+        });
+    }
+
     /// Gives a pin of `page` up.
     #[inline]
     pub(crate) fn unpin(&self, page: u64, frame: DmaBuf) {
@@ -616,16 +661,16 @@ impl Cache {
         }
     }
 
-    /// Fails every flush that waits.
+    /// Fails the flushes that wait and are to fail.
     pub(crate) fn fail_tickets(
         &self,
         wakes: &mut Wakes,
         error: IoError,
-        covers: impl Fn(u64) -> bool,
+        covers: impl Fn(&Ticket) -> bool,
     ) {
         let mut orders = self.orders.lock();
         orders.tickets.retain(|ticket| {
-            let failed = covers(ticket.seq);
+            let failed = covers(ticket);
             if failed {
                 wakes.push(ticket.waiter.clone(), Wakeup::Ended(Err(error)));
             }

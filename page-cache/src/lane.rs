@@ -7,6 +7,7 @@
 //! [`pop_finished`](Lane::pop_finished). Nothing in here blocks.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use uaio_driver::{
 
 use crate::buffer::Buffer;
 use crate::bypass::Bypass;
-use crate::cache::{Cache, Enlisted, Handle, OUT_OF_RANGE};
+use crate::cache::{Cache, Enlisted, Handle, OUT_OF_RANGE, Ticket};
 use crate::commit::Group;
 use crate::page::{Blocks, Page};
 use crate::read::Read;
@@ -47,6 +48,8 @@ pub enum OpKind {
     Readahead,
     /// Finish when everything that was finished before is stable.
     Flush,
+    /// The same for what was finished before in the range: writes only that, by whole pages.
+    FlushRange,
     /// The blocks are not needed any more; aligned to device blocks.
     Discard,
     /// The blocks read as zeroes afterwards; aligned to device blocks.
@@ -393,10 +396,14 @@ impl Core {
         io: &Io,
         frames: &'a mut Vec<DmaBuf>,
     ) -> impl Iterator<Item = (u64, Option<DmaBuf>)> + use<'a> {
-        let per_page = self.cache.blocks_per_page();
-        let end = (io.lba + u64::from(io.blocks)).div_ceil(per_page);
         let frames = frames.drain(..).map(Some).chain(std::iter::repeat_with(|| None));
-        (io.lba / per_page..end).zip(frames)
+        self.page_range(io).zip(frames)
+    }
+
+    /// The pages that a request touches.
+    pub(crate) fn page_range(&self, io: &Io) -> Range<u64> {
+        let per_page = self.cache.blocks_per_page();
+        io.lba / per_page..(io.lba + u64::from(io.blocks)).div_ceil(per_page)
     }
 
     /// The blocks of `page` that a request covers.
@@ -591,6 +598,8 @@ impl Work {
 #[derive(Debug)]
 struct Flush {
     handle: Arc<Handle>,
+    /// What it covers.
+    pages: Range<u64>,
     ordered: bool,
     /// It was cancelled: whoever asked is not told, so no error counts as told.
     stopped: bool,
@@ -602,7 +611,7 @@ impl Flush {
             _ if self.stopped => Step::Done(Err(CANCELLED)),
             (false, _) => {
                 self.ordered = true;
-                core.cache.order_flush(core.waiter(me, false));
+                core.cache.order_flush(self.pages.clone(), core.waiter(me, false));
                 Step::Waiting
             }
             (true, Wakeup::Ended(result)) => {
@@ -728,9 +737,13 @@ impl Lane {
                 }
             }
             OpKind::Readahead => Work::Readahead(Readahead::new(cache, offset, len)),
-            OpKind::Flush => {
+            OpKind::Flush | OpKind::FlushRange => {
                 let handle = Arc::clone(&handle);
-                Work::Flush(Flush { handle, ordered: false, stopped: false })
+                let pages = match kind {
+                    OpKind::Flush => Ticket::ALL,
+                    _ => cache.pages_touched(&(offset..offset + len)),
+                };
+                Work::Flush(Flush { handle, pages, ordered: false, stopped: false })
             }
             OpKind::Discard => Work::Bypass(Bypass::new(cache, offset, len, Op::Discard)),
             OpKind::WriteZeroes { may_unmap } => {

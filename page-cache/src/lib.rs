@@ -86,7 +86,7 @@
 //! # Administration
 //!
 //! [`Cache::residency`], [`Cache::resident`], [`Cache::drop_clean`], [`Cache::stats`] look into a cache in use and
-//! drop from it. [`Cache::resize`] gives it another size, within the device's pool. Frames belong to their shard
+//! drop from it; [`OpKind::FlushRange`] makes a part of it stable. [`Cache::resize`] gives it another size, within the device's pool. Frames belong to their shard
 //! all the same: a shard that is to be smaller returns them to the pool as they become free, before it hands
 //! any over.
 //!

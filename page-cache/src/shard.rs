@@ -5,6 +5,7 @@
 //! and the queue of those who wait under the lock it holds anyway, and handing a frame over needs no
 //! other. Keys are spread by hash, so the shards fill evenly.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use uaio_driver::{DmaBuf, FrameStack, IoError};
@@ -666,6 +667,12 @@ impl Shard {
         dirty.into_iter().chain(written).min()
     }
 
+    /// The oldest sequence number of a page's data that is not on the device yet: dirty, or in flight.
+    pub(crate) fn unwritten_since(&self, slot: u32) -> Option<u64> {
+        let page = self.page(slot);
+        page.dirty_since().into_iter().chain(page.written_since()).min()
+    }
+
     /// Marks a page whose writeback failed, or one that is to be tried again.
     pub(crate) fn set_failed(&mut self, slot: u32, failed: bool) {
         let trouble = &mut self.troubles[slot as usize];
@@ -686,6 +693,20 @@ impl Shard {
         if self.failed > 0 {
             self.troubles.iter_mut().for_each(|trouble| trouble.set_failed(false));
             self.failed = 0;
+        }
+    }
+
+    /// Failed pages of these are to be tried again.
+    pub(crate) fn retry_failed_of(&mut self, pages: &Range<u64>) {
+        if self.failed == 0 {
+            return;
+        }
+        for (slot, trouble) in (0..).zip(self.troubles.iter_mut()) {
+            let key = self.records[slot].key.0;
+            if trouble.failed() && pages.contains(&key) {
+                trouble.set_failed(false);
+                self.failed -= 1;
+            }
         }
     }
 

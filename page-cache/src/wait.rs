@@ -1,6 +1,6 @@
 //! Wait queues: entries that carry what waking means.
 //!
-//! Whoever cannot go on leaves a [`Waiter`] on exactly one queue. Waking it is a callback, not a
+//! Whoever cannot go on leaves a waiter on exactly one queue. Waking it is a callback, not a
 //! thread made runnable: the waker does not know whether an operation goes back on its reactor's run
 //! queue, a thread is unparked, or a future's `Waker` is called. The entry is an explicit value of
 //! the operation, never hidden state of a thread.
@@ -15,14 +15,14 @@
 //! # Where entries lie
 //!
 //! An operation waits on one queue at a time, so it has one entry for all of them, made with its
-//! lane ([`Entries`]) and linked into whatever queue it waits on. A queue is two links; enqueueing,
+//! lane and linked into whatever queue it waits on. A queue is two links; enqueueing,
 //! waking and removing allocate nothing and walk nothing. Pages have no queue of their own: a shard
 //! has some, and a page's entries lie, marked with its slot, in the one that its slot hashes to.
 //!
 //! # Removal
 //!
-//! An operation that is cancelled leaves its queue. Its entry remembers where it was left
-//! ([`Place`]). Under that place's lock it is still linked, and then it is taken off and will not be
+//! An operation that is cancelled leaves its queue. Its entry remembers the queue it was
+//! left on. Under that place's lock it is still linked, and then it is taken off and will not be
 //! woken; or a waker has taken it out, and then its one wake-up is on its way to the lane, with
 //! whatever was handed over in it, and is waited for. There is no third case, because taking out is
 //! what the lock protects.

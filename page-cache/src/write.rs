@@ -368,7 +368,8 @@ impl Write {
         if let Err(error) = result {
             // As when the flusher fails to write what a flush covers.
             let cache = core.cache.clone();
-            cache.fail_tickets(&mut core.wakes, error, |seq| seq >= oldest_failed);
+            let pages = core.page_range(&io);
+            cache.fail_covering(&mut core.wakes, error, &pages, oldest_failed);
         }
         self.go_on(me, core)
     }

@@ -12,7 +12,9 @@
 //! **Flush**: a flush covers the writes numbered up to its own. When all of those are on the device
 //! a device flush is sent, and everybody whose writes were complete *before it was sent* shares it;
 //! who comes later takes the next. What is dirtied later has a higher number and is not waited for,
-//! so a flush ends under a writer that never stops.
+//! so a flush ends under a writer that never stops. A **flush of a range** is the same for the pages that
+//! the range touches: what is dirty elsewhere is neither written nor waited for, and a page elsewhere
+//! that cannot be written does not fail it.
 //!
 //! **The dirty limit** is what the device takes in [`FLUSH_TARGET`], by the rate seen while the
 //! flusher was busy, so that a flush takes about that long at most.
@@ -31,10 +33,11 @@ use uaio_driver::{
     Armed, DeviceError, FRAME_SIZE, IoError, IoErrorKind, IoResult, Op, SgList, Token, Wake,
 };
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Ticket};
 use crate::lane::{Core, Io, IoKind, Run};
 use crate::page::{Blocks, Page};
 use crate::room::Usage;
+use crate::shard::Shard;
 use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakeup};
 
@@ -53,6 +56,11 @@ pub const GIVE_UP: Duration = Duration::from_secs(10);
 const BATCH_PAGES: usize = 2048;
 /// The dirty limit never goes below this, in pages: 1 MiB.
 const LIMIT_MIN_PAGES: usize = 256;
+/// Pages of a range up to which a flush looks each of them up.
+const LOOKED_UP_MAX: u64 = 1024;
+/// How soon the flusher looks again while a flush of a range waits: it leaves its entry on one page, and
+/// flushes of several ranges may wait for different ones that lanes are busy with.
+const RANGE_LOOK: Duration = Duration::from_millis(5);
 /// The operation that the flusher's own waits and requests name.
 const ME: Token = Token { slot: 0, generation: 0 };
 
@@ -141,6 +149,8 @@ impl Flusher {
         self.core.wakes.run();
         let next = now + TICK;
         let next = if self.any_failed() { next.min(self.retry_at.max(now)) } else { next };
+        let ranges = self.core.cache.orders.lock().tickets.iter().any(|it| !it.is_whole());
+        let next = if ranges { next.min(now + RANGE_LOOK) } else { next };
         Turn { busy, next }
     }
 
@@ -214,10 +224,8 @@ impl Flusher {
                 let block_size = cache.block_size() as u64;
                 let start = io.lba * block_size;
                 cache.errors.record(start..start + u64::from(io.blocks) * block_size, error);
-                // A flush that covers it fails now: it was tried, and waiting longer would be for
-                // as long as the device pleases.
-                let covers = |seq| seq >= oldest_failed;
-                cache.fail_tickets(&mut self.core.wakes, error, covers);
+                let pages = self.core.page_range(&io);
+                cache.fail_covering(&mut self.core.wakes, error, &pages, oldest_failed);
                 // One attempt is many commands: the first that fails of them counts.
                 if now >= self.retry_at {
                     self.retry_at = now + self.backoff;
@@ -276,11 +284,12 @@ impl Flusher {
     /// Sends what should be written now; says whether anything was sent.
     fn write_some(&mut self, now: Duration) -> bool {
         let cache = Arc::clone(&self.core.cache);
-        let (flush_seq, retry_failed) = {
-            let mut orders = cache.orders.lock();
-            let seq = orders.tickets.iter().map(|ticket| ticket.seq).max();
-            (seq, std::mem::take(&mut orders.retry_failed))
-        };
+        let mut flush_seq = None;
+        let mut retry_failed = false;
+        for ticket in cache.orders.lock().tickets.iter_mut().filter(|ticket| ticket.is_whole()) {
+            flush_seq = flush_seq.max(Some(ticket.seq));
+            retry_failed |= std::mem::take(&mut ticket.retry_failed);
+        }
         if retry_failed || now >= self.retry_at {
             cache.shards().for_each(|shard| shard.lock().retry_failed());
         }
@@ -293,7 +302,8 @@ impl Flusher {
         }
         // First what is asked for, of all shards; what is over half of the limit gets what is left.
         let mut sent = 0;
-        let slots_left = self.write_batch(&cache, &mut sent, |since, _| since <= upto);
+        let mut slots_left = self.write_batch(&cache, &mut sent, |since, _| since <= upto);
+        slots_left = slots_left && self.write_ranges(&cache, &mut sent);
         if slots_left {
             let over_background = |room: &Usage, ahead| room.used > room.background + ahead;
             self.write_batch(&cache, &mut sent, |_, (room, ahead)| over_background(room, ahead));
@@ -328,6 +338,32 @@ impl Flusher {
                 }
             }
         }
+        self.store_all(cache, batch, sent)
+    }
+
+    /// Sends what flushes of ranges cover, and nothing else. Says whether there are slots left.
+    fn write_ranges(&mut self, cache: &Cache, sent: &mut usize) -> bool {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        let mut orders = cache.orders.lock();
+        for ticket in orders.tickets.iter_mut().filter(|ticket| !ticket.is_whole()) {
+            if std::mem::take(&mut ticket.retry_failed) {
+                cache.shards().for_each(|shard| shard.lock().retry_failed_of(&ticket.pages));
+            }
+            any_covered(cache, ticket, |shard, slot| {
+                let room = batch.len() < BATCH_PAGES;
+                if room && matches!(shard.page(slot), Page::Dirty(_)) && !shard.is_failed(slot) {
+                    batch.push(shard.key(slot));
+                }
+                !room
+            });
+        }
+        drop(orders);
+        self.store_all(cache, batch, sent)
+    }
+
+    /// Puts the pages of a batch under writeback in their order; says whether there are slots left.
+    fn store_all(&mut self, cache: &Cache, mut batch: Vec<u64>, sent: &mut usize) -> bool {
         batch.sort_unstable();
         let mut run = None;
         let slots_left = batch.iter().all(|page| self.store(cache, *page, &mut run, sent));
@@ -384,26 +420,29 @@ impl Flusher {
     fn flush_ready(&mut self) -> bool {
         let cache = Arc::clone(&self.core.cache);
         let mut orders = cache.orders.lock();
-        let Some(last) = orders.tickets.iter().map(|ticket| ticket.seq).max() else { return false };
-        if self.flush_in_flight {
+        if orders.tickets.is_empty() || self.flush_in_flight {
             return false;
         }
         // Under no shard lock: what was numbered up to a ticket's number before the ticket was
         // written down is found in its shard.
         let oldest = cache.shards().filter_map(|shard| shard.lock().oldest_unwritten()).min();
-        let ready = |seq: u64| oldest.is_none_or(|oldest| seq < oldest);
+        let ready = |ticket: &Ticket| {
+            oldest.is_none_or(|oldest| ticket.seq < oldest)
+                || (!ticket.is_whole() && !any_covered(&cache, ticket, |_, _| true))
+        };
         let sharing = &mut self.sharing;
         orders.tickets.retain(|ticket| {
-            if ready(ticket.seq) {
+            let ready = ready(ticket);
+            if ready {
                 sharing.push(ticket.waiter.clone());
             }
-            !ready(ticket.seq)
+            !ready
         });
-        drop(orders);
         if self.sharing.is_empty() {
-            self.wait_for_page(&cache, last);
+            self.wait_for_page(&cache, &orders.tickets);
             return false;
         }
+        drop(orders);
         self.flush_in_flight = true;
         cache.device_flushes.fetch_add(1, Ordering::Relaxed);
         let io = Io { operation: ME, kind: IoKind::Flush, lba: 0, blocks: 0 };
@@ -413,19 +452,21 @@ impl Flusher {
 
     /// Leaves the entry on one page that a flush waits for and that somebody is busy with, so that
     /// the flusher turns again when that has ended.
-    fn wait_for_page(&mut self, cache: &Cache, seq: u64) {
+    fn wait_for_page(&mut self, cache: &Cache, tickets: &[Ticket]) {
         if self.waiting {
             return;
         }
         for shard in cache.shards() {
             let mut shard = shard.lock();
+            let covered = |slot: u32, since: Option<u64>| {
+                let key = shard.key(slot);
+                since.is_some_and(|since| tickets.iter().any(|it| it.covers(key, since)))
+            };
             let busy = shard.dirty().chain(shard.writing()).find(|slot| match shard.page(*slot) {
                 page @ (Page::Reading { .. } | Page::Writing(_)) => {
-                    page.dirty_since().is_some_and(|since| since <= seq)
+                    covered(*slot, page.dirty_since())
                 }
-                page @ Page::Writeback { .. } => {
-                    page.written_since().is_some_and(|since| since <= seq)
-                }
+                page @ Page::Writeback { .. } => covered(*slot, page.written_since()),
                 Page::Absent | Page::Clean(_) | Page::Dirty(_) => false,
             });
             if let Some(slot) = busy {
@@ -455,6 +496,29 @@ impl Drop for Flusher {
         cache.set_flusher(None, &mut self.core.wakes);
         self.core.wakes.run();
     }
+}
+
+/// Whether one of the pages that a flush of a range waits for, those with data that is not on the
+/// device, is what `is_it` looks for.
+fn any_covered(cache: &Cache, ticket: &Ticket, mut is_it: impl FnMut(&Shard, u32) -> bool) -> bool {
+    let covers = |shard: &Shard, slot: u32| {
+        let since = shard.unwritten_since(slot);
+        since.is_some_and(|since| ticket.covers(shard.key(slot), since))
+    };
+    // A short range is looked up page by page; of a long one the lists of what is not written are
+    // shorter.
+    if ticket.pages.end - ticket.pages.start <= LOOKED_UP_MAX {
+        return ticket.pages.clone().any(|page| {
+            let shard = cache.shard(page);
+            let found = shard.find(page);
+            found.is_some_and(|slot| covers(&shard, slot) && is_it(&shard, slot))
+        });
+    }
+    cache.shards().any(|shard| {
+        let shard = shard.lock();
+        let mut unwritten = shard.dirty().chain(shard.writing());
+        unwritten.any(|slot| covers(&shard, slot) && is_it(&shard, slot))
+    })
 }
 
 /// Which sequence numbers are how old: the data path reads no clock, so the flusher notes the

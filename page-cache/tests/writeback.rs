@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::rig::{MEDIA, PAGE, Rig, WRITE, page};
 use uaio_driver::IoErrorKind;
 use uaio_driver::sim::{Effect, Event, Fault, FaultOn};
-use uaio_page_cache::{Amount, CacheOptions, DirtyLimits, writeback};
+use uaio_page_cache::{Amount, CacheMode, CacheOptions, DirtyLimits, OpKind, writeback};
 
 fn one_shard(frames: usize) -> Rig {
     Rig::with(CacheOptions { shards: 1, ..CacheOptions::frames(frames) })
@@ -188,7 +188,7 @@ fn a_device_that_is_gone_ends_every_wait_once_and_leaves_its_dirty_ranges_listed
     }
     rig.device.unplug();
     rig.start(100, common::rig::READ, 200 * PAGE, page(0));
-    rig.start(101, uaio_page_cache::OpKind::Flush, 0, Vec::new());
+    rig.start(101, OpKind::Flush, 0, Vec::new());
     rig.start(102, common::rig::STABLE, 210 * PAGE, page(1));
     for id in 0..40 {
         rig.start(200 + id, WRITE, (41 + 2 * id) * PAGE, page(1));
@@ -217,7 +217,7 @@ fn a_page_under_writeback_is_waited_for_only_while_no_frame_is_free() {
     let mut rig = one_shard(16);
     assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
     let writes = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck));
-    rig.start(1, uaio_page_cache::OpKind::Flush, 0, Vec::new());
+    rig.start(1, OpKind::Flush, 0, Vec::new());
     rig.turns(3);
     // All other frames are in reads that do not end.
     let reads = rig.device.set_fault(Fault::new(FaultOn::Reads, Effect::Stuck));
@@ -246,7 +246,7 @@ fn an_error_whose_data_was_discarded_is_told_once_to_every_handle_open_then() {
     assert_eq!(rig.run(WRITE, PAGE, page(1)).0, Ok(()));
     assert_eq!(rig.flush(), Err(MEDIA));
     assert_eq!(rig.flush(), Err(MEDIA), "it is dirty still");
-    let zeroes = uaio_page_cache::OpKind::WriteZeroes { may_unmap: false };
+    let zeroes = OpKind::WriteZeroes { may_unmap: false };
     assert_eq!(rig.run(zeroes, PAGE, page(0)).0, Ok(()));
     assert_eq!(rig.cache.dirty_ranges(), []);
     let told = rig.cache.writeback_errors();
@@ -258,4 +258,102 @@ fn an_error_whose_data_was_discarded_is_told_once_to_every_handle_open_then() {
     assert_eq!(rig.flush(), Ok(()), "once");
     rig.handle = late;
     assert_eq!(rig.flush(), Ok(()), "and whoever came later, never");
+}
+
+/// A flush of a range of bytes.
+fn flush_range(rig: &mut Rig, id: u64, offset: u64, len: u64) {
+    rig.start(id, OpKind::FlushRange, offset, vec![0; len as usize]);
+}
+
+#[test]
+fn a_flush_of_a_range_makes_the_range_stable_and_writes_nothing_else() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    for number in 0..8 {
+        assert_eq!(rig.run(WRITE, number * PAGE, page(number as u8 + 1)).0, Ok(()));
+    }
+    // Bytes in the middle: the pages 2 to 4 are touched.
+    flush_range(&mut rig, 1, 2 * PAGE + 100, 2 * PAGE);
+    assert_eq!(rig.wait(1).0, Ok(()));
+    let counts = rig.device.counts();
+    assert_eq!((counts.writes, counts.blocks_written, counts.flushes), (1, 3 * 8, 1));
+    let image = rig.device.crash();
+    for number in 0..8 {
+        let stable = if (2..5).contains(&number) { number as u8 + 1 } else { 0 };
+        assert_eq!(image[number * 4096], stable, "page {number}");
+    }
+}
+
+#[test]
+fn a_flush_of_a_range_longer_than_what_is_dirty_covers_all_of_it() {
+    // More pages than are looked up one by one.
+    let options = CacheOptions { mode: CacheMode::Writeback, ..CacheOptions::frames(64) };
+    let mut rig = Rig::sized(16 << 20, options);
+    for number in [0, 2000, 4000] {
+        assert_eq!(rig.run(WRITE, number * PAGE, page(7)).0, Ok(()));
+    }
+    flush_range(&mut rig, 1, PAGE, 3000 * PAGE);
+    assert_eq!(rig.wait(1).0, Ok(()));
+    assert_eq!(rig.device.counts().writes, 1);
+    assert_eq!(rig.cache.dirty_ranges(), [0..PAGE, 4000 * PAGE..4001 * PAGE]);
+}
+
+#[test]
+fn a_flush_of_a_range_waits_for_nothing_outside_it_and_is_failed_by_nothing_outside_it() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    for number in [1, 5] {
+        assert_eq!(rig.run(WRITE, number * PAGE, page(7)).0, Ok(()));
+    }
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck).at(8..16));
+    rig.start(1, OpKind::Flush, 0, Vec::new());
+    rig.turns(3);
+    flush_range(&mut rig, 2, 5 * PAGE, PAGE);
+    assert_eq!(rig.wait(2).0, Ok(()), "page 1 is stuck, and not of the range");
+    assert_eq!(rig.result(1), None);
+    rig.device.clear_fault(stuck);
+    assert_eq!(rig.wait(1).0, Ok(()));
+
+    let bad = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(8..16));
+    for number in [1, 5] {
+        assert_eq!(rig.run(WRITE, number * PAGE, page(8)).0, Ok(()));
+    }
+    assert_eq!(rig.flush(), Err(MEDIA));
+    flush_range(&mut rig, 2, 5 * PAGE, PAGE);
+    let sent = rig.device.counts().writes;
+    assert_eq!(rig.wait(2).0, Ok(()), "page 1 stays dirty, and is not of the range");
+    assert!(rig.device.counts().writes <= sent + 1, "page 1 was tried again for it");
+    flush_range(&mut rig, 3, PAGE, 3 * PAGE);
+    assert_eq!(rig.wait(3).0, Err(MEDIA));
+    rig.device.clear_fault(bad);
+    flush_range(&mut rig, 4, PAGE, PAGE);
+    rig.turns(20);
+    // What failed is tried again at once. The attempt before is told once more at most, as it has healed.
+    flush_range(&mut rig, 5, PAGE, PAGE);
+    assert_eq!(rig.wait(5).0, Ok(()));
+    assert_eq!(rig.device.crash()[4096..8192], [8; 4096]);
+}
+
+#[test]
+fn a_flush_of_a_range_ends_under_a_writer_that_never_stops() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    flush_range(&mut rig, 1, 0, PAGE);
+    for writes in 0.. {
+        if let Some(result) = rig.result(1) {
+            assert_eq!(result, Ok(()));
+            break;
+        }
+        rig.start_on(1, 2, WRITE, 0, page(2));
+        rig.turn();
+        rig.finished.retain(|(id, ..)| *id != 2);
+        assert!(writes < 100, "it waits for what was dirtied after it began");
+    }
+}
+
+#[test]
+fn a_flush_of_a_range_past_the_end_is_refused_and_one_of_nothing_is_done() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    flush_range(&mut rig, 1, (1 << 20) - PAGE, PAGE + 1);
+    assert!(rig.wait(1).0.is_err());
+    flush_range(&mut rig, 2, PAGE, 0);
+    assert_eq!(rig.wait(2).0, Ok(()));
 }

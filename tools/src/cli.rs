@@ -64,10 +64,12 @@ pub(crate) enum Command {
     /// Make everything stable that the device has acknowledged before
     ///
     /// That is what was written to the device. What a mounted filesystem still keeps to itself is
-    /// the business of sync(1).
+    /// the business of sync(1). Of a range only that is written, by whole pages of 4K.
     Flush {
         /// 0, ublkb0 or /dev/ublkb0
         id: DeviceId,
+        #[command(flatten)]
+        range: ByteRange,
         #[command(flatten)]
         deadline: Deadline,
     },
@@ -200,15 +202,38 @@ pub(crate) enum CacheCommand {
         #[command(flatten)]
         deadline: Deadline,
     },
-    /// Set how much of the cache may be dirty
-    Limit {
-        /// 0, ublkb0 or /dev/ublkb0
-        id: DeviceId,
-        /// Percent of the cache, above which writers wait; less when the device is slow, so that a
-        /// flush takes about two seconds
-        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=90))]
-        dirty_percent: u8,
-    },
+    /// Set how much of the cache may be dirty, and for how long
+    ///
+    /// What is not named stays as it is; but a dirty limit takes with it the background limit, half of it,
+    /// unless that is named too. `aioctl stats` shows what is in force.
+    Limit(LimitArgs),
+}
+
+/// Limits; at least one.
+#[derive(Clone, Copy, Debug, Args)]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)
+          .args(["dirty_percent", "dirty", "background_percent", "background", "age_ms"])))]
+pub(crate) struct LimitArgs {
+    /// 0, ublkb0 or /dev/ublkb0
+    pub(crate) id: DeviceId,
+    /// Percent of the cache, above which writers wait; less when the device is slow, so that a
+    /// flush takes about two seconds
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=90))]
+    pub(crate) dirty_percent: Option<u8>,
+    /// The same as a size, at most 90 percent of the cache
+    #[arg(long, value_name = "SIZE", conflicts_with = "dirty_percent")]
+    pub(crate) dirty: Option<ByteSize>,
+    /// Percent of the cache, above which the oldest pages are written
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=90))]
+    pub(crate) background_percent: Option<u8>,
+    /// The same as a size
+    #[arg(long, value_name = "SIZE", conflicts_with = "background_percent")]
+    pub(crate) background: Option<ByteSize>,
+    /// Milliseconds after which a dirty page is written, however few there are; at first 5000
+    #[arg(long, value_name = "MILLISECONDS",
+          value_parser = clap::value_parser!(u32).range(100..=86_400_000))]
+    pub(crate) age_ms: Option<u32>,
 }
 
 /// A part of a device.
@@ -474,6 +499,12 @@ mod tests {
             (&["cache", "residency", "0", "--offset", "-1"], "'-1'"),
             (&["cache", "drop", "sda"], "`sda` is not a device"),
             (&["cache", "limit", "0"], "--dirty-percent"),
+            (&["cache", "limit", "0", "--age-ms", "99"], "99 is not in 100..="),
+            (
+                &["cache", "limit", "0", "--dirty", "1M", "--dirty-percent", "5"],
+                "cannot be used with",
+            ),
+            (&["flush", "0", "--length", "lots"], "`lots` is not a size"),
             (&["cache", "limit", "0", "--dirty-percent", "91"], "91 is not in 1..=90"),
         ] {
             let failure = failure(args);

@@ -18,7 +18,7 @@
 //!
 //! # Read on
 //!
-//! [`cli`] is what can be said, [`backend`] what can be served, [`server`] how it is served and
+//! [`cli`] is what can be said, [`uaio_driver::url::Backend`] what can be served, [`server`] how it is served and
 //! stopped, [`protocol`] what the other commands say to it, [`record`] how they find it, [`holders`]
 //! who else uses a device.
 
@@ -71,7 +71,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::List => list::run(&context),
         Command::Info { id } => info::run(&context, id),
         Command::Stats { id } => stats::run(&context, id),
-        Command::Flush { id, deadline } => stop::flush(&context, id, deadline),
+        Command::Flush { id, range, deadline } => stop::flush(&context, id, range, deadline),
         Command::Del(args) => stop::del(&context, args),
         Command::Cache(command) => cache::run(&context, command),
         Command::Nvme(NvmeCommand::List) => nvme::list(&context),

@@ -41,6 +41,9 @@ pub(crate) enum Command {
     Stats,
     /// Make everything stable that was acknowledged before.
     Flush {
+        /// Only this range.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        range: Option<FlushRange>,
         /// How long to try.
         deadline_ms: u64,
     },
@@ -65,11 +68,8 @@ pub(crate) enum Command {
         /// How long to wait until it has it.
         deadline_ms: u64,
     },
-    /// Set how much may be dirty.
-    Limit {
-        /// Percent of the cache.
-        dirty_percent: u8,
-    },
+    /// Set how much may be dirty, and for how long.
+    Limit(Limits),
     /// Stop.
     Delete {
         /// Although the device is open.
@@ -89,14 +89,46 @@ impl Command {
             | Self::Stats
             | Self::Residency { .. }
             | Self::DropClean { .. }
-            | Self::Limit { .. } => 5_000,
-            Self::Flush { deadline_ms }
+            | Self::Limit(_) => 5_000,
+            Self::Flush { deadline_ms, .. }
             | Self::Resize { deadline_ms, .. }
             | Self::Delete { deadline_ms, .. } => deadline_ms,
         };
         // A day, as on the command line: a deadline that overflows a clock is no deadline.
         Duration::from_millis(milliseconds.min(86_400_000))
     }
+}
+
+/// A part of a device that is to be made stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FlushRange {
+    /// Where it begins.
+    pub(crate) offset_bytes: u64,
+    /// How long it is; what lies past the device does not count.
+    pub(crate) len_bytes: u64,
+}
+
+/// How much of a cache may be dirty, and for how long; what is absent stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// Above it writers wait.
+    pub(crate) hard: Option<Amount>,
+    /// Above it the oldest pages are written; half of the other, if that alone is there.
+    pub(crate) background: Option<Amount>,
+    /// Age in milliseconds after which a page is written.
+    pub(crate) age_ms: Option<u32>,
+}
+
+/// A part of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Amount {
+    /// Percent of it.
+    Percent(u8),
+    /// So many bytes.
+    Bytes(u64),
 }
 
 /// What a server answers.

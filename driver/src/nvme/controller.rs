@@ -225,6 +225,14 @@ impl NvmeController {
         if let Some(why) = info.unsupported() {
             return Err(DeviceError::Invalid(format!("{name}: {why}")));
         }
+        // Blocks that are written in order only are no block device's.
+        if self.cc.css() != 0
+            && self.namespace_descriptors(nsid).is_ok_and(|it| it.csi.is_some_and(|set| set != 0))
+        {
+            return Err(DeviceError::Invalid(format!(
+                "{name}: namespace {nsid} is not of the NVM command set; it may be zoned"
+            )));
+        }
         if !self.lock().namespaces.insert(nsid) {
             return Err(DeviceError::Invalid(format!("{name}: namespace {nsid} is open already")));
         }

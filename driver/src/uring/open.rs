@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 
@@ -140,10 +141,23 @@ fn open_direct(path: &Path, read_only: bool, is_device: bool) -> Result<File, De
     })
 }
 
+/// How often a file that is locked is looked at again, and how long apart: a second in all.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// Takes the file for us (flock(2)): two servers on one file would overwrite each other. Readers
-/// share it.
+/// share it. A server that was killed lets go a moment after it has gone, because the kernel takes its
+/// io_uring, which has the file too, down in the background: so this looks again for a second.
 fn lock(file: &File, path: &Path, read_only: bool) -> Result<(), DeviceError> {
-    match if read_only { file.try_lock_shared() } else { file.try_lock() } {
+    let lock = || if read_only { file.try_lock_shared() } else { file.try_lock() };
+    let mut tries = 1;
+    let mut locked = lock();
+    while tries < LOCK_TRIES && matches!(locked, Err(TryLockError::WouldBlock)) {
+        std::thread::sleep(LOCK_PAUSE);
+        locked = lock();
+        tries += 1;
+    }
+    match locked {
         Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => Err(in_use(path, "is locked by another server")),
         Err(TryLockError::Error(source)) => Err(os(path, "lock", source)),

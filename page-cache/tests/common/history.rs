@@ -5,14 +5,17 @@
 //! write had ended and had itself ended (or become stable) before one looks. That is linearizability
 //! of each unit, and for a crash the same with *stable* in place of *ended*.
 
+use std::ops::Range;
+
 pub const UNIT: usize = 64;
 const NEVER: u64 = u64::MAX;
 
 /// The number of a write; it is also what its units hold. 0 is the device's first state.
 pub type WriteId = u64;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Write {
+    bytes: Range<usize>,
     start: u64,
     end: u64,
     stable: u64,
@@ -30,7 +33,7 @@ pub struct History {
 
 impl History {
     pub fn new(size_bytes: usize) -> Self {
-        let first = Write { start: 0, end: 0, stable: 0, value: 0 };
+        let first = Write { bytes: 0..size_bytes, start: 0, end: 0, stable: 0, value: 0 };
         Self { now: 1, writes: vec![first], units: vec![vec![0]; size_bytes / UNIT] }
     }
 
@@ -45,7 +48,13 @@ impl History {
         let start = self.tick();
         let id = self.writes.len() as WriteId;
         let value = if zeroes { 0 } else { id };
-        self.writes.push(Write { start, end: NEVER, stable: NEVER, value });
+        self.writes.push(Write {
+            bytes: offset..offset + len,
+            start,
+            end: NEVER,
+            stable: NEVER,
+            value,
+        });
         for unit in offset / UNIT..(offset + len) / UNIT {
             self.units[unit].push(id);
         }
@@ -72,6 +81,18 @@ impl History {
         let now = self.tick();
         for write in &mut self.writes {
             if write.end < start && write.stable == NEVER {
+                write.stable = now;
+            }
+        }
+    }
+
+    /// The same of a flush of a range. A write that lies in it only partly is left out: it is stable
+    /// as a whole or not.
+    pub fn flushed_range(&mut self, start: u64, bytes: Range<usize>) {
+        let now = self.tick();
+        for write in &mut self.writes {
+            let inside = bytes.start <= write.bytes.start && write.bytes.end <= bytes.end;
+            if inside && write.end < start && write.stable == NEVER {
                 write.stable = now;
             }
         }

@@ -259,6 +259,7 @@ impl World {
                 direct: aligned && self.random.u8(..6) == 0,
             },
             6 if aligned => OpKind::WriteZeroes { may_unmap: self.random.bool() },
+            7 if self.random.u8(..3) == 0 => OpKind::FlushRange,
             7 => OpKind::Flush,
             8 if self.random.bool() => OpKind::Readahead,
             _ => OpKind::Read { direct: self.random.u8(..6) == 0 },
@@ -366,7 +367,7 @@ impl World {
     }
 
     fn check(&mut self, pending: Pending, result: IoResult, buffer: Buffer) {
-        let Pending { kind, write, start, offset, cancelled, .. } = pending;
+        let Pending { kind, write, start, offset, len, cancelled, .. } = pending;
         if cancelled == Some(Cancelled::Finished) {
             assert_eq!(result, Err(IoError::new(IoErrorKind::Cancelled)), "{kind:?} at {offset}");
         }
@@ -389,6 +390,9 @@ impl World {
             (OpKind::Write { stable, .. }, _) => self.history.end(write, stable),
             (OpKind::WriteZeroes { .. }, _) => self.history.end(write, false),
             (OpKind::Flush, _) => self.history.flushed(start),
+            (OpKind::FlushRange, _) => {
+                self.history.flushed_range(start, offset..offset + len);
+            }
             (OpKind::Readahead, _) => {}
             (kind, buffer) => panic!("{kind:?} gave {buffer:?} back"),
         }

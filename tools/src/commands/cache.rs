@@ -1,10 +1,10 @@
 //! `aioctl cache …`: what is in a device's cache, and how large it may be.
 
 use super::{Context, milliseconds};
-use crate::cli::{CacheCommand, DeviceId};
+use crate::cli::{CacheCommand, DeviceId, LimitArgs};
 use crate::client::{ask, unexpected};
 use crate::exit::Failure;
-use crate::protocol::{Answer, Command, Dropped, Residency};
+use crate::protocol::{Amount, Answer, Command, Dropped, Limits, Residency};
 use crate::table;
 use uaio_driver::url::ByteSize;
 
@@ -28,9 +28,18 @@ pub(crate) fn run(context: &Context, command: CacheCommand) -> Result<(), Failur
             let deadline_ms = milliseconds(deadline);
             done(ask_for(context, id, Command::Resize { size_bytes: size.0, deadline_ms })?)
         }
-        CacheCommand::Limit { id, dirty_percent } => {
-            done(ask_for(context, id, Command::Limit { dirty_percent })?)
-        }
+        CacheCommand::Limit(args) => done(ask_for(context, args.id, Command::Limit(limits(args)))?),
+    }
+}
+
+fn limits(args: LimitArgs) -> Limits {
+    let amount = |percent: Option<u8>, size: Option<ByteSize>| {
+        percent.map(Amount::Percent).or(size.map(|size| Amount::Bytes(size.0)))
+    };
+    Limits {
+        hard: amount(args.dirty_percent, args.dirty),
+        background: amount(args.background_percent, args.background),
+        age_ms: args.age_ms,
     }
 }
 

@@ -1,12 +1,16 @@
 //! A flush of the served device, from a thread that serves no queue.
 //!
-//! It has a queue of its own on the device, opened at start. On a cached device it also is an opener
-//! of its own: an error that is reported once to each opener is not taken from under the nose of the
+//! It has a queue of its own on the device, or a lane of its own on its cache, made at start. On a cache
+//! it also is an opener of its own: an error that is reported once to each opener is not taken from under the nose of the
 //! program that has the block device open.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use uaio_driver::block::PollsAnyway;
 use uaio_driver::{BlockDevice, Completion, IoQueue, IoResult, QueueOptions, Request, Token};
+use uaio_page_cache::{Buffer, Cache, Handle, Lane, OpKind, Operation};
 
 use crate::exit::{Exit, Failure};
 
@@ -16,11 +20,15 @@ const DEPTH: u16 = 8;
 /// How often to look whether a flush is done.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 
-/// A queue for flushes.
+/// A way for flushes.
 pub(crate) struct Barrier {
-    queue: Box<dyn IoQueue>,
-    completions: Vec<Completion>,
+    way: Way,
     next: u32,
+}
+
+enum Way {
+    Queue { queue: Box<dyn IoQueue>, completions: Vec<Completion> },
+    Cache { lane: Box<Lane>, handle: Arc<Handle> },
 }
 
 impl Barrier {
@@ -34,26 +42,43 @@ impl Barrier {
         let queue = device
             .open_queue(QueueOptions::polled(depth))
             .map_err(|error| Failure::device("open a queue for flushes", &error))?;
-        Ok(Self { queue, completions: Vec::with_capacity(usize::from(DEPTH)), next: 0 })
+        let completions = Vec::with_capacity(usize::from(DEPTH));
+        Ok(Self { way: Way::Queue { queue, completions }, next: 0 })
     }
 
-    /// Waits until all that was acknowledged before is stable; what the device said if it cannot.
+    /// Opens a lane of a cache.
+    ///
+    /// # Errors
+    ///
+    /// When the device below has no queue left.
+    pub(crate) fn on_cache(cache: &Arc<Cache>) -> Result<Self, Failure> {
+        let lane = Lane::new(Arc::clone(cache), usize::from(DEPTH), DEPTH, Arc::new(PollsAnyway))
+            .map_err(|error| Failure::device("open a queue for flushes", &error))?;
+        let way = Way::Cache { lane: Box::new(lane), handle: cache.open() };
+        Ok(Self { way, next: 0 })
+    }
+
+    /// Waits until all that was acknowledged before is stable, or of a cache what lies in a range of
+    /// bytes; what the device said if it cannot.
     ///
     /// # Errors
     ///
     /// That it took longer than `deadline`: the flush goes on, the next call does not get its answer.
-    pub(crate) fn flush(&mut self, deadline: Instant) -> Result<IoResult, Failure> {
+    pub(crate) fn flush(
+        &mut self,
+        range: Option<Range<u64>>,
+        deadline: Instant,
+    ) -> Result<IoResult, Failure> {
         let begun = Instant::now();
         let token = Token { slot: 0, generation: self.next };
         self.next = self.next.wrapping_add(1);
         // Answers to flushes that nobody waits for any more make room.
         self.take_answer(None);
-        if let Err(refused) = self.queue.submit(Request::flush(token)) {
-            let what = format!("the flush was not taken: {}", refused.reason);
+        if let Err(reason) = self.start(range, token) {
+            let what = format!("the flush was not taken: {reason}");
             return Err(Failure::new(Exit::Failure, what, "see `aioctl info`, then try again"));
         }
         loop {
-            self.queue.commit();
             if let Some(result) = self.take_answer(Some(token)) {
                 return Ok(result);
             }
@@ -68,11 +93,49 @@ impl Barrier {
         }
     }
 
+    fn start(&mut self, range: Option<Range<u64>>, token: Token) -> Result<(), String> {
+        match &mut self.way {
+            // Nothing is kept back above a device, so there is nothing that a range would save.
+            Way::Queue { queue, .. } => {
+                queue.submit(Request::flush(token)).map_err(|refused| refused.reason.to_string())
+            }
+            Way::Cache { lane, handle } => {
+                let size = lane.cache().size_bytes();
+                let (kind, offset, len) = match range {
+                    None => (OpKind::Flush, 0, 0),
+                    Some(range) => {
+                        let (start, end) = (range.start.min(size), range.end.min(size));
+                        (OpKind::FlushRange, start, end.saturating_sub(start))
+                    }
+                };
+                let (buffer, handle) = (Buffer::None, Arc::clone(handle));
+                lane.start(Operation { token, kind, offset, len, buffer, handle })
+                    .map_err(|_| format!("{DEPTH} are under way"))
+            }
+        }
+    }
+
     fn take_answer(&mut self, token: Option<Token>) -> Option<IoResult> {
-        self.completions.clear();
-        self.queue.poll(usize::from(DEPTH), &mut self.completions);
-        let mine = self.completions.iter().find(|completion| Some(completion.token) == token);
-        mine.map(|completion| completion.result)
+        let mut mine = None;
+        match &mut self.way {
+            Way::Queue { queue, completions } => {
+                queue.commit();
+                completions.clear();
+                queue.poll(usize::from(DEPTH), completions);
+                for completion in completions.iter().filter(|it| Some(it.token) == token) {
+                    mine = Some(completion.result);
+                }
+            }
+            Way::Cache { lane, .. } => {
+                lane.turn();
+                while let Some(finished) = lane.pop_finished() {
+                    if Some(finished.token) == token {
+                        mine = Some(finished.result);
+                    }
+                }
+            }
+        }
+        mine
     }
 }
 
@@ -80,7 +143,9 @@ impl Barrier {
 mod tests {
     use uaio_driver::ram::RamDevice;
     use uaio_driver::{DmaPool, PoolOptions};
+    use uaio_page_cache::CacheOptions;
 
+    use super::super::flusher::FlusherThread;
     use super::*;
 
     #[test]
@@ -91,7 +156,42 @@ mod tests {
         let mut barrier = Barrier::open(&device).expect("a queue");
         for _ in 0..100 {
             let deadline = Instant::now() + Duration::from_secs(20);
-            assert_eq!(barrier.flush(deadline), Ok(Ok(())));
+            assert_eq!(barrier.flush(None, deadline), Ok(Ok(())));
+            assert_eq!(barrier.flush(Some(0..4096), deadline), Ok(Ok(())));
         }
+    }
+
+    #[test]
+    fn a_flush_of_a_range_of_a_cached_device_writes_that_range() {
+        let options = PoolOptions { hugepages: false, ..PoolOptions::frames(80) };
+        let pool = DmaPool::new(options).expect("a pool");
+        let device = Arc::new(RamDevice::new(1 << 20, 4096, pool).expect("a device"));
+        let cache = Cache::new(device, CacheOptions::frames(64)).expect("a cache");
+        let flusher = FlusherThread::start(&cache, || ()).expect("a flusher");
+        let mut barrier = Barrier::on_cache(&cache).expect("a lane");
+        let mut lane = Lane::new(Arc::clone(&cache), 8, 8, Arc::new(PollsAnyway)).expect("a lane");
+        for number in 0..4 {
+            let write = Operation {
+                token: Token::from_u64(number),
+                kind: OpKind::Write { stable: false, direct: false },
+                offset: number * 4096,
+                len: 4096,
+                buffer: Buffer::Bytes(vec![7; 4096]),
+                handle: cache.open(),
+            };
+            assert!(lane.start(write).is_ok());
+            assert_eq!(lane.pop_finished().map(|it| it.result), Some(Ok(())));
+        }
+        let mut flush = |range| {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            assert_eq!(barrier.flush(range, deadline), Ok(Ok(())));
+            cache.dirty_ranges()
+        };
+        // Up to where the device ends, and from behind it.
+        let (first, second) = (0..8192, flush(Some(8192..u64::MAX)));
+        assert_eq!(second, std::slice::from_ref(&first));
+        assert_eq!(flush(Some(1 << 30..u64::MAX)), std::slice::from_ref(&first));
+        assert_eq!(flush(None), []);
+        drop((lane, barrier, flusher));
     }
 }

@@ -155,7 +155,7 @@ mod tests {
         }
 
         fn serves(&self) -> bool {
-            self.ask(Command::Flush { deadline_ms: 1 }) == Ok(Answer::Done)
+            self.ask(Command::Flush { range: None, deadline_ms: 1 }) == Ok(Answer::Done)
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use uaio_driver::ublk::{self, OpKind, ServerError};
 use uaio_driver::{BlockDevice, Health, IoError};
-use uaio_page_cache::{Cache, CacheError};
+use uaio_page_cache::{Amount, Cache, CacheError, DirtyLimits};
 
 use super::barrier::Barrier;
 use super::control::Answers;
@@ -21,7 +21,7 @@ use crate::holders::{self, Holder};
 use crate::kernel;
 use crate::log;
 use crate::protocol::{
-    Answer, CacheStats, Command, Dropped, Info, OperationStats, Residency, Stats,
+    self, Answer, CacheStats, Command, Dropped, Info, Limits, OperationStats, Residency, Stats,
 };
 use crate::record::log_name;
 use crate::system::System;
@@ -105,7 +105,7 @@ impl Shared {
         }
     }
 
-    fn flush(&self, deadline: Instant) -> Result<(), Failure> {
+    fn flush(&self, range: Option<Range<u64>>, deadline: Instant) -> Result<(), Failure> {
         let mut barrier = self.barrier(deadline)?;
         let Some(barrier) = barrier.as_mut() else {
             return Err(Failure::new(
@@ -114,13 +114,13 @@ impl Shared {
                 format!("run `blockdev --flushbufs {}`", self.id),
             ));
         };
-        self.flush_through(barrier, deadline)
+        self.flush_through(barrier, range, deadline)
     }
 
     /// Until everything is stable, or the failure that says what is not.
     fn save(&self, deadline: Instant) -> Result<(), Failure> {
         match self.barrier(deadline)?.as_mut() {
-            Some(barrier) => self.flush_through(barrier, deadline),
+            Some(barrier) => self.flush_through(barrier, None, deadline),
             // The kernel flushes what it has a queue for; there is no cache of ours.
             None => Ok(()),
         }
@@ -128,29 +128,35 @@ impl Shared {
 
     /// A flush fails as soon as something it covers cannot be written, while other data is still on
     /// its way. So it is repeated for as long as that helps: what is then left cannot be written.
-    fn flush_through(&self, barrier: &mut Barrier, deadline: Instant) -> Result<(), Failure> {
+    fn flush_through(
+        &self,
+        barrier: &mut Barrier,
+        range: Option<Range<u64>>,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
         let mut least = u64::MAX;
         let mut in_vain = 0;
         loop {
-            let error = match barrier.flush(deadline) {
+            let error = match barrier.flush(range.clone(), deadline) {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => error,
-                Err(failure) => return Err(self.late(failure)),
+                Err(failure) => return Err(self.late(failure, range.as_ref())),
             };
             // An error that has healed is told once, so nothing may be left, and the next one is
             // good.
-            let dirty = self.dirty_bytes();
+            let ranges = self.unsaved_ranges(range.as_ref());
+            let dirty = bytes_of(&ranges);
             in_vain = if dirty < least { 0 } else { in_vain + 1 };
             least = least.min(dirty);
             if in_vain == ATTEMPTS_IN_VAIN || Instant::now() >= deadline {
-                return Err(unsaved(&self.unsaved_ranges(), error, self.info.log.as_deref()));
+                return Err(unsaved(&ranges, error, self.info.log.as_deref()));
             }
             std::thread::sleep(BETWEEN_ATTEMPTS);
         }
     }
 
-    fn late(&self, failure: Failure) -> Failure {
-        match (failure.exit, self.dirty_bytes()) {
+    fn late(&self, failure: Failure, range: Option<&Range<u64>>) -> Failure {
+        match (failure.exit, bytes_of(&self.unsaved_ranges(range))) {
             (Exit::TimedOut, dirty @ 1..) => {
                 let what = format!("{}, {dirty} bytes are left to write", failure.what);
                 Failure::new(Exit::TimedOut, what, "try again, with a longer --deadline")
@@ -159,18 +165,23 @@ impl Shared {
         }
     }
 
-    fn unsaved_ranges(&self) -> Vec<Range<u64>> {
-        self.cache.as_ref().map_or_else(Vec::new, |cache| cache.dirty_ranges())
-    }
-
-    fn dirty_bytes(&self) -> u64 {
-        self.unsaved_ranges().iter().map(|range| range.end - range.start).sum()
+    /// What the backend does not have of a range of bytes, or of all.
+    fn unsaved_ranges(&self, range: Option<&Range<u64>>) -> Vec<Range<u64>> {
+        let Some(cache) = &self.cache else { return Vec::new() };
+        let mut dirty = cache.dirty_ranges();
+        if let Some(range) = range {
+            for one in &mut dirty {
+                *one = one.start.max(range.start)..one.end.min(range.end);
+            }
+            dirty.retain(|one| !one.is_empty());
+        }
+        dirty
     }
 
     /// Names in the log what could not be written, if that is why something failed.
     pub(crate) fn log_unsaved(&self, failure: &Failure) {
         if failure.exit == Exit::Unsaved {
-            for range in self.unsaved_ranges().iter().take(LOGGED_RANGES) {
+            for range in self.unsaved_ranges(None).iter().take(LOGGED_RANGES) {
                 log::line(format_args!("not written: bytes {} to {}", range.start, range.end - 1));
             }
         }
@@ -286,8 +297,10 @@ impl Answers for Shared {
         match command {
             Command::Info => Ok(Answer::Info(Box::new(self.info()))),
             Command::Stats => Ok(Answer::Stats(Box::new(self.stats()))),
-            Command::Flush { .. } => {
-                let outcome = self.flush(Instant::now() + command.deadline());
+            Command::Flush { range, .. } => {
+                let range =
+                    range.map(|it| it.offset_bytes..it.offset_bytes.saturating_add(it.len_bytes));
+                let outcome = self.flush(range, Instant::now() + command.deadline());
                 outcome.inspect_err(|failure| self.log_unsaved(failure)).map(|()| Answer::Done)
             }
             Command::Residency { offset_bytes, len_bytes } => {
@@ -306,8 +319,10 @@ impl Answers for Shared {
                 let deadline = Instant::now() + command.deadline();
                 self.resize(size_bytes, deadline).map(|()| Answer::Done)
             }
-            Command::Limit { dirty_percent } => {
-                let limited = self.cache()?.set_dirty_max(dirty_percent);
+            Command::Limit(wanted) => {
+                let cache = self.cache()?;
+                let limits = merged(cache.dirty_limits(), wanted);
+                let limited = cache.set_dirty_limits(limits);
                 limited.map_err(|error| refused(&error)).map(|()| Answer::Done)
             }
             Command::Delete { force, discard_dirty, .. } => {
@@ -336,6 +351,30 @@ fn operation(op: &ublk::OpStats) -> OperationStats {
         p99_us: percentile(99.0),
         p99_9_us: percentile(99.9),
         p99_99_us: percentile(99.99),
+    }
+}
+
+fn bytes_of(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// The limits in force with what is to be changed of them.
+fn merged(now: DirtyLimits, wanted: Limits) -> DirtyLimits {
+    let amount = |wanted| match wanted {
+        protocol::Amount::Percent(percent) => Amount::Percent(percent),
+        protocol::Amount::Bytes(bytes) => Amount::Bytes(bytes),
+    };
+    let half = |hard| match hard {
+        Amount::Percent(percent) => Amount::Percent(percent.div_ceil(2)),
+        Amount::Bytes(bytes) => Amount::Bytes(bytes / 2),
+    };
+    let hard = wanted.hard.map(amount);
+    DirtyLimits {
+        hard: hard.unwrap_or(now.hard),
+        background: wanted.background.map(amount).or(hard.map(half)).unwrap_or(now.background),
+        age_max: wanted
+            .age_ms
+            .map_or(now.age_max, |age_ms| Duration::from_millis(u64::from(age_ms))),
     }
 }
 
@@ -392,7 +431,7 @@ fn cache_stats(cache: &Cache) -> CacheStats {
 
 /// What cannot be saved, by range.
 fn unsaved(ranges: &[Range<u64>], error: IoError, log: Option<&str>) -> Failure {
-    let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let bytes = bytes_of(ranges);
     if ranges.is_empty() {
         let what = format!("the backend cannot make its writes stable: {error}");
         return Failure::new(Exit::Unsaved, what, "try again; --discard-dirty gives them up");
@@ -443,7 +482,7 @@ impl Stoppable for Serving {
     }
 
     fn give_up_unsaved(&mut self) {
-        log::line(format_args!("given up: {} bytes", self.shared.dirty_bytes()));
+        log::line(format_args!("given up: {} bytes", bytes_of(&self.shared.unsaved_ranges(None))));
         self.discard = true;
     }
 

@@ -162,7 +162,6 @@ impl Stack {
             Mode::Writeback => Some(CacheMode::Writeback),
             Mode::Writethrough => Some(CacheMode::Writethrough),
         };
-        let mut flushed = Arc::clone(&self.bottom);
         if let Some(mode) = mode {
             let options = CacheOptions { mode, ..CacheOptions::frames(frames) };
             let cache = Cache::new(Arc::clone(&self.bottom), options).map_err(|error| {
@@ -170,15 +169,13 @@ impl Stack {
             })?;
             self.flusher = Some(FlusherThread::start(&cache, super::shield_thread)?);
             self.top = Arc::new(CachedDevice::new(Arc::clone(&cache)));
-            // Another opener of the same cache: see the page of `barrier`.
-            flushed = Arc::new(CachedDevice::new(Arc::clone(&cache)));
             self.cache = Some(cache);
         }
-        self.share_queues(args, flushed.as_ref())
+        self.share_queues(args)
     }
 
     /// One queue is kept for flushes where the device has more than one.
-    fn share_queues(&mut self, args: &AddArgs, flushed: &dyn BlockDevice) -> Result<(), Failure> {
+    fn share_queues(&mut self, args: &AddArgs) -> Result<(), Failure> {
         let capabilities = self.top.capabilities();
         let most = match capabilities.queues_max {
             0 => {
@@ -190,7 +187,10 @@ impl Stack {
             }
             1 => 1,
             more => {
-                self.barrier = Some(Barrier::open(flushed)?);
+                self.barrier = Some(match &self.cache {
+                    Some(cache) => Barrier::on_cache(cache)?,
+                    None => Barrier::open(self.bottom.as_ref())?,
+                });
                 more - 1
             }
         };

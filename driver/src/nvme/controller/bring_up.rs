@@ -78,14 +78,14 @@ impl Start {
             source: std::io::Error::other("the pool has no frames free for the admin queue"),
         })?;
         match self
-            .enable(&admin, ready_timeout)
+            .enable(&admin, cap, ready_timeout)
             .and_then(|()| self.learn(&mut admin, cap, ready_timeout))
         {
             Ok(learnt) => Ok(NvmeController {
                 namespaces: Mutex::new(learnt.info.namespaces.as_slice().into()),
                 info: learnt.info,
                 cap,
-                cc: Self::configuration(),
+                cc: Self::configuration(cap),
                 aborts_max: usize::from(learnt.acl) + 1,
                 dsm: learnt.dsm,
                 write_zeroes_max_bytes_log2: learnt.write_zeroes_max_bytes_log2,
@@ -166,18 +166,20 @@ impl Start {
         Ok(())
     }
 
-    /// What the controller is enabled with, without EN.
-    fn configuration() -> Cc {
-        Cc::new().with_iosqes(IOSQES).with_iocqes(IOCQES)
+    /// What the controller is enabled with, without EN. One that has several I/O command sets is told
+    /// to do them all (CC.CSS 110b), or it takes no command of a zoned namespace.
+    fn configuration(cap: Cap) -> Cc {
+        let css = if cap.css() & 1 << 6 != 0 { 0b110 } else { 0 };
+        Cc::new().with_iosqes(IOSQES).with_iocqes(IOCQES).with_css(css)
     }
 
     /// Base 2.0c §3.5.1 steps 2 to 5.
-    fn enable(&self, admin: &AdminQueue, timeout: Duration) -> Result<(), DeviceError> {
+    fn enable(&self, admin: &AdminQueue, cap: Cap, timeout: Duration) -> Result<(), DeviceError> {
         let aqa = Aqa::new()
             .with_asqs(admin.sq().size_zero_based())
             .with_acqs(admin.cq().size_zero_based());
         self.properties.set_admin_queue(aqa, admin.sq().iova(), admin.cq().iova());
-        self.properties.set_cc(Self::configuration().with_en(true));
+        self.properties.set_cc(Self::configuration(cap).with_en(true));
         let csts =
             self.wait(timeout, "CSTS.RDY = 1 after CC.EN = 1", |csts| csts.rdy() || csts.cfs())?;
         if csts.cfs() { Err(self.failed(Failure::Fatal)) } else { Ok(()) }

@@ -63,6 +63,14 @@ impl State {
             Opcode::IO_MANAGEMENT_RECEIVE | Opcode::IO_MANAGEMENT_SEND => {
                 self.placement(nsid, opcode, entry)
             }
+            // Base 2.0c §3.1.3.5: only with all command sets selected.
+            Opcode::ZONE_MANAGEMENT_SEND
+            | Opcode::ZONE_MANAGEMENT_RECEIVE
+            | Opcode::ZONE_APPEND
+                if self.cc.css() != 6 =>
+            {
+                Err(Status::INVALID_OPCODE)
+            }
             Opcode::ZONE_MANAGEMENT_SEND => return self.zone_send(nsid, entry),
             Opcode::ZONE_MANAGEMENT_RECEIVE => return self.zone_receive(nsid, entry),
             Opcode::ZONE_APPEND => return self.zone_append(nsid, entry),

@@ -624,7 +624,8 @@ impl State {
             self.doorbells.iter().for_each(|doorbell| doorbell.store(0, Ordering::Relaxed));
             let admin_sq = u32::from(self.aqa.asqs()) + 1;
             let admin_cq = u32::from(self.aqa.acqs()) + 1;
-            let sizes = cc.iosqes() == 6 && cc.iocqes() == 4 && cc.mps() == 0 && cc.css() == 0;
+            let sizes =
+                cc.iosqes() == 6 && cc.iocqes() == 4 && cc.mps() == 0 && matches!(cc.css(), 0 | 6);
             if !sizes {
                 self.csts.set_cfs(true);
             }
@@ -661,6 +662,11 @@ impl State {
         }
     }
 
+    /// Whether it has the zoned command set beside the other one.
+    fn has_zones(&self) -> bool {
+        self.media.values().any(|medium| medium.namespace.zone_blocks > 0)
+    }
+
     fn cap(&self) -> Cap {
         Cap::new()
             .with_nssrs(self.options.subsystem_reset)
@@ -668,7 +674,7 @@ impl State {
             .with_cqr(true)
             .with_to(self.options.to)
             .with_dstrd(self.options.dstrd)
-            .with_css(1)
+            .with_css(1 | u8::from(self.has_zones()) << 6)
             .with_mpsmax(4)
     }
 }

@@ -90,11 +90,14 @@ impl NvmeQueue {
 
     /// The next command that is answered; `None` when none is yet. Does not block.
     pub(in crate::nvme) fn poll_raw(&mut self) -> Option<RawCompletion> {
-        // Where there is one, this is the completion that the poll takes: it takes one.
-        let seen = self.memory.cq.peek().filter(|_| self.is_serving());
-        let seen = seen.map(|cqe| (cqe.status(), self.memory.cq.value()));
         let mut out = Vec::with_capacity(1);
-        if self.poll(1, &mut out) == 0 {
+        let serving = self.is_serving();
+        let seen = self.memory.cq.peek().filter(|_| serving);
+        // Where there is one, this is the completion that the poll takes: it takes one. Where there is
+        // none yet, none is taken, or one that came in between would be taken without being seen.
+        let budget = usize::from(seen.is_some() || !serving);
+        let seen = seen.map(|cqe| (cqe.status(), self.memory.cq.value()));
+        if self.poll(budget, &mut out) == 0 {
             self.look();
             return None;
         }
@@ -102,7 +105,8 @@ impl NvmeQueue {
         let running = self.fate.is_running();
         let lost = !running && self.fate.quiet() == Quiet::Never;
         let (answer, value) = match (seen, result) {
-            (Some((status, value)), _) => (Ok(status), value),
+            // What was seen is what was taken, unless the controller was stopped in between.
+            (Some((status, value)), result) if status.to_result() == result => (Ok(status), value),
             (_, Ok(())) => (Ok(Status::SUCCESS), 0),
             (_, Err(error)) => (Err(error), 0),
         };

@@ -1,6 +1,6 @@
 //! How a data structure of the specification is declared once and gets its decoder and its encoder.
 //!
-//! [`layout!`] takes each field with the offset that the specification's figure gives it. That fields
+//! `layout!` takes each field with the offset that the specification's figure gives it. That fields
 //! do not overlap and end inside of the structure is checked when this compiles; that the offsets are
 //! the specification's is tested against tables of their own. What a device leaves in a structure is
 //! data: no value of it fails to decode.

@@ -267,7 +267,9 @@ fn the_controller_makes_protection_information_and_takes_it_off() {
 fn zones_are_written_in_order_managed_and_reported() {
     let namespace =
         ModelNamespace { zones_open_max: 2, ..ModelNamespace::new(1 << 20, 512).zoned(256, 200) };
-    let (_rig, mut queue) = rig_of(namespace);
+    let (rig, mut queue) = rig_of(namespace);
+    let served = rig.controller.namespace(1).unwrap_err().to_string();
+    assert!(served.contains("namespace 1 is not of the NVM command set"), "{served}");
     assert_eq!(queue.zoned().unwrap().lbafe[0].zsze, 256);
     let zones = queue.zones(0, usize::MAX).unwrap();
     assert_eq!(zones.len(), 8);
