@@ -203,6 +203,8 @@ fn set_file_size_max(max: libc::rlim_t) -> libc::rlim_t {
 
 #[test]
 fn the_file_size_limit_is_that_of_the_submission_and_sigxfsz_the_submitters() {
+    // Far up, in a hole: the limit is the whole process's, and this test's own output may be a file.
+    const LIMIT: u64 = (1 << 30) + 4096;
     let _turn = in_turn();
     let mut bench = Bench::new(8);
     let signals = Awaited::new(libc::SIGXFSZ);
@@ -212,23 +214,23 @@ fn the_file_size_limit_is_that_of_the_submission_and_sigxfsz_the_submitters() {
     let write = |at, flags| -> HostRequest {
         HostOp::Write { fd: fd.clone(), memory: vec![1; 1000].into(), at, flags }.into()
     };
-    let old = set_file_size_max(4096);
-    let across = settled(write(Position::At(4000), 0));
-    let past = settled(write(Position::At(4096), 0));
+    let old = set_file_size_max(LIMIT);
+    let across = settled(write(Position::At(LIMIT - 96), 0));
+    let past = settled(write(Position::At(LIMIT), 0));
     let inside = settled(write(Position::At(1000), 0));
     let appended = settled(write(Position::At(0), libc::RWF_APPEND));
-    let grown = settled(HostOp::Ftruncate { fd: fd.clone(), len: 8192 }.into());
+    let grown = settled(HostOp::Ftruncate { fd: fd.clone(), len: LIMIT + 4096 }.into());
     let allocated =
-        settled(HostOp::Fallocate { fd: fd.clone(), mode: 0, offset: 0, len: 8192 }.into());
+        settled(HostOp::Fallocate { fd: fd.clone(), mode: 0, offset: 0, len: LIMIT + 4096 }.into());
     // Where bytes go at an offset, a limit that was lifted since does not count.
     set_file_size_max(old);
     assert_eq!(bench.run(inside).result, Ok(1000));
     assert_eq!(bench.run(across).result, Ok(96));
-    assert_eq!((signals.take(), len()), (None, 4096));
+    assert_eq!((signals.take(), len()), (None, LIMIT));
     assert_eq!(bench.run(past).result, Err(errno(libc::EFBIG)));
-    assert_eq!((signals.take().is_some(), signals.take(), len()), (true, None, 4096));
+    assert_eq!((signals.take().is_some(), signals.take(), len()), (true, None, LIMIT));
     // Where the kernel alone knows, it decides, and its signal is the submitter's all the same.
-    set_file_size_max(4096);
+    set_file_size_max(LIMIT);
     for request in [appended, grown, allocated] {
         let what = format!("{request:?}");
         let stray = std::thread::scope(|scope| {
@@ -240,7 +242,7 @@ fn the_file_size_limit_is_that_of_the_submission_and_sigxfsz_the_submitters() {
             worker.join().unwrap()
         });
         assert_eq!((stray, signals.take().is_some()), (None, true), "{what}");
-        assert_eq!((signals.take(), len()), (None, 4096), "{what}");
+        assert_eq!((signals.take(), len()), (None, LIMIT), "{what}");
     }
     set_file_size_max(old);
 }
