@@ -5,7 +5,7 @@
 //! joined. Who joins later takes the next, because a flush covers only writes that completed before
 //! it was submitted: so the slower the flush, the larger the group that shares the next one.
 //!
-//! The other way is FUA, where each write is stable when it completes. [`Group::way`] chooses:
+//! The other way is FUA, where each write is stable when it completes. `Group::begin` chooses:
 //!
 //! - A device without a volatile cache needs neither.
 //! - A stable write that is alone takes FUA, if it is one command: one round trip and not two. On a file
