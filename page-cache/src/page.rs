@@ -6,7 +6,7 @@
 //! | absent | `begin_write` of whole blocks | Writing | none | the page |
 //! | Clean, Dirty | `begin_read` of blocks that are not valid | Reading, holding what it has | queued | request and page, each its own |
 //! | Reading | `end_read` ok, error | Clean or Dirty, or as before | all woken | the page, the pool |
-//! //! | Clean, Dirty | `begin_write` | Writing | queued | the page |
+//! | Clean, Dirty | `begin_write` | Writing | queued | the page |
 //! | Writing | `end_write` | Dirty | all woken | the page |
 //! | Dirty | `begin_writeback` | Writeback | flushers queued | page and request share it |
 //! | Writeback | `rewrite` | Writeback, dirtied again | none | a fresh frame |
@@ -239,6 +239,11 @@ impl Page {
             }
             Self::Absent | Self::Reading { .. } | Self::Writing(_) => None,
         }
+    }
+
+    /// Whether nobody is busy with it: an operation on it may begin.
+    pub(crate) fn is_quiet(&self) -> bool {
+        matches!(self, Self::Absent | Self::Clean(_) | Self::Dirty(_))
     }
 
     /// What readahead noted, when a reader may copy from the page now.
