@@ -102,10 +102,17 @@ impl Flusher {
     ///
     /// # Errors
     ///
-    /// When the device has no queue left, or queues of one request only.
+    /// When the device has no queue left, or queues of one request only: the flusher keeps one for the
+    /// device flush, which others wait for, and would never write.
     pub fn new(cache: Arc<Cache>, depth: u16, wake: Arc<dyn Wake>) -> Result<Self, DeviceError> {
         let mut core = Core::new(cache, 1, depth.max(2), Arc::clone(&wake))?;
         let cache = Arc::clone(&core.cache);
+        if core.slots() < 2 {
+            return Err(DeviceError::Invalid(format!(
+                "the queues of {} hold one request, and writing back takes two",
+                cache.device().name()
+            )));
+        }
         cache.set_flusher(Some(Arc::clone(&wake)), &mut core.wakes);
         Ok(Self {
             core,
@@ -386,20 +393,10 @@ impl Flusher {
             return true;
         }
         let attempts = shard.attempts(slot);
-        let blocks = if attempts == 0 {
-            // One command carries one run; the rest of a page with gaps goes next time.
-            let Some((first, count)) = content.dirty.first_run() else { return true };
-            Blocks::range(first, count)
-        } else {
-            // One block, another each time: the bad one is found and the good ones get through.
-            let count = content.dirty.0.count_ones();
-            let skip = u32::from(attempts) % count.max(1);
-            let mut dirty = content.dirty;
-            for _ in 0..skip {
-                dirty = Blocks(dirty.0 & (dirty.0 - 1));
-            }
-            Blocks(dirty.0 & dirty.0.wrapping_neg())
-        };
+        let Some((first, count)) = content.round().first_run() else { return true };
+        // One command carries one run; the rest of a page with gaps goes next time. Of a page that has
+        // failed one block: the bad one is found and the good ones get through.
+        let blocks = Blocks::range(first, if attempts == 0 { count } else { 1 });
         let begin = |page: Page| match page.begin_writeback(blocks) {
             Ok(begun) => begun,
             Err((page, _)) => panic!("a writeback begins on {page:?}"),

@@ -74,6 +74,30 @@ fn a_flush_ends_under_a_writer_that_never_stops() {
 }
 
 #[test]
+fn a_flush_ends_under_a_writer_that_never_stops_with_one_block_of_a_page_with_gaps() {
+    for hot in [vec![0], vec![0, 4], vec![6, 0, 1]] {
+        let mut rig = Rig::new(CacheMode::Writeback);
+        for block in [0, 2, 4] {
+            assert_eq!(rig.run(WRITE, block * 512, vec![1; 512]).0, Ok(()));
+        }
+        rig.start(1, OpKind::Flush, 0, Vec::new());
+        for writes in 0.. {
+            if rig.result(1).is_some() {
+                break;
+            }
+            for block in &hot {
+                rig.start_on(1, 2, WRITE, block * 512, vec![2; 512]);
+            }
+            rig.turn();
+            rig.finished.retain(|(id, ..)| *id != 2);
+            assert!(writes < 100, "{hot:?}: what is written all the time takes the others' turns");
+        }
+        assert_eq!(rig.result(1), Some(Ok(())));
+        assert_eq!(rig.device.crash()[1024], 1, "what the flush covers is stable");
+    }
+}
+
+#[test]
 fn a_flush_that_joins_after_a_device_flush_was_sent_gets_its_own() {
     let mut rig = Rig::new(CacheMode::Writeback);
     rig.device.set_fault(Fault::new(FaultOn::Flushes, Effect::Slow { steps: 50 }));
