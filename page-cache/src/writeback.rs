@@ -34,7 +34,7 @@ use uaio_driver::{
 };
 
 use crate::cache::{Cache, Ticket};
-use crate::lane::{Core, Io, IoKind, Run};
+use crate::lane::{Core, Io, IoKind, Piece, Run};
 use crate::page::{Blocks, Page};
 use crate::room::Usage;
 use crate::shard::Shard;
@@ -381,10 +381,6 @@ impl Flusher {
 
     /// Puts one page under writeback; `false` when there is no slot left for a command.
     fn store(&mut self, cache: &Cache, page: u64, run: &mut Option<Run>, sent: &mut usize) -> bool {
-        // One slot is kept for the device flush.
-        if !self.core.slots_free(run.as_ref(), 1) {
-            return false;
-        }
         let mut shard = cache.shard(page);
         let Some(slot) = shard.find(page) else { return true };
         let Page::Dirty(content) = shard.page(slot) else { return true };
@@ -397,6 +393,16 @@ impl Flusher {
         // One command carries one run; the rest of a page with gaps goes next time. Of a page that has
         // failed one block: the bad one is found and the good ones get through.
         let blocks = Blocks::range(first, if attempts == 0 { count } else { 1 });
+        let piece = Piece::new(IoKind::Store, page, blocks);
+        // One slot is kept for the device flush.
+        let there_is_a_slot = match attempts {
+            0 => self.core.slot_for(run.as_ref(), &piece, 1),
+            // It will be a command of its own.
+            _ => self.core.slots_free(run.as_ref(), 1),
+        };
+        if !there_is_a_slot {
+            return false;
+        }
         let begin = |page: Page| match page.begin_writeback(blocks) {
             Ok(begun) => begun,
             Err((page, _)) => panic!("a writeback begins on {page:?}"),
@@ -406,7 +412,7 @@ impl Flusher {
         if attempts > 0 {
             *sent += self.core.send(ME, run);
         }
-        *sent += self.core.gather(ME, run, IoKind::Store, page, blocks, frame, false);
+        *sent += self.core.gather(ME, run, piece, frame);
         if attempts > 0 {
             *sent += self.core.send(ME, run);
         }
