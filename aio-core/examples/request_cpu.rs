@@ -18,12 +18,14 @@ use uaio_page_cache::{Cache, CacheOptions};
 const READS: usize = 64;
 const DEPTH: usize = 32;
 const PAGES: u64 = 4096;
+/// From one page that is read to the next, in pages: no read follows another, whatever their order.
+const APART: u64 = 4;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let rounds = std::env::args().nth(1).map_or(Ok(200), |rounds| rounds.parse::<u64>())?;
     let frames = 2 * PAGES as usize;
     let pool = DmaPool::new(PoolOptions::frames(frames + 64))?;
-    let device = Arc::new(RamDevice::new(PAGES * FRAME_SIZE as u64, 4096, pool)?);
+    let device = Arc::new(RamDevice::new(PAGES * APART * FRAME_SIZE as u64, 4096, pool)?);
     let cache = Cache::new(device, CacheOptions::frames(frames))?;
     let reactor = Reactor::new(Arc::new(SystemClock::new()))?;
     let volume = reactor.attach(cache, VolumeOptions::default())?;
@@ -31,17 +33,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let context = reactor.context(ContextOptions::events(DEPTH))?;
     let mut memory: VecDeque<Vec<u8>> = (0..DEPTH).map(|_| vec![0; FRAME_SIZE]).collect();
     let mut events = Vec::with_capacity(DEPTH);
-    for round in 0..rounds {
-        // In no order that anything could be read ahead from.
-        let mut offsets = [0; READS];
-        for (offset, index) in offsets.iter_mut().zip(round * READS as u64..) {
-            *offset = index.wrapping_mul(0x9e37_79b1) % PAGES * FRAME_SIZE as u64;
-        }
-        for offset in offsets {
+    // Shuffled, the same way each time: nothing could be read ahead from it, neither a sequence nor
+    // reads at one distance.
+    let mut order: Vec<u64> = (0..PAGES).map(|page| page * APART * FRAME_SIZE as u64).collect();
+    fastrand::Rng::with_seed(1).shuffle(&mut order);
+    let mut order = order.chunks_exact(READS).cycle();
+    for _ in 0..rounds {
+        let Some(offsets) = order.next() else { unreachable!("it begins anew") };
+        for &offset in offsets {
             volume.cache().drop_clean(offset..offset + FRAME_SIZE as u64);
         }
-        counted_miss(&context, &handle, &offsets, &mut memory, &mut events);
-        counted_hit(&context, &handle, &offsets, &mut memory, &mut events);
+        counted_miss(&context, &handle, offsets, &mut memory, &mut events);
+        counted_hit(&context, &handle, offsets, &mut memory, &mut events);
     }
     let stats = volume.cache().stats();
     assert_eq!((stats.misses, stats.hits), (rounds * READS as u64, rounds * READS as u64));
