@@ -43,9 +43,14 @@ impl ContextOptions {
 ///
 /// Dropping it cancels what it has with the host, which may wait for ever, waits until every command
 /// it took is finished, bounded by the devices' deadlines, and throws the events away.
+///
+/// On the thread that turns the reactor, in a notice, it cannot wait, since nobody else turns: what is in
+/// progress is cancelled, ends by itself, and frees its memory then.
 pub struct Context {
     queue: Arc<EventQueue>,
     shared: Arc<Shared>,
+    /// The queue is another's by now, or nobody's: there is nothing to wait for.
+    given_up: bool,
 }
 
 /// More events at least than at most.
@@ -70,18 +75,20 @@ impl Context {
             .transpose()
             .map_err(|error| DeviceError::Os { what: "eventfd".into(), source: error.into() })?;
         let queue = EventQueue::new(shared.next_context(), events, eventfd);
-        Ok(Self { queue, shared })
+        Ok(Self { queue, shared, given_up: false })
     }
 
     /// For one sync call: a kept queue of one event, or a new one.
     pub(crate) fn for_call(shared: Arc<Shared>) -> Self {
         let kept = shared.calls.pop();
         let queue = kept.unwrap_or_else(|| EventQueue::new(shared.next_context(), 1, None));
-        Self { queue, shared }
+        Self { queue, shared, given_up: false }
     }
 
     /// After one sync call: keeps the queue for the next.
-    pub(crate) fn end_call(self) {
+    pub(crate) fn end_call(mut self) {
+        // Before it is kept: from then on it may be another call's, whose event is none of ours.
+        self.given_up = true;
         // When there are enough of them, this one goes.
         let _ = self.shared.calls.push(Arc::clone(&self.queue));
     }
@@ -340,6 +347,10 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if self.given_up {
+            return;
+        }
+        let waiting = Waiting { queue: &self.queue, id: self.queue.name() };
         while self.queue.outstanding() > 0 {
             // Again each time: one may have been linked to a command of a volume.
             let host = self.shared.stations().iter().fold(0, |host, station| {
@@ -349,8 +360,21 @@ impl Drop for Context {
                 };
                 host + usize::from(station.may_wait()) * (1 + station.cancel_all(&ours))
             });
-            let timeout = (host > 0).then_some(Duration::from_millis(10));
-            self.wait(1, self.slots(), drop, timeout);
+            if self.shared.is_turned_here() {
+                let _ = self.cancel_all();
+                return;
+            }
+            let slice = Duration::from_millis(10);
+            let until = (host > 0).then(|| self.shared.clock().now().saturating_add(slice));
+            // For the end of them all, not for an event: the notice of a command that was abandoned
+            // takes its event out itself.
+            let look = |turns: bool| {
+                self.queue.take(usize::MAX, drop);
+                self.queue.wait_all(waiting.id, turns.then(|| self.shared.bell()));
+                self.queue.outstanding() == 0
+            };
+            let woken = || self.queue.is_woken(waiting.id);
+            drop(wait_until(&self.shared, until, look, &woken));
         }
     }
 }
@@ -407,5 +431,62 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.queue.leave(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use uaio_driver::SystemClock;
+
+    use super::*;
+    use crate::buffers::Buffers;
+    use crate::host::HostOp;
+    use crate::hosted::HostOptions;
+    use crate::reactor::Reactor;
+
+    /// A thread that ends its call may be preempted when it has given the queue back, and another call
+    /// may have it then.
+    #[test]
+    fn the_end_of_a_sync_call_leaves_the_event_of_the_next_call_on_its_queue() {
+        let reactor = Reactor::new(Arc::new(SystemClock::new())).unwrap();
+        let context = reactor.context(ContextOptions::events(1)).unwrap();
+        let call = Context::for_call(Arc::clone(context.shared()));
+        let queue = Arc::clone(call.queue());
+        // The next call: submitted, and then answered by another thread.
+        assert!(queue.take_slots(1));
+        std::thread::scope(|threads| {
+            let ended = threads.spawn(move || call.end_call());
+            let start = Instant::now();
+            while !ended.is_finished() && start.elapsed() < Duration::from_millis(200) {
+                std::thread::yield_now();
+            }
+            let event = Event { user_data: 5, result: Ok(0), buffers: Buffers::None, more: false };
+            queue.complete(event);
+            ended.join().unwrap();
+        });
+        let mut taken = None;
+        queue.take(1, |event| taken = Some(event.user_data));
+        assert_eq!(taken, Some(5), "the event is the next call's");
+    }
+
+    /// Somebody who only asks the engine something has the lock when a batch ends.
+    #[test]
+    fn what_a_batch_could_not_commit_is_committed_by_the_thread_that_sleeps() {
+        let reactor = Reactor::new(Arc::new(SystemClock::new())).unwrap();
+        let host = reactor.attach_host(HostOptions::default()).unwrap();
+        let context = reactor.context(ContextOptions::events(1)).unwrap();
+        std::thread::scope(|threads| {
+            threads.spawn(|| reactor.run());
+            std::thread::sleep(Duration::from_millis(20));
+            let mut batch = context.batch();
+            batch.submit(Iocb::host(&host, HostOp::Nop), None).unwrap();
+            host.station().with_backend(|_| drop(batch)).unwrap();
+            let mut events = Vec::new();
+            let taken = context.get_events(1, 1, &mut events, Some(Duration::from_secs(5)));
+            reactor.stop();
+            assert_eq!(taken, Ok(1), "it was sent");
+        });
     }
 }

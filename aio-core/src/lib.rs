@@ -149,6 +149,7 @@ mod sync;
 mod ticket;
 mod volume;
 mod waiters;
+mod watch;
 
 pub use buffers::Buffers;
 pub use call::CallError;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::thread::Thread;
 
@@ -14,6 +14,7 @@ use crate::notify::Notify;
 use crate::ring::Ring;
 use crate::ticket::{Ticket, Tickets};
 use crate::waiters::Waiters;
+use crate::watch::Watch;
 
 /// The events of one context, and who waits for them.
 ///
@@ -73,41 +74,8 @@ pub(crate) enum Wants {
     Events(usize),
     /// That submissions are over.
     Submissions(Watch),
-}
-
-/// Submissions of one context that somebody waits for, perhaps with those of others.
-pub(crate) struct Watch {
-    /// Their tickets' slots, one bit each. One that was seen to be over is taken out by who saw it.
-    slots: Vec<u64>,
-    /// How many of all contexts have to be over yet; less than 0 when more are.
-    left: Arc<AtomicIsize>,
-}
-
-impl Watch {
-    pub(crate) fn new(tickets: &[Ticket], left: Arc<AtomicIsize>) -> Self {
-        Self { slots: Self::bits(tickets), left }
-    }
-
-    /// The tickets' slots, one bit each.
-    pub(crate) fn bits(tickets: &[Ticket]) -> Vec<u64> {
-        let most = tickets.iter().map(|ticket| ticket.slot as usize).max().unwrap_or(0);
-        let mut slots = vec![0; most / 64 + 1];
-        tickets
-            .iter()
-            .for_each(|ticket| slots[ticket.slot as usize / 64] |= 1 << (ticket.slot % 64));
-        slots
-    }
-
-    /// A submission is over: counts it, if it is one of these and has not been.
-    pub(crate) fn over(&mut self, slot: u32) {
-        let (word, bit) = (slot as usize / 64, 1 << (slot % 64));
-        if let Some(bits) = self.slots.get_mut(word)
-            && *bits & bit != 0
-        {
-            *bits &= !bit;
-            self.left.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
+    /// That every command taken has its event, which may have been taken out.
+    All,
 }
 
 /// An event, and whom it concerns beside those who wait for events.
@@ -212,7 +180,7 @@ impl EventQueue {
             if let Some(ticket) = over {
                 for entry in entries.iter_mut() {
                     if let Wants::Submissions(watch) = &mut entry.wants {
-                        watch.over(ticket.slot);
+                        watch.over(ticket);
                     }
                 }
             }
@@ -228,7 +196,8 @@ impl EventQueue {
         let there = self.ring.len();
         let at = entries.iter().position(|entry| match &entry.wants {
             Wants::Events(need) => *need <= there,
-            Wants::Submissions(watch) => watch.left.load(Ordering::Relaxed) <= 0,
+            Wants::Submissions(watch) => watch.is_over(),
+            Wants::All => self.outstanding() == 0,
         })?;
         Some(entries.remove(at))
     }
@@ -257,6 +226,18 @@ impl EventQueue {
             |wants| *wants = Wants::Events(need),
             || Wants::Events(need),
         );
+    }
+
+    /// The same for the end of all commands.
+    pub(crate) fn wait_all(&self, id: u64, bell: Option<&Arc<Doorbell>>) {
+        self.leave_or_update(id, bell, |_| {}, || Wants::All);
+    }
+
+    /// Who takes events out beside whoever waits for the end of all does this afterwards: between
+    /// taking one out and giving its slot back there is one too many outstanding, and whoever looks
+    /// then goes on waiting.
+    pub(crate) fn taken_out(&self) {
+        self.wake(None);
     }
 
     /// The same for submissions. An entry that is there keeps its watch.
@@ -305,7 +286,7 @@ impl EventQueue {
             let entry = entries.iter_mut().find(|entry| entry.id == id);
             let Some(Entry { wants: Wants::Submissions(watch), .. }) = entry else { return };
             for ticket in tickets.iter().filter(|ticket| self.tickets.is_over(**ticket)) {
-                watch.over(ticket.slot);
+                watch.over(*ticket);
             }
         });
     }

@@ -1,5 +1,6 @@
 //! The reactor: owns lanes and flushers, and turns them.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -325,7 +326,19 @@ impl Shared {
     /// Turns every station once. The caller has the baton.
     fn turn(&self, now: Duration) -> Turned {
         let stations = self.stations();
+        let _here = TurnedHere::new(self);
         stations.iter().fold(Turned::IDLE, |all, station| all.and(station.turn(now)))
+    }
+
+    /// Whether this thread is in the middle of turning it, and so in a notice.
+    pub(crate) fn is_turned_here(&self) -> bool {
+        let here = TURNED_HERE.try_with(|turned| turned.borrow().contains(&self.address()));
+        // Of a thread that is ending, whose list is gone, nothing turns any more.
+        here.unwrap_or(false)
+    }
+
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     fn arm(&self) -> Armed {
@@ -361,6 +374,27 @@ impl Shared {
         let timeout = Timespec::try_from(timeout).ok();
         // An interrupted sleep is a short one; the caller looks again in any case.
         let _ = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref());
+    }
+}
+
+thread_local! {
+    /// The reactors that this thread is in the middle of turning: a notice of one may turn another.
+    static TURNED_HERE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An entry of `TURNED_HERE`, taken away at the end, also of a panic.
+struct TurnedHere;
+
+impl TurnedHere {
+    fn new(shared: &Shared) -> Self {
+        let _ = TURNED_HERE.try_with(|turned| turned.borrow_mut().push(shared.address()));
+        Self
+    }
+}
+
+impl Drop for TurnedHere {
+    fn drop(&mut self) {
+        let _ = TURNED_HERE.try_with(|turned| turned.borrow_mut().pop());
     }
 }
 

@@ -27,6 +27,8 @@ struct Commands<'env> {
     lent: Vec<Option<&'env mut [u8]>>,
     /// Memory of commands that are over.
     spare: Vec<Vec<u8>>,
+    /// How many were taken whose event has not been taken in.
+    left: usize,
 }
 
 impl Reactor {
@@ -36,8 +38,8 @@ impl Reactor {
     ///
     /// A borrow ends only when the call does, whatever the closure does with what it is given, so
     /// this needs no promise of the caller's; [`AsyncContext`](crate::AsyncContext) could not be made
-    /// so. What is cached is copied straight from and to the caller's memory, anything else
-    /// through memory that the scope keeps and uses again.
+    /// so. A command goes through memory that the scope keeps and uses again, so its bytes are copied
+    /// twice: between the cache or the device and that, and between that and the caller's.
     ///
     /// # Errors
     ///
@@ -67,9 +69,7 @@ impl Reactor {
         let context = self.context(ContextOptions::events(depth))?;
         let scope = Scope { context, commands: RefCell::default() };
         let value = lend(&scope);
-        while scope.context.outstanding() > 0 || scope.settle(0) > 0 {
-            scope.settle(1);
-        }
+        scope.settle_all();
         Ok((value, scope.commands.into_inner().results))
     }
 }
@@ -95,9 +95,7 @@ impl<'env> Scope<'env> {
     /// Makes stable every write on the volume, those of this scope before it too: it waits for them
     /// first.
     pub fn fsync(&self, handle: &Handle) {
-        while self.context.outstanding() > 0 {
-            self.settle(1);
-        }
+        self.settle_all();
         self.submit(Iocb::fsync(handle), None);
     }
 
@@ -111,7 +109,10 @@ impl<'env> Scope<'env> {
         let mut iocb = iocb.with_user_data(number as u64);
         loop {
             match self.context.submit(iocb) {
-                Ok(_) => return,
+                Ok(_) => {
+                    self.commands.borrow_mut().left += 1;
+                    return;
+                }
                 Err(Refused { iocb: back, reason: Refusal::NoSlot }) => {
                     self.settle(1);
                     iocb = back;
@@ -131,11 +132,20 @@ impl<'env> Scope<'env> {
         }
     }
 
+    /// Takes in what is finished, until that is all that was submitted.
+    fn settle_all(&self) {
+        // Those that were answered at once have their events already, so none may be left to wait for.
+        while self.commands.borrow().left > 0 {
+            self.settle(1);
+        }
+    }
+
     /// Takes in what is finished, waiting until there were `min` events; says how many there were.
     fn settle(&self, min: usize) -> usize {
         let mut events = Vec::new();
         let taken = self.context.get_events(min, self.context.slots(), &mut events, None);
         let mut commands = self.commands.borrow_mut();
+        commands.left -= events.len();
         for Event { user_data, result, buffers, .. } in events {
             let number = user_data as usize;
             let memory = buffers.into_bytes();

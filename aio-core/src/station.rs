@@ -161,6 +161,8 @@ impl<B: Backend> Station<B> {
             && let Some(mut guard) = self.core.try_lock()
             && let Some(core) = guard.as_mut()
             && core.has_room()
+            // Under the lock: who closes it takes the lock after saying so, and finds the request.
+            && !self.is_closed()
             && let Some(first) = request.take()
         {
             let timed = first.deadline.is_some();
@@ -179,9 +181,6 @@ impl<B: Backend> Station<B> {
             return Ok(());
         }
         let Some(request) = request else { return Ok(()) };
-        if self.closed.load(Ordering::Acquire) {
-            return Err(request);
-        }
         self.enqueue(request, false)
     }
 
@@ -199,7 +198,10 @@ impl<B: Backend> Station<B> {
     fn enqueue(&self, request: Request, beyond: bool) -> Result<(), Request> {
         let (ticket, queue) = (request.ticket(), Arc::clone(request.queue()));
         queue.tickets().moved(ticket, self.id, None);
-        self.in_inbox(|inbox| inbox.push(request, beyond))?;
+        self.in_inbox(|inbox| {
+            // Under the lock, as above. What is linked to something goes on all the same.
+            if !beyond && self.is_closed() { Err(request) } else { inbox.push(request, beyond) }
+        })?;
         if queue.tickets().ending(ticket).is_some()
             && let Some(request) = self.in_inbox(|inbox| inbox.remove(ticket))
         {
@@ -234,12 +236,11 @@ impl<B: Backend> Station<B> {
 
     /// Makes the device see what was taken in without it.
     pub(crate) fn commit(&self) {
-        // If somebody else has the lock: whoever turns commits at the end of the turn, and whoever
-        // submits after the step.
-        if let Some(mut core) = self.core.try_lock()
-            && let Some(core) = core.as_mut()
-        {
-            self.commit_core(core);
+        match self.core.try_lock().as_deref_mut() {
+            Some(Some(core)) => self.commit_core(core),
+            Some(None) => {}
+            // Whoever has the lock may be past committing, or not about to: whoever turns is.
+            None => self.shared.bell().wake(),
         }
     }
 
@@ -346,19 +347,27 @@ impl<B: Backend> Station<B> {
             self.cancel_all(&|_| true);
         }
         let clock = self.shared.clock();
-        let mut ending = false;
+        let (mut ending, mut late) = (false, false);
         let result = loop {
             let busy = self.turn_once(clock.now()).busy;
             let mut guard = self.core.lock();
             let Some(core) = guard.as_mut() else { return Ok(()) };
-            if !ending && core.requests.is_empty() && self.inbox.lock().len() == 0 {
+            let idle = core.requests.is_empty() && self.inbox.lock().len() == 0;
+            // What was cancelled at the device may have all the room there is until the device is done.
+            if idle && !ending && core.has_room() {
                 ending = true;
                 core.backend.start_closing();
             }
-            if ending && let Some(result) = core.backend.closed() {
-                *guard = None;
-                break result;
+            if let Some(result) = ending.then(|| core.backend.closed()).flatten() {
+                if idle && !late {
+                    *guard = None;
+                    break result;
+                }
+                // Something that was linked to a command of another station came after the end was
+                // begun: it is done, too, and then what has to be done at the end is done for it.
+                (ending, late) = (false, false);
             }
+            late |= ending && !idle;
             drop(guard);
             if !busy {
                 clock.sleep(Duration::from_micros(50));

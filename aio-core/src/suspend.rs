@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::queue::Watch;
 use crate::reactor::{Shared, wait_until};
 use crate::ticket::Ticket;
+use crate::watch::Watch;
 
 /// How long a thread sleeps at most that waits for contexts of several reactors, and so may have to
 /// turn any of them. For contexts of one reactor there is no such bound.
@@ -32,8 +32,8 @@ pub fn suspend(list: &[(&Context, Ticket)], need: usize, timeout: Option<Duratio
     for (context, ticket) in list {
         watching.add(context, *ticket);
     }
-    let live: u32 = watching.parts.iter().map(Part::count).sum();
-    watching.left.fetch_min(live as isize, Ordering::Relaxed);
+    let live: usize = watching.parts.iter().map(|part| Watch::count(&part.tickets)).sum();
+    watching.left.fetch_min(live.cast_signed(), Ordering::Relaxed);
     let is_over = || watching.left.load(Ordering::Relaxed) <= 0;
     if is_over() {
         return true;
@@ -86,13 +86,6 @@ struct Part<'a> {
     /// Its entry on the context's queue.
     id: u64,
     tickets: Vec<Ticket>,
-}
-
-impl Part<'_> {
-    fn count(&self) -> u32 {
-        let bits = Watch::bits(&self.tickets);
-        bits.iter().map(|word| word.count_ones()).sum()
-    }
 }
 
 impl<'a> Watching<'a> {

@@ -19,6 +19,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+mod frame_set;
+
+pub use frame_set::FrameSet;
+
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileSlice};
 
 use crate::error::DeviceError;
@@ -28,6 +32,9 @@ use crate::error::DeviceError;
 pub const FRAME_SIZE: usize = 4096;
 
 const HUGE_PAGE_SIZE: usize = 2 << 20;
+/// More handles of a frame than this end the process. Half of what the count holds: the other half is for
+/// threads that add one before the first of them has ended it.
+const HANDLES_MAX: u32 = u32::MAX / 2;
 const WORDS_PER_FRAME: usize = FRAME_SIZE / 8;
 
 /// An I/O virtual address: where a device finds the memory.
@@ -156,20 +163,27 @@ impl DmaPool {
             return Err(DeviceError::Invalid(format!("IOVA {:#x} is not 4096-aligned", iova.0)));
         }
         let len_bytes = frames * FRAME_SIZE;
-        let (region, huge) = map(len_bytes, hugepages)
+        // Whole hugepages: Linux (6.7 and later) then lays the mapping on the boundary of one, and io_uring,
+        // which wants all of a buffer in folios of one size, takes the pool as hugepages and not as so many
+        // pieces of 4 KiB. What is beyond the last frame is never touched.
+        let mapped_bytes = match len_bytes {
+            HUGE_PAGE_SIZE.. => len_bytes.next_multiple_of(HUGE_PAGE_SIZE),
+            _ => len_bytes,
+        };
+        let (region, huge) = map(mapped_bytes, hugepages)
             .map_err(|source| DeviceError::NoMemory { bytes: len_bytes as u64, source })?;
         let base = NonNull::new(region.as_ptr()).expect("a mapping is never at address zero");
-        advise(base, len_bytes, libc::MADV_DONTFORK)
+        advise(base, mapped_bytes, libc::MADV_DONTFORK)
             .map_err(|source| DeviceError::Os { what: "madvise(MADV_DONTFORK)".into(), source })?;
         if let Some(node) = numa_node {
-            prefer_node(base, len_bytes, node).map_err(|source| DeviceError::Os {
+            prefer_node(base, mapped_bytes, node).map_err(|source| DeviceError::Os {
                 what: format!("mbind to node {node}"),
                 source,
             })?;
         }
         if !huge {
             // Advice only: a kernel without transparent hugepages says EINVAL and nothing is lost.
-            let _ = advise(base, len_bytes, libc::MADV_HUGEPAGE);
+            let _ = advise(base, mapped_bytes, libc::MADV_HUGEPAGE);
         }
         let region = GuestRegionMmap::new(region, GuestAddress(iova.0))
             .ok_or_else(|| DeviceError::Invalid(format!("IOVA {:#x} is too high", iova.0)))?;
@@ -392,7 +406,12 @@ impl DmaBuf {
     #[inline]
     pub fn share(&self) -> DmaBuf {
         // Relaxed: like Arc's, the new handle comes from one that is alive.
-        self.references().fetch_add(1, Ordering::Relaxed);
+        let handles = self.references().fetch_add(1, Ordering::Relaxed);
+        if handles > HANDLES_MAX {
+            // Only handles that were forgotten, billions of them, come to this: like Arc, rather end than
+            // let the count wrap to a frame that looks free. Not a panic, which can be caught.
+            std::process::abort();
+        }
         DmaBuf { pool: self.pool, index: self.index }
     }
 
@@ -546,82 +565,6 @@ impl fmt::Debug for DmaBuf {
 
 const _: () = assert!(size_of::<Option<DmaBuf>>() == 12);
 
-/// Frames of one pool that nobody uses, last in, first out, without any memory of its own: each frame's
-/// reference count, which means nothing meanwhile, says which is the next.
-#[derive(Default)]
-pub struct FrameStack {
-    /// The frame on top, unless there is none.
-    top: Option<DmaBuf>,
-    len: usize,
-}
-
-impl FrameStack {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Puts a frame on top, by its only handle.
-    ///
-    /// # Panics
-    ///
-    /// When it is of another pool than those that are there, or shared.
-    pub fn push(&mut self, frame: DmaBuf) {
-        assert!(!frame.is_shared(), "a frame that is in use");
-        let below = match self.top.take() {
-            Some(below) => {
-                assert!({ below.pool } == { frame.pool }, "a frame of another pool");
-                let index = below.index;
-                // Its count is kept in the stack from here on, as the frame that follows it.
-                std::mem::forget(below);
-                index
-            }
-            None => Self::END,
-        };
-        // Relaxed, here and below: the stack has the only handle, and moves between threads as any value.
-        frame.references().store(below, Ordering::Relaxed);
-        self.top = Some(frame);
-        self.len += 1;
-    }
-
-    /// Takes the frame on top.
-    pub fn pop(&mut self) -> Option<DmaBuf> {
-        let frame = self.top.take()?;
-        let below = frame.references().swap(1, Ordering::Relaxed);
-        self.len -= 1;
-        if below != Self::END {
-            // The frame below was forgotten by `push` when this one was put on it: its handle again.
-            self.top = Some(DmaBuf { pool: frame.pool, index: below });
-        }
-        Some(frame)
-    }
-
-    const END: u32 = u32::MAX;
-}
-
-impl Drop for FrameStack {
-    fn drop(&mut self) {
-        while self.pop().is_some() {}
-    }
-}
-
-impl Extend<DmaBuf> for FrameStack {
-    fn extend<T: IntoIterator<Item = DmaBuf>>(&mut self, frames: T) {
-        frames.into_iter().for_each(|frame| self.push(frame));
-    }
-}
-
-impl fmt::Debug for FrameStack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FrameStack({} frames)", self.len)
-    }
-}
-
 /// Frames that follow each other in memory and in IOVA: the rings of a queue pair, PRP lists.
 /// Goes back to the pool when dropped; whoever drops it has made sure the device is done with it.
 pub struct DmaRegion {
@@ -774,35 +717,6 @@ mod tests {
         assert_eq!(pool.take().unwrap().index(), index);
         drop(frames);
         assert_eq!(pool.free_frames(), 130);
-    }
-
-    #[test]
-    fn a_stack_of_frames_gives_each_back_once_last_in_first_out() {
-        let pool = pool(5);
-        let mut stack = FrameStack::default();
-        assert!(stack.pop().is_none());
-        let frames: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
-        let indexes: Vec<_> = frames.iter().map(DmaBuf::index).collect();
-        stack.extend(frames);
-        assert_eq!((stack.len(), pool.free_frames()), (5, 0));
-        let last = stack.pop().unwrap();
-        assert!(!last.is_shared(), "a frame that was taken out has its count again");
-        stack.push(last);
-        for index in indexes[1..].iter().rev() {
-            assert_eq!(stack.pop().unwrap().index(), *index);
-        }
-        assert_eq!((stack.len(), pool.free_frames()), (1, 4));
-        drop(stack);
-        assert_eq!(pool.free_frames(), 5);
-    }
-
-    #[test]
-    #[should_panic(expected = "a frame that is in use")]
-    fn a_frame_that_somebody_uses_is_not_put_on_a_stack() {
-        let frame = pool(1).take().unwrap();
-        let used = frame.share();
-        FrameStack::default().push(frame);
-        drop(used);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub use block::{
     Armed, BlockDevice, Cancel, Capabilities, Geometry, Health, IoQueue, QueueOptions, Wake,
 };
 pub use clock::{Clock, SystemClock};
-pub use dma::{DmaBuf, DmaPool, DmaRegion, FRAME_SIZE, FrameStack, Iova, PoolOptions};
+pub use dma::{DmaBuf, DmaPool, DmaRegion, FRAME_SIZE, FrameSet, Iova, PoolOptions};
 pub use doorbell::Doorbell;
 pub use error::{DeviceError, IoError, IoErrorKind, IoResult};
 pub use request::{Completion, Lba, Op, Refusal, Refused, Request, SgList};

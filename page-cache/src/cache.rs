@@ -18,7 +18,7 @@ use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
 use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
 
 /// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
-const PAGES_TOGETHER: u64 = 8;
+pub(crate) const PAGES_TOGETHER: u64 = 8;
 
 /// What an acknowledged write means. *Stable* is on media that survives power loss.
 ///

@@ -143,6 +143,21 @@ pub(crate) enum IoKind {
     Flush,
 }
 
+/// Blocks of one page that a command is to move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) kind: IoKind,
+    pub(crate) page: u64,
+    pub(crate) blocks: Blocks,
+    pub(crate) fua: bool,
+}
+
+impl Piece {
+    pub(crate) fn new(kind: IoKind, page: u64, blocks: Blocks) -> Self {
+        Self { kind, page, blocks, fua: false }
+    }
+}
+
 /// A command that is being gathered: neighbouring pages, one frame each.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -276,37 +291,44 @@ impl Core {
         self.slot_waiters.push_back(operation);
     }
 
-    /// Adds blocks of one page to the command being gathered, or sends that and begins another.
-    /// The caller has seen that a slot is free.
-    #[expect(clippy::too_many_arguments, reason = "one call site each for reads and writes")]
+    /// Whether there is a slot for `piece`, and `spare` more: that of the command being gathered when it
+    /// joins that, so that the last slot of a full queue carries as many pages as any other.
+    pub(crate) fn slot_for(&self, gathering: Option<&Run>, piece: &Piece, spare: usize) -> bool {
+        gathering.is_some_and(|run| self.joins(run, piece)) || self.slots_free(gathering, spare)
+    }
+
+    /// Whether the command being gathered can carry this piece, too.
+    fn joins(&self, run: &Run, piece: &Piece) -> bool {
+        let starts = piece.blocks.0 & 1 == 1;
+        std::mem::discriminant(&run.kind) == std::mem::discriminant(&piece.kind)
+            && run.fua == piece.fua
+            && starts
+            && run.lba + u64::from(run.blocks) == piece.page * self.cache.blocks_per_page()
+            && run.frames.len() < self.pages_max
+    }
+
+    /// Adds the first run of blocks of one page to the command being gathered, or sends that and begins
+    /// another. The caller has seen that there is a [slot](Self::slot_for).
     pub(crate) fn gather(
         &mut self,
         operation: Token,
         run: &mut Option<Run>,
-        kind: IoKind,
-        page: u64,
-        blocks: Blocks,
+        piece: Piece,
         frame: DmaBuf,
-        fua: bool,
     ) -> usize {
+        let Piece { kind, page, blocks, fua } = piece;
         let Some((first, count)) = blocks.first_run() else {
             panic!("a command for no block of page {page}")
         };
         let lba = page * self.cache.blocks_per_page() + u64::from(first);
-        let mut sent = 0;
-        if let Some(open) = run {
-            let joins = std::mem::discriminant(&open.kind) == std::mem::discriminant(&kind)
-                && open.fua == fua
-                && open.lba + u64::from(open.blocks) == lba
-                && first == 0
-                && open.frames.len() < self.pages_max;
-            if joins {
-                open.blocks += count;
-                open.frames.push(frame);
-                return 0;
-            }
-            sent = self.send(operation, run);
+        if let Some(open) = run
+            && self.joins(open, &piece)
+        {
+            open.blocks += count;
+            open.frames.push(frame);
+            return 0;
         }
+        let sent = self.send(operation, run);
         let mut frames = self.spare.pop().unwrap_or_default();
         frames.push(frame);
         let offset = first * self.cache.block_size() as u32;

@@ -18,6 +18,14 @@
 //! Everything else is busy: the caller queues on the page and looks again. A discard that meets a
 //! page being read waits for the read, too: it would otherwise have to leave a mark in the page, and
 //! the read is bounded like everything.
+//!
+//! # Rounds
+//!
+//! One command carries one run of blocks, so a page with gaps is written in several, one after the other.
+//! Those are a *round*: each block that was dirty when it began is written once in it, and what is written
+//! to a block that has had its turn waits for the next round, with a number of its own. Without it a block
+//! that somebody writes all the time would be sent again and again in place of its neighbours, and a
+//! flush that waits for those would never end.
 
 use uaio_driver::{DmaBuf, FRAME_SIZE};
 
@@ -118,14 +126,24 @@ impl Notes {
     }
 }
 
-/// The sequence number of a write. Aligned like the rest of a page, of which there are many.
+/// The sequence number of a write, in the 7 bytes that last for two centuries at ten million writes a
+/// second: there is one in every page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C, packed(2))]
-pub(crate) struct Seq(u64);
+pub(crate) struct Seq([u8; 7]);
 
 impl Seq {
+    const FIRST: Self = Self([0; 7]);
+
+    pub(crate) fn new(number: u64) -> Self {
+        let mut bytes = [0; 7];
+        bytes.copy_from_slice(&number.to_le_bytes()[..7]);
+        Self(bytes)
+    }
+
     pub(crate) fn get(self) -> u64 {
-        self.0
+        let mut bytes = [0; 8];
+        bytes[..7].copy_from_slice(&self.0);
+        u64::from_le_bytes(bytes)
     }
 }
 
@@ -136,12 +154,14 @@ impl Seq {
 pub(crate) struct Later(u32);
 
 impl Later {
+    const NONE: Self = Self(0);
+
     fn between(oldest: Seq, seq: u64) -> Self {
-        Self(u32::try_from(seq - oldest.get()).unwrap_or(u32::MAX))
+        Self(u32::try_from(seq.saturating_sub(oldest.get())).unwrap_or(u32::MAX))
     }
 
     fn after(self, oldest: Seq) -> Seq {
-        Seq(oldest.get() + u64::from(self.0))
+        Seq::new(oldest.get() + u64::from(self.0))
     }
 }
 
@@ -153,26 +173,58 @@ pub(crate) struct Content {
     pub(crate) valid: Blocks,
     /// Blocks that are newer than the device's; always valid too.
     pub(crate) dirty: Blocks,
+    /// Blocks that are not of this round of writebacks any more, or not yet. Those of them that are dirty
+    /// wait for the next.
+    done: Blocks,
     pub(crate) notes: Notes,
-    /// Sequence number of the oldest write in `dirty`, without meaning when that is empty; but of
-    /// the oldest that is being written, during a writeback.
-    pub(crate) seq: Seq,
+    /// Sequence number of the oldest write in this round, those that are being written included;
+    /// without meaning when there is none.
+    seq: Seq,
+    /// By how much the number of the oldest write for the next round is higher.
+    later: Later,
 }
 
 impl Content {
     pub(crate) fn empty(frame: DmaBuf) -> Self {
-        Self { frame, valid: Blocks::NONE, dirty: Blocks::NONE, notes: Notes::NONE, seq: Seq(0) }
+        Self {
+            frame,
+            valid: Blocks::NONE,
+            dirty: Blocks::NONE,
+            done: Blocks::NONE,
+            notes: Notes::NONE,
+            seq: Seq::FIRST,
+            later: Later::NONE,
+        }
+    }
+
+    /// The blocks that are to be written in this round still.
+    pub(crate) fn round(&self) -> Blocks {
+        self.dirty.without(self.done)
     }
 
     fn dirtied(&mut self, blocks: Blocks, seq: u64) {
-        if self.dirty.is_empty() {
-            self.seq = Seq(seq);
+        if self.done.is_empty() {
+            if self.dirty.is_empty() {
+                self.seq = Seq::new(seq);
+            }
+        } else {
+            if self.dirty.and(self.done).is_empty() {
+                self.later = Later::between(self.seq, seq);
+            }
+            // A round is of what was dirty when it began.
+            self.done = self.done.with(blocks.without(self.dirty));
         }
         self.valid = self.valid.with(blocks);
         self.dirty = self.dirty.with(blocks);
     }
 
-    fn settled(self) -> Page {
+    /// No writeback is in flight: when the round is over, the next begins.
+    fn settled(mut self) -> Page {
+        if self.round().is_empty() {
+            self.done = Blocks::NONE;
+            self.seq = self.later.after(self.seq);
+            self.later = Later::NONE;
+        }
         if !self.dirty.is_empty() { Page::Dirty(self) } else { Page::Clean(self) }
     }
 
@@ -208,9 +260,6 @@ pub(crate) enum Page {
         content: Content,
         /// Blocks being written.
         writing: Blocks,
-        /// By how much the number of the oldest write in `dirty` is higher than that of the oldest
-        /// being written.
-        later: Later,
     },
 }
 
@@ -258,16 +307,10 @@ impl Page {
 
     /// Whether it has dirty blocks, and the sequence number of the oldest.
     pub(crate) fn dirty_since(&self) -> Option<u64> {
-        let content = self.content()?;
-        let seq = match self {
-            Self::Writeback { later, .. } => later.after(content.seq),
-            Self::Absent
-            | Self::Reading { .. }
-            | Self::Clean(_)
-            | Self::Writing(_)
-            | Self::Dirty(_) => content.seq,
-        };
-        (!content.dirty.is_empty()).then_some(seq.get())
+        let content = self.content().filter(|content| !content.dirty.is_empty())?;
+        let next_round = content.round().is_empty();
+        let later = if next_round { content.later } else { Later::NONE };
+        Some(later.after(content.seq).get())
     }
 
     /// Whether a writeback is in flight, and the sequence number of the oldest write in it.
@@ -420,7 +463,7 @@ impl Page {
         blocks: Blocks,
         seq: u64,
     ) -> (Self, Option<DmaBuf>) {
-        let Self::Writeback { content, writing, mut later } = self else {
+        let Self::Writeback { content, writing } = self else {
             panic!("a rewrite of a page in {self:?}")
         };
         let (mut content, old) = match fresh {
@@ -433,13 +476,8 @@ impl Page {
                 (content, None)
             }
         };
-        let oldest = content.seq;
-        if content.dirty.is_empty() {
-            later = Later::between(oldest, seq);
-        }
         content.dirtied(blocks, seq);
-        content.seq = oldest;
-        (Self::Writeback { content, writing, later }, old)
+        (Self::Writeback { content, writing }, old)
     }
 
     /// A device write of `blocks`, all of them dirty, starts; the handle is the request's.
@@ -448,9 +486,9 @@ impl Page {
             Self::Dirty(mut content) => {
                 assert!(content.dirty.contains(blocks) && !blocks.is_empty(), "{blocks:?}");
                 content.dirty = content.dirty.without(blocks);
+                content.done = content.done.with(blocks);
                 let frame = content.frame.share();
-                // What is left for later is as old as what is written now.
-                Ok((Self::Writeback { content, writing: blocks, later: Later(0) }, frame))
+                Ok((Self::Writeback { content, writing: blocks }, frame))
             }
             Self::Absent
             | Self::Reading { .. }
@@ -460,20 +498,20 @@ impl Page {
         }
     }
 
-    /// The device write has ended. A failed one leaves its blocks dirty, with their old number.
+    /// The device write has ended. A failed one leaves its blocks dirty, with their old number; they have
+    /// had their turn all the same, so that one that cannot be written stands in no other's way.
     ///
     /// # Panics
     ///
     /// When none was in flight.
     pub(crate) fn end_writeback(self, ok: bool) -> Self {
         match self {
-            Self::Writeback { mut content, writing, later } => {
-                if ok {
-                    content.seq = later.after(content.seq);
-                } else {
+            Self::Writeback { mut content, writing } => {
+                if !ok {
                     // A block dirtied again meanwhile holds newer data and is as dirty as before;
                     // the others were copied along into the fresh frame.
                     content.dirty = content.dirty.with(writing.and(content.valid));
+                    content.later = Later::NONE;
                 }
                 content.settled()
             }
@@ -504,6 +542,7 @@ impl Page {
         let gone = blocks.without(kept);
         content.valid = content.valid.without(gone);
         content.dirty = content.dirty.without(gone);
+        content.done = content.done.without(gone);
         if content.valid.is_empty() {
             return Ok((Self::Absent, Some(content.frame)));
         }
@@ -535,7 +574,7 @@ mod tests {
     }
 
     fn content(pool: &DmaPool, valid: Blocks, dirty: Blocks) -> Content {
-        Content { valid, dirty, seq: Seq(7), ..Content::empty(pool.take().unwrap()) }
+        Content { valid, dirty, seq: Seq::new(7), ..Content::empty(pool.take().unwrap()) }
     }
 
     const STATES: [&str; 7] =
@@ -550,9 +589,12 @@ mod tests {
             "writing" => Page::Writing(content(pool, ALL, SOME)),
             "dirty" => Page::Dirty(content(pool, ALL, SOME)),
             "writeback" => Page::Writeback {
-                content: Content { seq: Seq(3), ..content(pool, ALL, Blocks::NONE) },
+                content: Content {
+                    seq: Seq::new(3),
+                    done: SOME,
+                    ..content(pool, ALL, Blocks::NONE)
+                },
                 writing: SOME,
-                later: Later(0),
             },
             other => panic!("no state {other}"),
         }
@@ -738,6 +780,53 @@ mod tests {
         let page = page.end_writeback(true);
         assert_eq!(page.content().unwrap().dirty, Blocks(0b1000));
         assert_eq!(page.dirty_since(), Some(7));
+    }
+
+    #[test]
+    fn a_round_writes_each_block_once_however_often_others_are_written_meanwhile() {
+        let pool = pool();
+        let mut page = Page::Dirty(content(&pool, ALL, Blocks(0b101_0101)));
+        let mut turns = Vec::new();
+        for seq in 100.. {
+            let content = page.content().unwrap();
+            if page.dirty_since() != Some(7) {
+                break;
+            }
+            let (first, count) = content.round().first_run().unwrap();
+            turns.push(first);
+            let (writeback, request) = page.begin_writeback(Blocks::range(first, count)).unwrap();
+            // The first, and one in a gap, over and over.
+            let (writeback, old) = writeback.rewrite(pool.take(), Blocks(0b11), seq);
+            drop((request, old));
+            page = writeback.end_writeback(true);
+        }
+        assert_eq!(turns, [0, 2, 4, 6]);
+        assert_eq!(page.content().unwrap().round(), Blocks(0b11), "the next round is of these");
+        assert_eq!(page.dirty_since(), Some(100), "and as old as the first write for it");
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_written_has_one_turn_a_round_and_keeps_its_number() {
+        let pool = pool();
+        let mut page = Page::Dirty(content(&pool, ALL, Blocks(0b111)));
+        let mut turns = Vec::new();
+        for _ in 0..6 {
+            let round = page.content().unwrap().round();
+            let first = round.first_run().unwrap().0;
+            turns.push(first);
+            let (writeback, request) = page.begin_writeback(Blocks::range(first, 1)).unwrap();
+            drop(request);
+            page = writeback.end_writeback(first != 0);
+            assert_eq!(page.dirty_since(), Some(7));
+        }
+        assert_eq!(turns, [0, 1, 2, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_number_is_what_it_was() {
+        for number in [0, 1, u64::from(u32::MAX) + 7, (1 << 56) - 1] {
+            assert_eq!(Seq::new(number).get(), number);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
 
 use crate::buffer::Buffer;
 use crate::cache::Cache;
-use crate::lane::{Core, Io, IoKind, PageSet, Run};
+use crate::lane::{Core, Io, IoKind, PageSet, Piece, Run};
 use crate::page::{Blocks, Notes, Page};
 use crate::retry::Step;
 use crate::wait::{Wakeup, Wants};
@@ -259,7 +259,23 @@ impl Read {
         if self.careful {
             missing = missing.and(want);
         }
-        if !core.slot_free(run.as_ref()) {
+        // What a page holds may be newer than the device: then even a read past the cache goes
+        // through the page, which merges the two.
+        let past = self.past && slot.is_none();
+        let kind = if past { IoKind::ReadPast } else { IoKind::Fill };
+        // From the first missing block to the last: what is valid in between is read along and
+        // not taken. A careful read asks for one run of blocks at a time.
+        let (first, count) = match (self.careful, missing.span(), missing.first_run()) {
+            (false, Some(span), _) => span,
+            (true, _, Some(run)) => run,
+            (_, None, _) | (_, _, None) => unreachable!("the page is missing a block we want"),
+        };
+        let piece = Piece::new(kind, page, Blocks::range(first, count));
+        let there_is_a_slot = match self.careful {
+            true => core.slot_free(run.as_ref()),
+            false => core.slot_for(run.as_ref(), &piece, 0),
+        };
+        if !there_is_a_slot {
             if may_wait {
                 core.wait_slot(me);
             }
@@ -289,10 +305,6 @@ impl Read {
         } else {
             shard.stats.misses += 1;
         }
-        // What a page holds may be newer than the device: then even a read past the cache goes
-        // through the page, which merges the two.
-        let past = self.past && slot.is_none();
-        let kind = if past { IoKind::ReadPast } else { IoKind::Fill };
         let place = (page - self.first_page) as usize;
         if slot.is_some() {
             self.merging.insert(place);
@@ -310,18 +322,10 @@ impl Read {
             self.turn = self.turn.filter(|of| *of != page);
         }
         drop(shard);
-        // From the first missing block to the last: what is valid in between is read along and
-        // not taken. A careful read asks for one run of blocks at a time.
-        let (first, count) = match (self.careful, missing.span(), missing.first_run()) {
-            (false, Some(span), _) => span,
-            (true, _, Some(run)) => run,
-            (_, None, _) | (_, _, None) => unreachable!("the page is missing a block we want"),
-        };
         if self.careful {
             self.outstanding += core.send(me, run);
         }
-        let blocks = Blocks::range(first, count);
-        self.outstanding += core.gather(me, run, kind, page, blocks, frame, false);
+        self.outstanding += core.gather(me, run, piece, frame);
         Visit::Forward
     }
 

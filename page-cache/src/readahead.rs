@@ -29,7 +29,7 @@ use uaio_driver::{FRAME_SIZE, IoError, IoResult, SgList, Token};
 
 use crate::buffer::Buffer;
 use crate::cache::{Cache, Handle};
-use crate::lane::{Core, Io, IoKind, Lane};
+use crate::lane::{Core, Io, IoKind, Lane, Piece};
 use crate::page::{Notes, Page};
 use crate::read::{Read, end_fill};
 use crate::retry::Step;
@@ -396,7 +396,9 @@ impl Core {
                 done += 1;
                 continue;
             }
-            if cache.barriers.covers(page) || !self.slots_free(run.as_ref(), spare) {
+            let kind = IoKind::Ahead { marked: mark, once };
+            let piece = Piece::new(kind, page, cache.existing(page));
+            if cache.barriers.covers(page) || !self.slot_for(run.as_ref(), &piece, spare) {
                 all = false;
                 break;
             }
@@ -413,9 +415,8 @@ impl Core {
             let ((), released) = shard.transition(slot, &mut self.wakes, begin);
             debug_assert_eq!(released.room, 0, "a read frees no room");
             drop(shard);
-            let kind = IoKind::Ahead { marked: std::mem::take(&mut mark), once };
-            let blocks = cache.existing(page);
-            self.gather(NOBODY, &mut run, kind, page, blocks, frame, false);
+            self.gather(NOBODY, &mut run, piece, frame);
+            mark = false;
             done += 1;
         }
         self.send(NOBODY, &mut run);

@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use uaio_driver::{DmaBuf, FrameStack, IoError};
+use uaio_driver::{DmaBuf, FrameSet, IoError};
 
 use crate::evict::{Lap, Links, List, Pages, Policy};
 use crate::index::{Index, hash};
@@ -37,6 +37,11 @@ impl Record {
 }
 
 const _: () = assert!(size_of::<Record>() <= 40);
+
+/// At most this many pages are evicted at once: two runs of [`PAGES_TOGETHER`](crate::cache::PAGES_TOGETHER).
+const EVICT_MAX: usize = 16;
+/// And at most one in so many of those that can be.
+const EVICT_PART: usize = 64;
 
 /// What an entry of [`Shard::frame_waiters`] waits for; the others wait for the page in a slot.
 const FOR_A_FRAME: u64 = u64::MAX;
@@ -169,7 +174,7 @@ pub(crate) struct Shard {
     links: Links,
     /// Slots without a page.
     vacant: List,
-    free: FrameStack,
+    free: FrameSet,
     /// Frames that are neither free nor a page's: with a request, with an operation, or pinned by a
     /// reader after their page went.
     lent: usize,
@@ -211,14 +216,12 @@ pub(crate) struct Released {
 
 impl Shard {
     /// The shard of this number, of these frames.
-    pub(crate) fn new(number: u32, mut frames: Vec<DmaBuf>, wanted: Arc<Wanted>) -> Self {
+    pub(crate) fn new(number: u32, frames: Vec<DmaBuf>, wanted: Arc<Wanted>) -> Self {
         let total = frames.len();
-        // Taken from the end: so neighbours in memory go to neighbouring pages at first.
-        frames.reverse();
         let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
         let queues = (total / 32).next_power_of_two().clamp(8, 1024);
-        let mut free = FrameStack::default();
+        let mut free = FrameSet::default();
         free.extend(frames);
         let (mut links, mut vacant) = (Links::new(total), List::EMPTY);
         (0..total as u32).for_each(|slot| vacant.push_back(&mut links, slot));
@@ -295,6 +298,7 @@ impl Shard {
             + self.troubles.capacity() * size_of::<Trouble>()
             + self.records.reserved.capacity() * size_of::<u64>()
             + self.page_waiters.len() * size_of::<PageQueues>()
+            + self.free.memory_bytes()
     }
 
     pub(crate) fn page(&self, slot: u32) -> &Page {
@@ -562,12 +566,22 @@ impl Shard {
     }
 
     fn any_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
-        let frame = match self.free.pop() {
-            Some(frame) => frame,
-            None => self.evict(keep)?,
-        };
+        if self.free.is_empty() {
+            self.evict_some(keep);
+        }
+        let frame = self.free.pop()?;
         self.lent += 1;
         Some(frame)
+    }
+
+    /// Evicts a few pages, so that those who read or write a range get frames that lie side by side: the
+    /// oldest pages came in together, and one at a time their frames would come out in the order of the
+    /// policy's lists, not of memory. One when there are few, so that little is given up early.
+    fn evict_some(&mut self, keep: Option<u32>) {
+        for _ in 0..(self.clean / EVICT_PART).clamp(1, EVICT_MAX) {
+            let Some(frame) = self.evict(keep) else { break };
+            self.free.push(frame);
+        }
     }
 
     fn evict(&mut self, keep: Option<u32>) -> Option<DmaBuf> {

@@ -12,7 +12,7 @@ use uaio_driver::{DmaBuf, FRAME_SIZE, IoError, IoResult, SgList, Token};
 use crate::buffer::Buffer;
 use crate::cache::{Cache, CacheMode};
 use crate::commit::Way;
-use crate::lane::{Core, Io, IoKind, Run};
+use crate::lane::{Core, Io, IoKind, Piece, Run};
 use crate::page::{Blocks, Notes, Page};
 use crate::read::end_fill;
 use crate::retry::Step;
@@ -266,7 +266,15 @@ impl Write {
                 }
             }
         }
-        if (fills || self.store) && !core.slot_free(run.as_ref()) {
+        let fua = self.way == Some(Way::Fua);
+        let store = Piece { fua, ..Piece::new(IoKind::Store, page, touched) };
+        let there_is_a_slot = match (fills, self.store) {
+            // A command of its own.
+            (true, _) => core.slot_free(run.as_ref()),
+            (false, true) => core.slot_for(run.as_ref(), &store, 0),
+            (false, false) => true,
+        };
+        if !there_is_a_slot {
             if may_wait {
                 core.wait_slot(me);
                 return Visit::Queued;
@@ -308,9 +316,8 @@ impl Write {
             let missing = edges.without(valid);
             self.outstanding += core.send(me, run);
             let Some((first, count)) = missing.first_run() else { unreachable!("it fills") };
-            let blocks = Blocks::range(first, count);
-            let sent = core.gather(me, run, IoKind::Fill, page, blocks, frame, false);
-            self.outstanding += sent;
+            let fill = Piece::new(IoKind::Fill, page, Blocks::range(first, count));
+            self.outstanding += core.gather(me, run, fill, frame);
             return Visit::Blocked;
         }
         let had_room = shard.page(slot).holds_room();
@@ -370,9 +377,7 @@ impl Write {
         }
         if let Some(frame) = stored {
             drop(shard);
-            let fua = self.way == Some(Way::Fua);
-            let sent = core.gather(me, run, IoKind::Store, page, touched, frame, fua);
-            self.outstanding += sent;
+            self.outstanding += core.gather(me, run, store, frame);
         }
         Visit::Forward
     }

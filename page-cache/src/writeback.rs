@@ -34,7 +34,7 @@ use uaio_driver::{
 };
 
 use crate::cache::{Cache, Ticket};
-use crate::lane::{Core, Io, IoKind, Run};
+use crate::lane::{Core, Io, IoKind, Piece, Run};
 use crate::page::{Blocks, Page};
 use crate::room::Usage;
 use crate::shard::Shard;
@@ -104,10 +104,17 @@ impl Flusher {
     ///
     /// # Errors
     ///
-    /// When the device has no queue left, or queues of one request only.
+    /// When the device has no queue left, or queues of one request only: the flusher keeps one for the
+    /// device flush, which others wait for, and would never write.
     pub fn new(cache: Arc<Cache>, depth: u16, wake: Arc<dyn Wake>) -> Result<Self, DeviceError> {
         let mut core = Core::new(cache, 1, depth.max(2), Arc::clone(&wake))?;
         let cache = Arc::clone(&core.cache);
+        if core.slots() < 2 {
+            return Err(DeviceError::Invalid(format!(
+                "the queues of {} hold one request, and writing back takes two",
+                cache.device().name()
+            )));
+        }
         cache.set_flusher(Some(Arc::clone(&wake)), &mut core.wakes);
         Ok(Self {
             core,
@@ -406,10 +413,6 @@ impl Flusher {
 
     /// Puts one page under writeback; `false` when there is no slot left for a command.
     fn store(&mut self, cache: &Cache, page: u64, run: &mut Option<Run>, sent: &mut usize) -> bool {
-        // One slot is kept for the device flush.
-        if !self.core.slots_free(run.as_ref(), 1) {
-            return false;
-        }
         let mut shard = cache.shard(page);
         let Some(slot) = shard.find(page) else { return true };
         let Page::Dirty(content) = shard.page(slot) else { return true };
@@ -422,20 +425,20 @@ impl Flusher {
             return true;
         }
         let attempts = shard.attempts(slot);
-        let blocks = if attempts == 0 {
-            // One command carries one run; the rest of a page with gaps goes next time.
-            let Some((first, count)) = content.dirty.first_run() else { return true };
-            Blocks::range(first, count)
-        } else {
-            // One block, another each time: the bad one is found and the good ones get through.
-            let count = content.dirty.0.count_ones();
-            let skip = u32::from(attempts) % count.max(1);
-            let mut dirty = content.dirty;
-            for _ in 0..skip {
-                dirty = Blocks(dirty.0 & (dirty.0 - 1));
-            }
-            Blocks(dirty.0 & dirty.0.wrapping_neg())
+        let Some((first, count)) = content.round().first_run() else { return true };
+        // One command carries one run; the rest of a page with gaps goes next time. Of a page that has
+        // failed one block: the bad one is found and the good ones get through.
+        let blocks = Blocks::range(first, if attempts == 0 { count } else { 1 });
+        let piece = Piece::new(IoKind::Store, page, blocks);
+        // One slot is kept for the device flush.
+        let there_is_a_slot = match attempts {
+            0 => self.core.slot_for(run.as_ref(), &piece, 1),
+            // It will be a command of its own.
+            _ => self.core.slots_free(run.as_ref(), 1),
         };
+        if !there_is_a_slot {
+            return false;
+        }
         let begin = |page: Page| match page.begin_writeback(blocks) {
             Ok(begun) => begun,
             Err((page, _)) => panic!("a writeback begins on {page:?}"),
@@ -446,7 +449,7 @@ impl Flusher {
         if attempts > 0 {
             *sent += self.core.send(ME, run);
         }
-        *sent += self.core.gather(ME, run, IoKind::Store, page, blocks, frame, false);
+        *sent += self.core.gather(ME, run, piece, frame);
         if attempts > 0 {
             *sent += self.core.send(ME, run);
         }

@@ -34,6 +34,50 @@ fn a_large_read_of_absent_pages_is_few_commands() {
 }
 
 #[test]
+fn the_last_slot_of_a_full_queue_carries_as_many_pages_as_any_other() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    rig.device.set_fault(Fault::new(FaultOn::Reads, Effect::Slow { steps: 50 }));
+    let slots = 16;
+    // In no order that could be read ahead.
+    let places = [80, 3, 41, 120, 9, 66, 30, 99, 17, 52, 111, 75, 24, 88, 60];
+    for (id, place) in places.into_iter().enumerate() {
+        rig.start(id as u64, READ, (100 + place) * PAGE, vec![1; 8]);
+    }
+    assert_eq!(places.len(), slots - 1);
+    rig.start(15, READ, 0, vec![1; 32 * PAGE as usize]);
+    assert_eq!(rig.wait(15).0, Ok(()));
+    assert_eq!(rig.device.counts().reads, slots as u64);
+}
+
+#[test]
+fn a_flusher_that_has_one_slot_for_data_joins_neighbours() {
+    let pool = DmaPool::new(PoolOptions::frames(72)).unwrap();
+    let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();
+    let cache = Cache::new(Arc::new(device.clone()), CacheOptions::frames(64)).unwrap();
+    // The other is kept for the device flush.
+    let mut flusher = Flusher::new(Arc::clone(&cache), 2, Arc::new(PollsAnyway)).unwrap();
+    let mut lane = Lane::new(Arc::clone(&cache), 8, 8, Arc::new(PollsAnyway)).unwrap();
+    let handle = cache.open();
+    let mut run = |kind, bytes: Vec<u8>| {
+        let (token, len) = (Token::from_u64(1), bytes.len() as u64);
+        let (buffer, handle) = (Buffer::Bytes(bytes), Arc::clone(&handle));
+        assert!(lane.start(Operation { token, kind, offset: 0, len, buffer, handle }).is_ok());
+        for _ in 0..1000 {
+            if let Some(finished) = lane.pop_finished() {
+                return finished.result;
+            }
+            lane.turn();
+            flusher.turn(Duration::ZERO);
+        }
+        panic!("{kind:?} hung");
+    };
+    assert_eq!(run(WRITE, vec![1; 32 * PAGE as usize]), Ok(()));
+    assert_eq!(run(OpKind::Flush, Vec::new()), Ok(()));
+    // 128 KiB, the transfer limit of the device.
+    assert_eq!(device.counts().writes, 1);
+}
+
+#[test]
 fn a_write_of_whole_blocks_never_reads() {
     let mut rig = Rig::new(CacheMode::Writeback);
     assert_eq!(rig.run(WRITE, 512, vec![7; 1024]).0, Ok(()));
@@ -71,6 +115,30 @@ fn a_flush_ends_under_a_writer_that_never_stops() {
         assert!(writes < 100, "the flush waits for what was dirtied after it began");
     }
     assert_eq!(rig.result(1), Some(Ok(())));
+}
+
+#[test]
+fn a_flush_ends_under_a_writer_that_never_stops_with_one_block_of_a_page_with_gaps() {
+    for hot in [vec![0], vec![0, 4], vec![6, 0, 1]] {
+        let mut rig = Rig::new(CacheMode::Writeback);
+        for block in [0, 2, 4] {
+            assert_eq!(rig.run(WRITE, block * 512, vec![1; 512]).0, Ok(()));
+        }
+        rig.start(1, OpKind::Flush, 0, Vec::new());
+        for writes in 0.. {
+            if rig.result(1).is_some() {
+                break;
+            }
+            for block in &hot {
+                rig.start_on(1, 2, WRITE, block * 512, vec![2; 512]);
+            }
+            rig.turn();
+            rig.finished.retain(|(id, ..)| *id != 2);
+            assert!(writes < 100, "{hot:?}: what is written all the time takes the others' turns");
+        }
+        assert_eq!(rig.result(1), Some(Ok(())));
+        assert_eq!(rig.device.crash()[1024], 1, "what the flush covers is stable");
+    }
 }
 
 #[test]

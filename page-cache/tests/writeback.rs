@@ -3,12 +3,16 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::rig::{MEDIA, PAGE, Rig, WRITE, page};
-use uaio_driver::IoErrorKind;
-use uaio_driver::sim::{Effect, Event, Fault, FaultOn};
-use uaio_page_cache::{Amount, CacheMode, CacheOptions, DirtyLimits, OpKind, writeback};
+use uaio_driver::block::PollsAnyway;
+use uaio_driver::sim::{Effect, Event, Fault, FaultOn, SimDevice, SimOptions};
+use uaio_driver::{Capabilities, DmaPool, IoErrorKind, PoolOptions};
+use uaio_page_cache::{
+    Amount, Cache, CacheMode, CacheOptions, DirtyLimits, Flusher, OpKind, writeback,
+};
 
 fn one_shard(frames: usize) -> Rig {
     Rig::with(CacheOptions { shards: 1, ..CacheOptions::frames(frames) })
@@ -23,6 +27,17 @@ fn pages_written(rig: &Rig) -> Vec<u64> {
 
 fn dirty_pages(rig: &Rig) -> u64 {
     rig.cache.stats().dirty_bytes / PAGE
+}
+
+#[test]
+fn a_device_whose_queues_hold_one_request_is_refused_by_the_flusher_and_not_hung_on() {
+    let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
+    let sized = SimOptions::sized(1 << 20, 512);
+    let capabilities = Capabilities { depth_max: 1, ..sized.capabilities };
+    let device = SimDevice::new(SimOptions { capabilities, ..sized }, 1, pool).unwrap();
+    let cache = Cache::new(Arc::new(device), CacheOptions::frames(64)).unwrap();
+    let refused = Flusher::new(cache, 16, Arc::new(PollsAnyway)).err().unwrap().to_string();
+    assert!(refused.contains("hold one request"), "{refused}");
 }
 
 #[test]

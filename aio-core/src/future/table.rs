@@ -4,21 +4,20 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
 
-use atomic_waker::AtomicWaker;
-use parking_lot::Mutex;
-
 use crate::event::Event;
 use crate::queue::EventQueue;
+use crate::sync::{AtomicWaker, Lock};
 
 /// The places of one context: as many as it has event slots, so whoever has a place has a slot.
 ///
-/// Whoever looks for its event takes all that are in the ring and puts each into its place. Each
-/// command has its place as its notice, so an event that somebody else took out is told to its task
-/// all the same.
+/// Whoever looks for its event takes all that are in the ring, puts each into its place, and wakes that
+/// place's task: its own notice may have come in between, when the event was in neither. Each command
+/// has its place as its notice, since nobody else may come to look. `tests/table_loom.rs` runs this
+/// file's own code under loom.
 pub(super) struct Table {
     queue: Arc<EventQueue>,
     places: Box<[Arc<Place>]>,
-    line: Mutex<Line>,
+    line: Lock<Line>,
 }
 
 /// Free places, and who waits for one. A place that becomes free goes to the first who waits, in its
@@ -36,7 +35,7 @@ pub(super) struct Place {
     /// Weak: the notice of a command may be the last to know it, on the thread that completes.
     table: Weak<Table>,
     task: AtomicWaker,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 /// What a place is about.
@@ -60,7 +59,7 @@ impl Table {
         let slots = queue.slots();
         Arc::new_cyclic(|table| {
             let place = |at| {
-                let (task, state) = (AtomicWaker::new(), Mutex::new(State::Free));
+                let (task, state) = (AtomicWaker::new(), Lock::new(State::Free));
                 Arc::new(Place { at, table: Weak::clone(table), task, state })
             };
             let line = Line {
@@ -69,7 +68,7 @@ impl Table {
                 given: Vec::with_capacity(slots),
                 next: 0,
             };
-            Self { queue, places: (0..slots).map(place).collect(), line: Mutex::new(line) }
+            Self { queue, places: (0..slots).map(place).collect(), line: Lock::new(line) }
         })
     }
 
@@ -140,7 +139,11 @@ impl Table {
             let place = &self.places[event.user_data as usize];
             let mut state = place.state.lock();
             match &*state {
-                State::Running => *state = State::Finished(event),
+                State::Running => {
+                    *state = State::Finished(event);
+                    drop(state);
+                    place.task.wake();
+                }
                 State::Abandoned => {
                     *state = State::Free;
                     drop(state);
@@ -205,6 +208,7 @@ impl Wake for Place {
             // event was there before this notice: one of the two finds it.
             if let Some(table) = self.table.upgrade() {
                 table.sort();
+                table.queue.taken_out();
             }
         } else {
             self.task.wake();

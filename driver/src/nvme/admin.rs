@@ -60,7 +60,7 @@ pub(super) enum Purpose {
 #[derive(Clone, Copy, Debug)]
 enum State {
     Free,
-    InFlight { purpose: Purpose, due: Duration },
+    InFlight { purpose: Purpose, due: Duration, long: bool },
     Answered { status: Status, dw0: u32 },
 }
 
@@ -276,27 +276,52 @@ impl AdminQueue {
         entry: SubmissionEntry,
         purpose: Purpose,
     ) -> Result<Option<Ticket>, AdminError> {
-        self.post_for(opcode, entry, purpose, self.timeout)
+        match self.fate.standing() {
+            // While it is revived, only who revives it does this.
+            Standing::Running(_) | Standing::Reviving => {
+                Ok(self.put(opcode, entry, purpose, self.timeout))
+            }
+            Standing::Stopping | Standing::Ending | Standing::Quiet | Standing::Never => {
+                Err(self.failed())
+            }
+        }
     }
 
-    /// [`post`](AdminQueue::post) for a command that may take `timeout`.
+    /// [`post`](AdminQueue::post) by whoever does not revive the controller: only while it serves, and
+    /// with an `epoch` only while it has not been reset since. The command may take `timeout`.
     pub(super) fn post_for(
+        &mut self,
+        opcode: Opcode,
+        entry: SubmissionEntry,
+        epoch: Option<u32>,
+        timeout: Duration,
+    ) -> Result<Option<Ticket>, AdminError> {
+        // Whoever has this queue keeps it from running again after a reset; it may only stop meanwhile,
+        // and then takes nothing of this.
+        match self.fate.standing() {
+            Standing::Running(now) if epoch.is_none_or(|epoch| epoch == now) => {
+                Ok(self.put(opcode, entry, Purpose::Answer, timeout))
+            }
+            _ => Err(self.failed()),
+        }
+    }
+
+    fn failed(&self) -> AdminError {
+        AdminError::Failed(self.fate.trouble().unwrap_or(self.fate.reason()))
+    }
+
+    fn put(
         &mut self,
         opcode: Opcode,
         mut entry: SubmissionEntry,
         purpose: Purpose,
         timeout: Duration,
-    ) -> Result<Option<Ticket>, AdminError> {
-        match self.fate.standing() {
-            // While it is revived, only who revives it has this queue.
-            Standing::Running(_) | Standing::Reviving => {}
-            Standing::Stopping | Standing::Ending | Standing::Quiet | Standing::Never => {
-                return Err(AdminError::Failed(self.fate.trouble().unwrap_or(Failure::Closed)));
-            }
-        }
+    ) -> Option<Ticket> {
+        let long = timeout > self.timeout;
         let free = |slot: &&mut Slot| matches!(slot.state, State::Free);
-        let Some(slot) = self.slots.iter_mut().find(free) else { return Ok(None) };
-        slot.state = State::InFlight { purpose, due: self.clock.now().saturating_add(timeout) };
+        let slot = self.slots.iter_mut().find(free)?;
+        let due = self.clock.now().saturating_add(timeout);
+        slot.state = State::InFlight { purpose, due, long };
         let cid = slot.cid;
         entry.cdw0 = (u32::from(cid) << 16 | u32::from(opcode.0)).into();
         let words: [u64; 8] = zerocopy::transmute!(entry);
@@ -308,7 +333,19 @@ impl AdminQueue {
         if let Some(tail) = self.sq.commit() {
             self.sq_doorbell.ring(tail);
         }
-        Ok(Some(Ticket(cid)))
+        if long {
+            self.tell_long();
+        }
+        Some(Ticket(cid))
+    }
+
+    /// Says until when commands that may take long may keep the controller from others.
+    fn tell_long(&self) {
+        let long = self.slots.iter().filter_map(|slot| match slot.state {
+            State::InFlight { due, long: true, .. } => Some(due),
+            State::InFlight { .. } | State::Free | State::Answered { .. } => None,
+        });
+        self.fate.set_long_until(long.max().unwrap_or_default());
     }
 
     /// Takes in what has completed, and ends the controller when a command is late. Does not wait.
@@ -326,10 +363,10 @@ impl AdminQueue {
         }
         let now = self.clock.now();
         let late = |slot: &Slot| match slot.state {
-            State::InFlight { purpose, due } => purpose != Purpose::Event && now >= due,
+            State::InFlight { purpose, due, .. } => purpose != Purpose::Event && now >= due,
             State::Free | State::Answered { .. } => false,
         };
-        if self.slots.iter().any(late) {
+        if self.slots.iter().any(late) && !self.fate.is_paused(now) {
             self.fail(Failure::TimedOut { qid: 0, waited_ms: self.timeout.as_millis() as u64 });
         }
     }
@@ -343,13 +380,18 @@ impl AdminQueue {
         }
         let unknown = Violation::UnknownCommand { qid: 0, cid };
         let slot = self.slots.get_mut(usize::from(cid & SLOT_MASK)).ok_or(unknown)?;
-        let State::InFlight { purpose, .. } = slot.state else { return Err(unknown) };
+        let State::InFlight { purpose, long, .. } = slot.state else { return Err(unknown) };
         if slot.cid != cid {
             return Err(unknown);
         }
         slot.state = State::Answered { status: cqe.status(), dw0 };
         match purpose {
-            Purpose::Answer => return Ok(()),
+            Purpose::Answer => {
+                if long {
+                    self.tell_long();
+                }
+                return Ok(());
+            }
             // Whether it took shows in the command's own completion.
             Purpose::Abort => {}
             Purpose::Event if cqe.status().code() == Status::SUCCESS => self.events.push(dw0),
@@ -363,10 +405,9 @@ impl AdminQueue {
     /// Takes the answer of a command out: dword 0 of its completion. `None` when it is not there yet.
     pub(super) fn take(&mut self, ticket: Ticket) -> Option<Result<u32, AdminError>> {
         let slot = &mut self.slots[usize::from(ticket.0 & SLOT_MASK)];
-        let failed = || AdminError::Failed(self.fate.trouble().unwrap_or(self.fate.reason()));
         if slot.cid != ticket.0 {
             // The controller was reset meanwhile.
-            return Some(Err(failed()));
+            return Some(Err(self.failed()));
         }
         match slot.state {
             State::Answered { status, dw0 } => {
@@ -378,9 +419,15 @@ impl AdminQueue {
             }
             State::InFlight { .. } | State::Free => match self.fate.standing() {
                 Standing::Running(_) | Standing::Reviving => None,
-                _ => Some(Err(failed())),
+                _ => Some(Err(self.failed())),
             },
         }
+    }
+
+    /// Whether a command has been answered or lost, for one whose answer nobody takes.
+    pub(super) fn is_over(&self, ticket: Ticket) -> bool {
+        let slot = &self.slots[usize::from(ticket.0 & SLOT_MASK)];
+        slot.cid != ticket.0 || !matches!(slot.state, State::InFlight { .. })
     }
 
     /// How many commands of a purpose are in flight.
@@ -402,6 +449,7 @@ impl AdminQueue {
         self.events.clear();
         let in_use = |slot: &&mut Slot| !matches!(slot.state, State::Free);
         self.slots.iter_mut().filter(in_use).for_each(Slot::vacate);
+        self.tell_long();
     }
 
     fn fail(&self, failure: Failure) -> AdminError {

@@ -345,7 +345,7 @@ impl NvmeController {
         self.check_running()?;
         let entry = AdminQueue::entry_of(command, transfer.as_ref());
         let timeout = command.timeout.unwrap_or(self.options.admin_timeout);
-        let answer = self.command_within(command.opcode, entry, timeout);
+        let answer = self.command_within(command.opcode, entry, None, timeout);
         match answer {
             Ok(dw0) => {
                 if let (Data::In(bytes), Some(transfer)) = (data, &transfer) {
@@ -440,8 +440,12 @@ impl NvmeController {
 
     /// Makes a queue pair: its identifier, its interrupt vector and its memory.
     pub(super) fn create_queue(&self, depth: u16) -> Result<Created, DeviceError> {
-        self.check_running()?;
-        let serving = self.fate.word();
+        let epoch = loop {
+            self.check_running()?;
+            if let Standing::Running(epoch) = self.fate.standing() {
+                break epoch;
+            }
+        };
         let max = self.info.queues_max;
         let qid = {
             let shared = &mut *self.lock();
@@ -451,43 +455,59 @@ impl NvmeController {
             qid
         };
         let memory = self.queue_memory(qid, depth).ok_or_else(|| self.no_memory(depth));
-        let created = memory.and_then(|memory| self.create_pair(qid, memory));
+        let created = memory.and_then(|memory| self.create_pair(qid, epoch, memory));
         if created.is_err() {
             self.lock().queues.remove(&qid);
         }
-        // Reset meanwhile, it is one that was lost: its first poll makes it anew.
+        let serving = Fate::running_word(epoch);
         created.map(|(vector, memory)| Created { qid, vector, memory, serving })
     }
 
     fn create_pair(
         &self,
         qid: u16,
+        epoch: u32,
         memory: QueueMemory,
     ) -> Result<(Option<u16>, QueueMemory), DeviceError> {
         if let Some(shadow) = &self.shadow {
             shadow.clear(qid);
         }
         let vector = self.vector(qid);
-        let created = self
-            .command(Opcode::CREATE_IO_CQ, admin::create_cq_entry(qid, &memory.cq, vector))
-            .and_then(|_| {
-                let entry = admin::create_sq_entry(qid, &memory.sq);
-                self.command(Opcode::CREATE_IO_SQ, entry).inspect_err(|_| {
-                    // Nothing can be in flight on it; when this fails too, the controller has.
-                    let _ = self.command(Opcode::DELETE_IO_CQ, admin::delete_entry(qid));
-                })
-            });
-        match created {
-            Ok(_) => Ok((vector, memory)),
-            Err(error) => {
-                if !self.wait_forgotten() {
-                    let QueueMemory { mut sq, mut cq, mut lists } = memory;
-                    sq.leak();
-                    cq.leak();
-                    lists.leak();
-                }
-                Err(self.admin_error("create a queue", error))
-            }
+        let command = |opcode, entry| self.command(opcode, entry, Some(epoch));
+        let created =
+            command(Opcode::CREATE_IO_CQ, admin::create_cq_entry(qid, &memory.cq, vector))
+                .and_then(|_| {
+                    let entry = admin::create_sq_entry(qid, &memory.sq);
+                    command(Opcode::CREATE_IO_SQ, entry).inspect_err(|error| {
+                        // Nothing can be in flight on it, but the controller has its memory.
+                        if matches!(error, AdminError::Status(_)) {
+                            let deleted = command(Opcode::DELETE_IO_CQ, admin::delete_entry(qid));
+                            self.keeps_queue(qid, epoch, &deleted);
+                        }
+                    })
+                });
+        let Err(error) = created else { return Ok((vector, memory)) };
+        let forgotten = self.wait_forgotten();
+        // A reset came: the queue is one that was lost with it, which its first poll makes anew.
+        if matches!(error, AdminError::Failed(_)) && self.fate.failure().is_none() {
+            return Ok((vector, memory));
+        }
+        if !forgotten {
+            let QueueMemory { mut sq, mut cq, mut lists } = memory;
+            sq.leak();
+            cq.leak();
+            lists.leak();
+        }
+        Err(self.admin_error("create a queue", error))
+    }
+
+    /// A controller that refuses to delete a queue that it knows of holds on to the queue's memory: only
+    /// disabling it lets go.
+    fn keeps_queue(&self, qid: u16, epoch: u32, deleted: &Result<u32, AdminError>) {
+        let refused = matches!(deleted, Err(AdminError::Status(_)));
+        // After a reset meanwhile it knows of no such queue any more.
+        if refused && self.fate.standing() == Standing::Running(epoch) {
+            self.fate.fail(Failure::KeepsQueue { qid });
         }
     }
 
@@ -497,13 +517,15 @@ impl NvmeController {
     }
 
     /// Sends an admin command without data and waits for its answer: dword 0 of it. Others use the
-    /// admin queue meanwhile. Blocks, bounded by the admin timeout.
-    pub(super) fn command(
+    /// admin queue meanwhile. With an `epoch` it is for the controller as it was made up then. Blocks,
+    /// bounded by the admin timeout.
+    fn command(
         &self,
         opcode: Opcode,
         entry: SubmissionEntry,
+        epoch: Option<u32>,
     ) -> Result<u32, AdminError> {
-        self.command_within(opcode, entry, self.options.admin_timeout)
+        self.command_within(opcode, entry, epoch, self.options.admin_timeout)
     }
 
     /// [`command`](NvmeController::command) for one that may take `timeout`.
@@ -511,10 +533,11 @@ impl NvmeController {
         &self,
         opcode: Opcode,
         entry: SubmissionEntry,
+        epoch: Option<u32>,
         timeout: Duration,
     ) -> Result<u32, AdminError> {
         let ticket = loop {
-            let posted = self.lock().admin.post_for(opcode, entry, Purpose::Answer, timeout)?;
+            let posted = self.lock().admin.post_for(opcode, entry, epoch, timeout)?;
             match posted {
                 Some(ticket) => break ticket,
                 None => self.turn(),
@@ -536,15 +559,18 @@ impl NvmeController {
         }
     }
 
-    /// [`command`](NvmeController::command) in two halves, for whoever polls; `None` when the queue or
-    /// its lock is taken just now.
+    /// [`command`](NvmeController::command) in two halves, for whoever polls, in `epoch` only; `None`
+    /// when the queue or its lock is taken just now.
     pub(super) fn post(
         &self,
+        epoch: u32,
         opcode: Opcode,
         entry: SubmissionEntry,
     ) -> Result<Option<Ticket>, AdminError> {
-        self.try_lock()
-            .map_or(Ok(None), |mut shared| shared.admin.post(opcode, entry, Purpose::Answer))
+        let timeout = self.options.admin_timeout;
+        self.try_lock().map_or(Ok(None), |mut shared| {
+            shared.admin.post_for(opcode, entry, Some(epoch), timeout)
+        })
     }
 
     /// The answer to what `post` sent; `None` while there is none.
@@ -552,16 +578,21 @@ impl NvmeController {
         self.try_lock()?.admin.take(ticket)
     }
 
-    /// Asks for the end of a command, if the controller takes another Abort now. Whether it was asked.
-    pub(super) fn abort(&self, qid: u16, cid: u16) -> bool {
-        let Some(mut shared) = self.try_lock() else { return false };
-        if shared.admin.in_flight(Purpose::Abort) >= self.aborts_max {
-            return false;
+    /// Asks for the end of a command; `None` when the controller takes no Abort just now.
+    pub(super) fn abort(&self, qid: u16, cid: u16) -> Option<Ticket> {
+        let mut shared = self.try_lock()?;
+        if shared.admin.in_flight(Purpose::Abort) >= self.aborts_max || !self.fate.is_running() {
+            return None;
         }
         let entry = admin::abort_entry(qid, cid);
-        let asked = matches!(shared.admin.post(Opcode::ABORT, entry, Purpose::Abort), Ok(Some(_)));
-        self.fate.counters.aborts.add(asked.into());
-        asked
+        let ticket = shared.admin.post(Opcode::ABORT, entry, Purpose::Abort).ok().flatten()?;
+        self.fate.counters.aborts.add(1);
+        Some(ticket)
+    }
+
+    /// Whether an Abort has been answered; not known while the lock is taken.
+    pub(super) fn is_over(&self, ticket: Ticket) -> bool {
+        self.try_lock().is_some_and(|shared| shared.admin.is_over(ticket))
     }
 
     /// Waits until a controller that failed has forgotten what it knew of memory: a reset has gone far
@@ -603,17 +634,15 @@ impl NvmeController {
             self.function.set_interrupt(qid, false);
         }
         let mut deleted = false;
-        if self.fate.word() == serving {
+        if let Standing::Running(epoch) = self.fate.standing()
+            && Fate::running_word(epoch) == serving
+        {
             let entry = admin::delete_entry(qid);
             let answer = self
-                .command(Opcode::DELETE_IO_SQ, entry)
-                .and_then(|_| self.command(Opcode::DELETE_IO_CQ, entry));
+                .command(Opcode::DELETE_IO_SQ, entry, Some(epoch))
+                .and_then(|_| self.command(Opcode::DELETE_IO_CQ, entry, Some(epoch)));
             deleted = answer.is_ok();
-            // After a reset meanwhile the controller knows of no such queue any more.
-            if matches!(answer, Err(AdminError::Status(_))) && self.fate.word() == serving {
-                // It holds on to the queue's memory: only disabling it lets go.
-                self.fate.fail(Failure::KeepsQueue { qid });
-            }
+            self.keeps_queue(qid, epoch, &answer);
         }
         let quiet = deleted || self.wait_forgotten();
         self.lock().queues.remove(&qid);

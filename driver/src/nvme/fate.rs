@@ -16,7 +16,7 @@
 //! and nothing fetched or written any more when RDY is 0 after EN = 0.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -70,6 +70,9 @@ pub(super) const NOT_SERVING: u32 = u32::MAX;
 /// How many events are kept for whoever asks; the oldest go first.
 const EVENTS_MAX: usize = 256;
 
+/// The longest pause that a controller is believed, whatever it says it needs.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
+
 /// How often and how long is tried.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
@@ -91,6 +94,17 @@ struct Troubles {
     resets: u32,
 }
 
+/// When the controller need not answer, in nanoseconds of the clock.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// Since when it says that it is busy with itself, plus one; 0 while it does not.
+    since_ns: AtomicU64,
+    /// For how long that is believed.
+    max_ns: AtomicU64,
+    /// Until when an admin command that may take long, such as a format, may keep it busy.
+    long_until_ns: AtomicU64,
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Fate {
@@ -101,11 +115,16 @@ pub(super) struct Fate {
     troubles: Mutex<Troubles>,
     /// What happened, for whoever asks.
     events: Mutex<VecDeque<Event>>,
+    pauses: Pauses,
     patience: Patience,
     pub(super) counters: Counters,
     properties: Properties,
     function: Arc<dyn Function>,
     clock: Arc<dyn Clock>,
+    /// After so many more looks at the word the controller fails with this, as if another thread had
+    /// found it then.
+    #[cfg(test)]
+    pub(super) trip: Mutex<Option<(u32, Failure)>>,
 }
 
 impl Fate {
@@ -123,11 +142,28 @@ impl Fate {
                 resets: 0,
             }),
             events: Mutex::new(VecDeque::new()),
+            pauses: Pauses::default(),
             patience,
             counters: Counters::default(),
             properties: Properties::new(Arc::clone(&function)),
             function,
             clock,
+            #[cfg(test)]
+            trip: Mutex::new(None),
+        }
+    }
+
+    #[cfg(test)]
+    fn trip_if_due(&self) {
+        let mut trip = self.trip.lock().unwrap();
+        match *trip {
+            Some((0, failure)) => {
+                *trip = None;
+                drop(trip);
+                self.fail(failure);
+            }
+            Some((looks, failure)) => *trip = Some((looks - 1, failure)),
+            None => {}
         }
     }
 
@@ -135,6 +171,8 @@ impl Fate {
     /// controller runs and has not been reset since. One load of a line that is hardly ever written.
     #[inline]
     pub(super) fn word(&self) -> u32 {
+        #[cfg(test)]
+        self.trip_if_due();
         self.word.load(Ordering::Relaxed)
     }
 
@@ -221,12 +259,17 @@ impl Fate {
         }
     }
 
-    /// What was told to stop, to be reset, has: nothing of it is in flight any more.
-    pub(super) fn stopped(&self) {
+    /// What was told to stop, to be reset, has: nothing of it is in flight any more, and `revive` may
+    /// enable it. Nobody tells it to stop meanwhile; who did before is not undone. Whether it is being
+    /// revived.
+    pub(super) fn stopped(&self, revive: impl FnOnce()) -> bool {
         let _troubles = self.lock();
-        if self.standing() == Standing::Stopping {
+        let stopping = self.standing() == Standing::Stopping;
+        if stopping {
+            revive();
             self.set(REVIVING);
         }
+        stopping
     }
 
     /// It is up again. Says whether it runs: it may have been told to end meanwhile.
@@ -237,13 +280,15 @@ impl Fate {
         }
         // 2^29 resets take longer than a machine lives; a wrap would only be a reset unseen by a queue
         // that slept through all of them.
-        let epoch = (self.word() >> PHASE_BITS).wrapping_add(1) & (u32::MAX >> PHASE_BITS);
+        let epoch = (self.word.load(Ordering::Relaxed) >> PHASE_BITS).wrapping_add(1)
+            & (u32::MAX >> PHASE_BITS);
         self.word.store(Self::running_word(epoch), Ordering::Release);
         true
     }
 
     fn set(&self, phase: u32) {
-        self.word.store(self.word() & !PHASE_MASK | phase, Ordering::Release);
+        let word = self.word.load(Ordering::Relaxed);
+        self.word.store(word & !PHASE_MASK | phase, Ordering::Release);
     }
 
     /// When it was last told to stop.
@@ -277,9 +322,36 @@ impl Fate {
         }
     }
 
-    /// Whether the controller says that it does nothing for a while (CSTS.PP, firmware activation).
-    pub(super) fn is_paused(&self) -> bool {
-        self.properties.csts().is_some_and(|csts| csts.pp())
+    /// Whether the controller need not answer just now: it says that it is busy with new firmware
+    /// (CSTS.PP), for at most as long as it said that takes, or it does an admin command that may take
+    /// long. Reads a register.
+    pub(super) fn is_paused(&self, now: Duration) -> bool {
+        let now_ns = now.as_nanos() as u64;
+        let Pauses { since_ns, max_ns, long_until_ns } = &self.pauses;
+        if now_ns < long_until_ns.load(Ordering::Relaxed) {
+            return true;
+        }
+        if !self.properties.csts().is_some_and(|csts| csts.pp()) {
+            since_ns.store(0, Ordering::Relaxed);
+            return false;
+        }
+        // Whoever sees it first says when it began.
+        let since = since_ns.compare_exchange(0, now_ns + 1, Ordering::Relaxed, Ordering::Relaxed);
+        let since = since.err().unwrap_or(now_ns + 1) - 1;
+        now_ns.saturating_sub(since) < max_ns.load(Ordering::Relaxed)
+    }
+
+    /// Believes a pause for `mtfa` units of 100 ms (Base 2.0c figure 275, MTFA), or for `otherwise` when
+    /// it says nothing, and never for more than [`PAUSE_MAX`].
+    pub(super) fn set_pause_max(&self, mtfa: u16, otherwise: Duration) {
+        let said = Duration::from_millis(100) * u32::from(mtfa);
+        let max = if mtfa == 0 { otherwise } else { said };
+        self.pauses.max_ns.store(max.min(PAUSE_MAX).as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Until when an admin command may keep the controller busy; zero for none.
+    pub(super) fn set_long_until(&self, until: Duration) {
+        self.pauses.long_until_ns.store(until.as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Whether a controller that was ended touches memory no more. Does not wait.

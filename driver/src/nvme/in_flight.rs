@@ -37,6 +37,11 @@ const LEADS: u32 = 1 << 16;
 const FOLLOWS: u32 = 1 << 17;
 /// Beside the identifier in a slot's key: nobody is in it; the identifier is that of the next tenant.
 const FREE: u32 = 1 << 18;
+/// Beside the identifier in a slot's key: an Abort for the command is under way. The slot is not given
+/// to another before that is answered, or it could hit the next command of the same identifier.
+const ASKED: u32 = 1 << 19;
+/// Beside the identifier in a slot's key: the command has completed and its Abort has not.
+const SETTLED: u32 = 1 << 20;
 
 #[derive(Debug)]
 #[repr(align(64))]
@@ -125,6 +130,17 @@ impl Vacant<'_> {
     }
 }
 
+/// What the identifier of a completion names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Named {
+    /// Nothing that could complete.
+    Nothing,
+    /// The command of this slot, to be [taken](InFlight::take).
+    InFlight(u16),
+    /// The command of this slot, which stays until its Abort is over.
+    Asked(u16),
+}
+
 /// A request that has its answer, or will get one.
 #[derive(Debug)]
 pub(super) struct Answered {
@@ -210,15 +226,27 @@ impl InFlight {
         true
     }
 
-    /// [`complete`](InFlight::complete), of any command: the first request that it answers, and which
-    /// is next.
-    pub(super) fn complete_any(&mut self, cid: u16) -> Option<Answered> {
+    /// What `cid` names, of whatever kind the command is.
+    pub(super) fn named(&mut self, cid: u16) -> Named {
         let slot = cid & SLOT_MASK;
-        let entry = self.entries.get(usize::from(slot))?;
-        if entry.key & !LEADS != u32::from(cid) {
-            return None;
+        match self.entries.get_mut(usize::from(slot)) {
+            Some(entry) if entry.key & !LEADS == u32::from(cid) => Named::InFlight(slot),
+            Some(entry) if entry.key & !LEADS == u32::from(cid) | ASKED => {
+                entry.key |= SETTLED;
+                Named::Asked(slot)
+            }
+            Some(_) | None => Named::Nothing,
         }
-        self.take(slot)
+    }
+
+    /// An Abort for the command in `slot` is under way.
+    pub(super) fn set_asked(&mut self, slot: u16) {
+        self.entries[usize::from(slot)].key |= ASKED;
+    }
+
+    /// The Abort for the command in `slot` is over, as the command may be.
+    pub(super) fn clear_asked(&mut self, slot: u16) {
+        self.entries[usize::from(slot)].key &= !(ASKED | SETTLED);
     }
 
     /// Takes whatever request is in `slot` out.
@@ -239,19 +267,18 @@ impl InFlight {
     pub(super) fn find(&self, token: Token) -> Option<Option<u16>> {
         let is = |entry: &&Entry| entry.key & FREE == 0 && entry.token == token;
         let entry = self.entries.iter().find(is)?;
-        Some((entry.key & (LEADS | FOLLOWS) == 0).then(|| entry.cid()))
+        Some((entry.key & (LEADS | FOLLOWS | SETTLED) == 0).then(|| entry.cid()))
     }
 
     /// Every command in flight, in slot order, and what it asks. For deadlines and cancellation, not for
     /// the data path.
     pub(super) fn commands(&mut self) -> impl Iterator<Item = (Command, &mut Record)> + '_ {
         let tick = self.tick();
-        self.entries.iter_mut().filter(|entry| entry.key & (FOLLOWS | FREE) == 0).map(
-            move |entry| {
-                let age = tick.wrapping_sub((entry.next_and_tick >> 16) as u16).into();
-                (Command { cid: entry.cid(), token: entry.token, age }, &mut entry.record)
-            },
-        )
+        let others = FOLLOWS | FREE | SETTLED;
+        self.entries.iter_mut().filter(move |entry| entry.key & others == 0).map(move |entry| {
+            let age = tick.wrapping_sub((entry.next_and_tick >> 16) as u16).into();
+            (Command { cid: entry.cid(), token: entry.token, age }, &mut entry.record)
+        })
     }
 
     /// What the request in `slot` asks, or the last one there asked.
@@ -294,6 +321,32 @@ mod tests {
         taken
     }
 
+    fn complete_any(table: &mut InFlight, cid: u16) -> Option<Answered> {
+        match table.named(cid) {
+            Named::InFlight(slot) => table.take(slot),
+            Named::Asked(_) | Named::Nothing => None,
+        }
+    }
+
+    #[test]
+    fn a_slot_is_kept_until_the_abort_of_its_command_is_over() {
+        let mut table = InFlight::new(1);
+        let (slot, cid) = put(&mut table, 1).unwrap();
+        table.set_asked(slot);
+        assert!(complete(&mut table, cid).is_none(), "not on the short way");
+        assert_eq!(table.named(cid), Named::Asked(slot));
+        assert_eq!(table.named(cid), Named::Nothing, "a second time");
+        assert_eq!((table.find(token(1)), table.commands().count()), (Some(None), 0));
+        assert!(table.vacant().is_none());
+        table.clear_asked(slot);
+        assert_eq!(table.take(slot).unwrap().completion.token, token(1));
+        // An Abort that is over before its command leaves an ordinary one.
+        let (slot, cid) = put(&mut table, 2).unwrap();
+        table.set_asked(slot);
+        table.clear_asked(slot);
+        assert_eq!(complete(&mut table, cid).unwrap().token, token(2));
+    }
+
     /// Fills a free slot: the slot and the identifier.
     fn put(table: &mut InFlight, word: u64) -> Option<(u16, u16)> {
         let vacant = table.vacant()?;
@@ -312,7 +365,7 @@ mod tests {
         for complete in [
             complete as fn(&mut InFlight, u16) -> Option<Completion>,
             |table: &mut InFlight, cid: u16| {
-                table.complete_any(cid).map(|answered| answered.completion)
+                complete_any(table, cid).map(|answered| answered.completion)
             },
         ] {
             assert!(complete(&mut table, cid ^ 1).is_none(), "another slot");
@@ -321,12 +374,12 @@ mod tests {
         }
         assert_eq!(complete(&mut table, cid).unwrap().token, token(7));
         assert!(complete(&mut table, cid).is_none(), "a second time");
-        assert!(table.complete_any(cid).is_none(), "a second time");
+        assert!(complete_any(&mut table, cid).is_none(), "a second time");
         let (again, next) = put(&mut table, 8).unwrap();
         assert_eq!(again, slot);
         assert_ne!(next, cid);
         assert!(complete(&mut table, cid).is_none(), "the last tenant's identifier");
-        assert_eq!(table.complete_any(next).unwrap().completion.token, token(8));
+        assert_eq!(complete_any(&mut table, next).unwrap().completion.token, token(8));
         let later = next.wrapping_add(1 << SLOT_BITS);
         assert!(complete(&mut table, later).is_none(), "the next one's");
         assert_eq!(table.len(), 0);
@@ -353,9 +406,9 @@ mod tests {
         let follower = table.follow(leader, token(2), Record::NONE).unwrap();
         let follower_cid = table.cid(follower);
         assert!(complete(&mut table, follower_cid).is_none(), "it has no command");
-        assert!(table.complete_any(follower_cid).is_none(), "it has no command");
+        assert!(complete_any(&mut table, follower_cid).is_none(), "it has no command");
         assert!(complete(&mut table, cid).is_none(), "it answers more than one");
-        let first = table.complete_any(cid).unwrap();
+        let first = complete_any(&mut table, cid).unwrap();
         assert_eq!((first.completion.token, first.next), (token(1), Some(follower)));
         let second = table.take(follower).unwrap();
         assert_eq!((second.completion.token, second.next), (token(2), None));

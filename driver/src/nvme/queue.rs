@@ -14,7 +14,6 @@ use std::sync::atomic::Ordering;
 
 use crate::block::{Armed, Cancel, Capabilities, Geometry, IoQueue};
 use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE, PoolMark};
-use crate::error::IoResult;
 use crate::request::{Completion, Lba, Op, Refusal, Refused, Request, SgList};
 use crate::sink::Sink;
 use crate::slots::Token;
@@ -24,15 +23,16 @@ use super::deadlines::Deadlines;
 use super::discard::{DsmLimits, Gathering};
 use super::failure::Violation;
 use super::fate::Fate;
-use super::in_flight::{Answered, InFlight};
+use super::in_flight::{Answered, InFlight, Named};
 use super::limits::{FrameLimits, TransferLimits};
 use super::namespace::NamespaceUse;
 use super::prp;
 use super::record::Record;
 use super::registers::Doorbell;
 use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
-use trouble::Trouble;
+use trouble::{Answering, Trouble};
 
+use super::spec::Status;
 use super::spec::command::{CDW11_DSM_AD, CDW12_DEAC, Opcode};
 
 /// Every how many polls with something in flight a look at the clock is due. The clock is read by a
@@ -95,7 +95,7 @@ pub(super) struct NvmeQueue {
     /// The discards since the last commit.
     gathering: Option<Gathering>,
     /// The rest of the requests that a completed command answers, and how.
-    answering: Option<(u16, IoResult)>,
+    answering: Option<Answering>,
     /// How many of those in flight were there at the last commit.
     committed: usize,
     polls: u32,
@@ -153,10 +153,16 @@ impl NvmeQueue {
     /// Submits what is not a read or a write inside of one frame, or is not right.
     #[inline(never)]
     fn submit_other(&mut self, request: Request) -> Result<(), Refused> {
-        let refused = |request, reason| Err(Refused { request, reason });
-        if !self.is_serving() {
+        // Behind what waits, which has its slots.
+        if !self.is_serving() || self.trouble.waiting() > 0 {
             return self.hold(request);
         }
+        self.submit_now(request)
+    }
+
+    /// Submits to a controller that serves.
+    fn submit_now(&mut self, request: Request) -> Result<(), Refused> {
+        let refused = |request, reason| Err(Refused { request, reason });
         if let Some((opcode, flags)) = self.limits.admit(&request) {
             return self.submit_transfer(request, opcode, flags);
         }
@@ -308,6 +314,11 @@ impl NvmeQueue {
             }
             let Some(cqe) = self.memory.cq.peek() else { break };
             match self.reap_seldom(cqe, out) {
+                // Whoever looks at what is there before he polls must find what is taken next.
+                Ok(0) => {
+                    last = Some(cqe);
+                    break;
+                }
                 Ok(answered) => (moved, last) = (moved + answered, Some(cqe)),
                 Err(violation) => {
                     checked = Err(violation);
@@ -332,19 +343,32 @@ impl NvmeQueue {
         if cqe.sqid() != qid {
             return Err(Violation::WrongQueue { qid, sqid: cqe.sqid() });
         }
-        let Some(answered) = self.in_flight.complete_any(cqe.cid()) else {
-            return Err(Violation::UnknownCommand { qid, cid: cqe.cid() });
+        let slot = match self.in_flight.named(cqe.cid()) {
+            Named::InFlight(slot) => slot,
+            Named::Asked(slot) => {
+                let value = self.memory.cq.value();
+                self.memory.cq.advance();
+                self.settle_asked(slot, cqe.status(), value);
+                return Ok(0);
+            }
+            Named::Nothing => return Err(Violation::UnknownCommand { qid, cid: cqe.cid() }),
         };
         self.memory.cq.advance();
-        if trouble::is_abort(cqe.status()) {
-            return Ok(self.aborted(cqe, answered, out));
+        Ok(self.ended(slot, cqe.status(), out))
+    }
+
+    /// The command of a slot is over with a status. Answers its first request, if it is not to be sent
+    /// again: how many were answered.
+    fn ended(&mut self, slot: u16, status: Status, out: &mut Vec<Completion>) -> usize {
+        if status.code() == Status::ABORT_REQUESTED {
+            return self.aborted(slot, status, out);
         }
-        let Answered { mut completion, next } = answered;
-        completion.result = cqe.status().to_result();
+        let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { return 0 };
+        completion.result = status.to_result();
         self.fate.counters.failed.add(completion.result.is_err().into());
-        self.answering = next.map(|next| (next, completion.result));
+        self.answering = next.map(|slot| Answering::with(slot, completion.result));
         out.push(completion);
-        Ok(1)
+        1
     }
 
     /// Checks what the last completion of a batch says was fetched.
@@ -355,41 +379,29 @@ impl NvmeQueue {
             BadFetch::Queue => Violation::WrongQueue { qid, sqid: cqe.sqid() },
             BadFetch::Head => Violation::BadHead { qid, sqhd: cqe.sqhd() },
         })?;
-        // What it has not fetched has an entry of the ring, and so has been submitted and not answered.
-        if usize::from(self.memory.sq.unfetched()) > self.in_flight.len() {
+        // What it has not fetched has an entry of the ring, and so has been submitted and not answered;
+        // but for what it says too late.
+        let most = self.in_flight.len() + usize::from(self.memory.sq.lag_max());
+        if usize::from(self.memory.sq.unfetched()) > most {
             return Err(Violation::Unfetched { qid });
         }
         Ok(())
     }
 
-    /// Answers the rest of the requests of a command that answers several.
-    fn poll_answering(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
-        let mut moved = 0;
-        while let Some((slot, result)) = self.answering
-            && moved < budget
-        {
-            let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { break };
-            completion.result = result;
-            out.push(completion);
-            moved += 1;
-            self.answering = next.map(|next| (next, result));
-        }
-        moved
-    }
-
     /// Looks at the clock, and once a tick at the controller's status and at the deadlines.
     #[cold]
     fn look(&mut self) {
-        if !self.deadlines.tick(self.controller.parts().clock.now()) {
+        let now = self.controller.parts().clock.now();
+        if !self.deadlines.tick(now) {
             return;
         }
-        self.in_flight.grow_older();
         if self.is_serving() {
             if let Some(failure) = self.fate.examine() {
                 return self.fate.fail(failure);
             }
-            // What its owner has not committed is not the device's to answer.
-            if self.uncommitted() == 0 {
+            // Commands grow no older while the controller need not answer.
+            if !self.fate.is_paused(now) {
+                self.in_flight.grow_older();
                 self.see_to_late();
             }
         }
@@ -405,7 +417,6 @@ impl NvmeQueue {
     #[cold]
     fn poll_seldom(&mut self) {
         self.look();
-        self.send_waiting();
         if self.armed_polls > 0 {
             self.armed_polls = self.armed_polls.saturating_sub(POLLS_PER_LOOK);
             if self.armed_polls == 0
@@ -488,10 +499,10 @@ impl IoQueue for NvmeQueue {
             self.lied(violation);
             return moved;
         }
-        // At once, before their slots are given to others.
-        if self.trouble.waiting() > 0 {
-            self.send_waiting();
-        }
+        let moved = match self.trouble.is_busy() {
+            true => moved + self.catch_up(budget - moved, out),
+            false => moved,
+        };
         if let Some(head) = self.memory.cq.due() {
             self.cq_doorbell.ring(head);
         }
@@ -517,13 +528,24 @@ impl IoQueue for NvmeQueue {
 
     fn arm(&mut self) -> Armed {
         self.look();
-        if self.answering.is_some() || self.memory.cq.peek().is_some() {
+        if self.answering.is_some() {
             return Armed::Ready;
+        }
+        match self.memory.cq.peek() {
+            // A poll takes none of these: it is of nothing.
+            Some(cqe) if self.in_flight.len() == 0 && self.is_serving() => {
+                self.lied(Violation::UnknownCommand { qid: self.qid, cid: cqe.cid() });
+            }
+            Some(_) if self.in_flight.len() > 0 => return Armed::Ready,
+            Some(_) | None => {}
         }
         if IoQueue::in_flight(self) == 0 {
             return Armed::Yes;
         }
-        self.send_waiting();
+        if self.trouble.is_busy() {
+            // A poll goes on with it.
+            return Armed::MustPoll;
+        }
         if !self.is_serving() {
             // It goes on when the controller is quiet or runs again, which nobody tells.
             return Armed::MustPoll;

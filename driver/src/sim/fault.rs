@@ -42,6 +42,10 @@ pub enum Effect {
     /// The request fails with this error. The blocks in the fault's range are neither read nor
     /// written; of the request's other blocks an arbitrary part is written.
     Fail(IoError),
+    /// The same; and an arbitrary part of what the volatile cache holds is lost for good, as by a drive that
+    /// drops what it could not put on its medium, or a file system that marks pages clean which it
+    /// could not write. Reads give what was there before.
+    FailAndLose(IoError),
     /// The request takes this many polls longer.
     Slow {
         /// How many more.
@@ -98,6 +102,8 @@ pub struct FaultId(u64);
 pub(super) struct Verdict {
     /// It fails with this; the blocks in the range stay as they are.
     pub(super) failure: Option<(IoError, Range<u64>)>,
+    /// And what the volatile cache holds goes with it.
+    pub(super) loses: bool,
     /// The flush behind an emulated FUA write fails with this.
     pub(super) flush_failure: Option<IoError>,
     pub(super) slow_steps: u32,
@@ -146,11 +152,13 @@ impl Faults {
                 continue;
             }
             match fault.effect {
-                Effect::Fail(error) if behind => {
-                    verdict.flush_failure.get_or_insert(error);
-                }
-                Effect::Fail(error) => {
-                    verdict.failure.get_or_insert((error, fault.blocks.clone()));
+                Effect::Fail(error) | Effect::FailAndLose(error) => {
+                    verdict.loses |= matches!(fault.effect, Effect::FailAndLose(_));
+                    if behind {
+                        verdict.flush_failure.get_or_insert(error);
+                    } else {
+                        verdict.failure.get_or_insert((error, fault.blocks.clone()));
+                    }
                 }
                 Effect::Slow { steps } => {
                     verdict.slow_steps = verdict.slow_steps.saturating_add(steps);

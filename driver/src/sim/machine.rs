@@ -214,6 +214,9 @@ impl Machine {
             if request.op.writes() {
                 self.write_around(request, extent.as_ref(), bad);
             }
+            if verdict.loses {
+                self.medium.lose(&mut self.random);
+            }
             return Err(*error);
         }
         match request.op {
@@ -228,6 +231,9 @@ impl Machine {
                 }
                 if fua && !self.fua {
                     if let Some(error) = verdict.flush_failure {
+                        if verdict.loses {
+                            self.medium.lose(&mut self.random);
+                        }
                         return Err(error);
                     }
                     // The flush that the queue sends after the write.

@@ -122,6 +122,15 @@ impl Medium {
         });
     }
 
+    /// An arbitrary part of what is in the cache is lost.
+    pub(super) fn lose(&mut self, random: &mut Rng) {
+        let mut lottery = Lottery::draw(random);
+        self.cached.retain(|_, versions| {
+            versions.retain(|version| lottery.survives(version.completed.0));
+            !versions.is_empty()
+        });
+    }
+
     /// Copies one sector out, as a read sees it.
     pub(super) fn read_sector(&self, sector: u64, out: &mut [u8]) {
         match self.cached.get(&sector).and_then(|versions| versions.last()) {
@@ -240,6 +249,25 @@ mod tests {
         medium.flush(covered);
         assert_eq!(values(&medium.durable_image()), [2]);
         assert_eq!(values(&medium.image()), [2]);
+    }
+
+    #[test]
+    fn what_is_lost_of_the_cache_was_never_flushed_and_nothing_takes_it_back() {
+        let mut seen = Vec::new();
+        for seed in 0..100 {
+            let mut medium = Medium::new(vec![0; 2 * SECTOR_SIZE]);
+            medium.write_volatile(write(0, 2, 1));
+            medium.flush(medium.completed());
+            medium.write_volatile(write(0, 2, 2));
+            medium.lose(&mut Rng::with_seed(seed));
+            let image = medium.image();
+            medium.flush(medium.completed());
+            assert_eq!(medium.durable_image(), image);
+            seen.push(values(&image));
+        }
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen, [[1, 1], [1, 2], [2, 1], [2, 2]]);
     }
 
     #[test]

@@ -13,7 +13,8 @@
 //!   of the rest, torn between 512-byte sectors: a sector is old or new, never mixed.
 //!   [`crash_after`](SimDevice::crash_after) turns the power off after the n-th operation, so that a
 //!   test can try every n.
-//! * **Faults** ([`Fault`]) fail, delay or hold requests by block, operation and number of times.
+//! * **Faults** ([`Fault`]) fail, delay or hold requests by block, operation and number of times; a
+//!   flush that fails can take with it what the volatile cache holds.
 //! * **Ownership** is checked: a read's frames are noise until it ends, also when it fails; a write
 //!   whose frames changed in flight panics.
 //!

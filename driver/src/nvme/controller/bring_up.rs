@@ -79,7 +79,7 @@ impl Start {
         })?;
         match self
             .enable(&admin, cap, ready_timeout)
-            .and_then(|()| self.learn(&mut admin, cap, ready_timeout))
+            .and_then(|()| self.learn(&mut admin, &fate, cap, ready_timeout))
         {
             Ok(learnt) => Ok(NvmeController {
                 namespaces: Mutex::new(learnt.info.namespaces.as_slice().into()),
@@ -189,6 +189,7 @@ impl Start {
     fn learn(
         &self,
         admin: &mut AdminQueue,
+        fate: &Fate,
         cap: Cap,
         ready_timeout: Duration,
     ) -> Result<Learnt, DeviceError> {
@@ -202,6 +203,7 @@ impl Start {
                 what: format!("queue entries of 2^{} and 2^{} bytes", id.sqes & 0xf, id.cqes & 0xf),
             });
         }
+        fate.set_pause_max(id.mtfa, self.options.admin_timeout);
         let version = self.properties.version().ok_or_else(|| self.failed(Failure::Removed))?;
         let wanted = self.options.queues_max.max(1);
         let wanted = wanted.min(queues_in_bar(cap, self.function.len_bytes()));

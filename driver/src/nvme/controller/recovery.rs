@@ -82,10 +82,13 @@ impl NvmeController {
         match self.properties.csts() {
             Some(csts) if !csts.rdy() => {
                 // Nothing is in flight any more: rings and registers can be set anew.
-                shared.admin.reset();
-                self.enable(shared);
-                shared.recovery = Recovery::Enabling { since: now };
-                self.fate.stopped();
+                let revived = self.fate.stopped(|| {
+                    shared.admin.reset();
+                    self.enable(shared);
+                });
+                if revived {
+                    shared.recovery = Recovery::Enabling { since: now };
+                }
             }
             // A subsystem that is being reset may be off the bus for as long as that takes.
             None if !matches!(shared.recovery, Recovery::Subsystem { .. }) => {

@@ -17,6 +17,8 @@ pub enum Aborts {
     Pretended,
     /// The Abort itself is not answered.
     Ignored,
+    /// It is done only when [`Model::do_late_aborts`] says so, whatever has completed meanwhile.
+    Late,
 }
 
 /// What the model keeps of events.
@@ -30,6 +32,8 @@ pub(super) struct Events {
     masked: BTreeSet<u8>,
     /// What it answers to Get Log Page 04h.
     pub(super) changed_namespaces: Vec<u32>,
+    /// Aborts that are done later.
+    late_aborts: Vec<SubmissionEntry>,
 }
 
 impl Model {
@@ -43,6 +47,28 @@ impl Model {
     pub fn tell_changed(&self, nsids: impl IntoIterator<Item = u32>) {
         self.lock().events.changed_namespaces = nsids.into_iter().collect();
         self.tell(0x0004_0002);
+    }
+
+    /// Does the Aborts that it has put off ([`Aborts::Late`]), and answers them.
+    pub fn do_late_aborts(&self) {
+        let state = &mut *self.lock();
+        for entry in std::mem::take(&mut state.events.late_aborts) {
+            let dw0 = state.end_command(&entry);
+            let vector = state.answer_admin(&entry, Status::SUCCESS, dw0);
+            state.to_fire.drain(..).chain(vector).for_each(|vector| self.fire(vector));
+        }
+    }
+
+    /// Says that it is busy with itself (CSTS.PP) until it is told otherwise.
+    pub fn pause(&self, paused: bool) {
+        self.lock().csts.set_pp(paused);
+    }
+
+    /// Does `hook` at the next look at CSTS, before that is answered: what another thread may do
+    /// between two steps of the driver.
+    pub fn at_next_look(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.look_hook.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(Box::new(hook));
     }
 
     /// How many requests for events it has.
@@ -89,19 +115,29 @@ impl State {
         let at = self.fetched.iter().position(is);
         match (self.options.aborts, at) {
             (Aborts::Ignored, _) => None,
+            (Aborts::Late, _) => {
+                self.events.late_aborts.push(*entry);
+                None
+            }
             (Aborts::Refused, _) | (_, None) => Some(1),
             (Aborts::Pretended, Some(at)) => {
                 self.fetched[at].lie = Lie::Stuck;
                 Some(0)
             }
-            (Aborts::Work, Some(at)) => {
-                let aborted = self.fetched.remove(at);
-                let lie = Lie::Status(Status::ABORT_REQUESTED);
-                let vector = self.complete(Fetched { lie, ..aborted });
-                self.to_fire.extend(vector);
-                Some(0)
-            }
+            (Aborts::Work, Some(_)) => Some(self.end_command(entry)),
         }
+    }
+
+    /// Ends the command that an Abort names: dword 0 of the Abort's completion.
+    fn end_command(&mut self, entry: &SubmissionEntry) -> u32 {
+        let (qid, cid) = (entry.cdw10.get() as u16, (entry.cdw10.get() >> 16) as u16);
+        let is = |one: &Fetched| one.qid == qid && (one.entry.cdw0.get() >> 16) as u16 == cid;
+        let Some(at) = self.fetched.iter().position(is) else { return 1 };
+        let aborted = self.fetched.remove(at);
+        let lie = Lie::Status(Status::ABORT_REQUESTED);
+        let vector = self.complete(Fetched { lie, ..aborted });
+        self.to_fire.extend(vector);
+        0
     }
 
     /// Takes a request for an event; answered when there is one.

@@ -110,6 +110,7 @@ impl State {
                 | if self.options.shadow_doorbells { oacs::DOORBELL_BUFFER } else { 0 },
             oaes: 0b111 << 8,
             acl: self.options.acl,
+            mtfa: self.options.mtfa,
             aerl: self.options.aerl,
             // Slot 1 is read-only; there are three; one is activated without a reset.
             frmw: 1 | 3 << 1 | 1 << 4,

@@ -102,6 +102,8 @@ pub struct ModelOptions {
     pub never_comes_back: bool,
     /// More than one controller can have its namespaces (NMIC).
     pub shared_namespaces: bool,
+    /// MTFA: for how long it may pause for new firmware, in units of 100 ms; 0 says nothing.
+    pub mtfa: u16,
 }
 
 impl Default for ModelOptions {
@@ -132,6 +134,7 @@ impl Default for ModelOptions {
             subsystem_reset: false,
             never_comes_back: false,
             shared_namespaces: false,
+            mtfa: 0,
         }
     }
 }
@@ -153,6 +156,8 @@ pub enum Lie {
     BadHead,
     /// Does not move its SQ Head Pointer.
     Unfetched,
+    /// Names a head of one command earlier, as one whose cores answer beside each other may.
+    StaleHead,
     /// Writes the completion with the phase of the last pass.
     BadPhase,
     /// Fails it with this status.
@@ -249,6 +254,8 @@ struct Vector {
     pending: AtomicBool,
 }
 
+type Hook = Box<dyn FnOnce() + Send>;
+
 /// An NVMe controller in this process. See the [module](self).
 pub struct Model {
     state: Mutex<State>,
@@ -261,6 +268,8 @@ pub struct Model {
     removed: AtomicBool,
     cut_off: AtomicBool,
     asked_back: AtomicBool,
+    /// What is to happen at the next look at CSTS.
+    look_hook: Mutex<Option<Hook>>,
     /// The register that the memory-mapped doorbells start behind, in words a doorbell.
     stride: u32,
 }
@@ -291,6 +300,7 @@ impl Model {
             removed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             asked_back: AtomicBool::new(false),
+            look_hook: Mutex::new(None),
             stride,
             state: Mutex::new(State {
                 media: (1..).zip(options.namespaces.iter().map(|&it| Medium::new(it))).collect(),
@@ -531,6 +541,7 @@ impl State {
         let cid = (entry.cdw0.get() >> 16) as u16;
         let sqhd = match lie {
             Lie::BadHead => (sq.head + 1) % sq.entries,
+            Lie::StaleHead => (sq.head + sq.entries - 1) % sq.entries,
             _ => sq.reported_head,
         };
         let cqid = sq.cqid;
@@ -687,6 +698,10 @@ impl Registers for Model {
     fn read32(&self, offset: u32) -> u32 {
         if self.removed.load(Ordering::Relaxed) {
             return u32::MAX;
+        }
+        if offset == register::CSTS {
+            let hook = self.look_hook.lock().unwrap_or_else(PoisonError::into_inner).take();
+            hook.into_iter().for_each(|hook| hook());
         }
         let state = self.lock();
         match offset {

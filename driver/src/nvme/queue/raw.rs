@@ -96,8 +96,11 @@ impl NvmeQueue {
         // Where there is one, this is the completion that the poll takes: it takes one. Where there is
         // none yet, none is taken, or one that came in between would be taken without being seen.
         let budget = usize::from(seen.is_some() || !serving);
-        let seen = seen.map(|cqe| (cqe.status(), self.memory.cq.value()));
-        if self.poll(budget, &mut out) == 0 {
+        let mut seen = seen.map(|cqe| (cqe.status(), self.memory.cq.value()));
+        // One that was kept for its Abort is answered on its own.
+        if serving && self.trouble.is_busy() && self.catch_up(1, &mut out) > 0 {
+            seen = self.trouble.take_late_answer();
+        } else if self.poll(budget, &mut out) == 0 {
             self.look();
             return None;
         }

@@ -24,8 +24,15 @@
 //!   first copy done and put something else there. What changes such a namespace is failed.
 //!
 //! A request is sent again `retries_max` times at most: it may be what stops the controller.
+//!
+//! # Aborts
+//!
+//! An Abort names its command by an identifier that another command may have later. So the slot of a
+//! command that was asked to end is kept until the Abort's own completion, also when the command has
+//! completed long before; its request is answered then. A command that ends as aborted without having
+//! been asked is sent again like one that was.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 
 use crate::block::Cancel;
 use crate::error::{IoError, IoErrorKind, IoResult};
@@ -35,7 +42,6 @@ use crate::nvme::failure::{Failure, Violation};
 use crate::nvme::fate::{Fate, NOT_SERVING, Quiet, Standing};
 use crate::nvme::in_flight::{self, Answered};
 use crate::nvme::record::Wish;
-use crate::nvme::ring::Cqe;
 use crate::nvme::spec::{Opcode, Status, SubmissionEntry};
 use crate::request::{Completion, Refusal, Refused, Request};
 use crate::slots::Token;
@@ -47,6 +53,31 @@ use super::{NvmeQueue, forget};
 struct Waiting {
     request: Request,
     tries: u8,
+}
+
+/// A command that was asked to end.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    slot: u16,
+    /// The Abort.
+    ticket: Ticket,
+    /// What the command came to, when it has completed before the Abort: status, dwords 0 and 1.
+    answer: Option<(Status, u64)>,
+}
+
+/// The rest of the requests that a command answers: the next one of them, and what becomes of each.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answering {
+    slot: u16,
+    result: IoResult,
+    /// They are sent again if they may be.
+    again: bool,
+}
+
+impl Answering {
+    pub(super) fn with(slot: u16, result: IoResult) -> Self {
+        Self { slot, result, again: false }
+    }
 }
 
 /// How a queue stands with its controller.
@@ -64,7 +95,9 @@ enum Phase {
     /// The controller was told to stop. The commands in flight are over when it has.
     Lost,
     /// Nothing is in flight; completion queue, then submission queue are made anew.
+    /// In `epoch`, when it was begun: a reset takes what was made away.
     Creating {
+        epoch: Option<u32>,
         completion: bool,
         ticket: Option<Ticket>,
     },
@@ -78,7 +111,10 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Trouble {
     phase: Phase,
-    waiting: Vec<Waiting>,
+    waiting: VecDeque<Waiting>,
+    asked: Vec<Asked>,
+    /// Status, dwords 0 and 1 of the last command that was answered after its Abort.
+    late_answer: Option<(Status, u64)>,
     retries_max: u8,
     /// Whether somebody else may write the namespace.
     shared_namespace: bool,
@@ -90,7 +126,9 @@ impl Trouble {
     pub(super) fn new(depth: u16, retries_max: u8, shared_namespace: bool) -> Self {
         Self {
             phase: Phase::Serving,
-            waiting: Vec::with_capacity(depth.into()),
+            waiting: VecDeque::with_capacity(depth.into()),
+            asked: Vec::with_capacity(depth.into()),
+            late_answer: None,
             retries_max,
             shared_namespace,
             closing: false,
@@ -100,6 +138,17 @@ impl Trouble {
     #[inline]
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Status, dwords 0 and 1 of what [`NvmeQueue::catch_up`] has just answered, as it came.
+    pub(super) fn take_late_answer(&mut self) -> Option<(Status, u64)> {
+        self.late_answer.take()
+    }
+
+    /// Whether a poll has more to do than to take completions.
+    #[inline]
+    pub(super) fn is_busy(&self) -> bool {
+        self.waiting.len() + self.asked.len() > 0
     }
 }
 
@@ -134,10 +183,12 @@ impl NvmeQueue {
     pub(super) fn poll_trouble(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
         self.stop_serving();
         self.controller.turn();
-        let moved = self.poll_answering(budget, out);
-        if self.answering.is_some() {
+        let moved = self.finish_asked(budget, out, true);
+        if self.answering.is_some() || self.trouble.asked.iter().any(|it| it.answer.is_some()) {
             return moved;
         }
+        // The controller forgets the Aborts with the commands.
+        self.trouble.asked.clear();
         let standing = self.fate.standing();
         let over = matches!(standing, Standing::Ending | Standing::Quiet | Standing::Never);
         if over && !matches!(self.trouble.phase, Phase::Failed(_)) {
@@ -151,8 +202,8 @@ impl NvmeQueue {
                     0
                 }
                 Phase::Lost => self.sort_lost(standing, budget - moved, out),
-                Phase::Creating { completion, ticket } => {
-                    self.create(standing, completion, ticket);
+                Phase::Creating { epoch, completion, ticket } => {
+                    self.create(standing, epoch, completion, ticket);
                     0
                 }
                 Phase::Failed(error) => self.answer_all(budget - moved, out, error, false),
@@ -188,7 +239,7 @@ impl NvmeQueue {
             moved += 1;
         }
         while moved < budget
-            && let Some(Waiting { request, .. }) = self.trouble.waiting.pop()
+            && let Some(Waiting { request, .. }) = self.trouble.waiting.pop_front()
         {
             // The device never had it, or has let go of it.
             out.push(Completion { token: request.token, result: Err(error), data: request.data });
@@ -226,7 +277,7 @@ impl NvmeQueue {
             }
         }
         if !self.trouble.closing {
-            self.trouble.phase = Phase::Creating { completion: false, ticket: None };
+            self.trouble.phase = Phase::Creating { epoch: None, completion: false, ticket: None };
         }
         moved
     }
@@ -247,7 +298,9 @@ impl NvmeQueue {
         let Completion { token, data, .. } = completion;
         if let Some((op, lba, blocks)) = operation {
             let request = Request { token, op, lba, blocks, data };
-            self.trouble.waiting.push(Waiting { request, tries: record.tries + 1 });
+            self.trouble.waiting.push_back(Waiting { request, tries: record.tries + 1 });
+            // The short way does not count what waits, which needs its slot.
+            self.frame_limits.close();
             return false;
         }
         let result = match record.wish {
@@ -262,13 +315,24 @@ impl NvmeQueue {
     }
 
     /// Makes the pair anew on a controller that runs again, a step at a time.
-    fn create(&mut self, standing: Standing, completion: bool, ticket: Option<Ticket>) {
-        let Standing::Running(epoch) = standing else {
-            if standing == Standing::Stopping {
+    fn create(
+        &mut self,
+        standing: Standing,
+        begun: Option<u32>,
+        completion: bool,
+        ticket: Option<Ticket>,
+    ) {
+        let epoch = match standing {
+            Standing::Running(epoch) if begun.is_none_or(|begun| begun == epoch) => epoch,
+            // Reset since it was begun: what was made is gone.
+            Standing::Running(_) | Standing::Stopping => {
                 self.trouble.phase = Phase::Lost;
+                return;
             }
-            return;
+            Standing::Reviving | Standing::Ending | Standing::Quiet | Standing::Never => return,
         };
+        let creating =
+            |completion, ticket| Phase::Creating { epoch: Some(epoch), completion, ticket };
         let (opcode, entry) = match completion {
             false => {
                 // The controller knows of neither ring.
@@ -281,11 +345,9 @@ impl NvmeQueue {
             }
             true => (Opcode::CREATE_IO_SQ, admin::create_sq_entry(self.qid, &self.memory.sq)),
         };
-        match self.step(opcode, entry, ticket) {
-            Step::Waits(ticket) => self.trouble.phase = Phase::Creating { completion, ticket },
-            Step::Done if !completion => {
-                self.trouble.phase = Phase::Creating { completion: true, ticket: None };
-            }
+        match self.step(epoch, opcode, entry, ticket) {
+            Step::Waits(ticket) => self.trouble.phase = creating(completion, ticket),
+            Step::Done if !completion => self.trouble.phase = creating(true, None),
             Step::Done => {
                 self.trouble.phase = Phase::Serving;
                 self.serving = Fate::running_word(epoch);
@@ -327,7 +389,7 @@ impl NvmeQueue {
         let opcode = if submission { Opcode::DELETE_IO_CQ } else { Opcode::DELETE_IO_SQ };
         let deleting =
             |submission, ticket| Phase::Deleting { violation, epoch, submission, ticket };
-        match self.step(opcode, admin::delete_entry(self.qid), ticket) {
+        match self.step(epoch, opcode, admin::delete_entry(self.qid), ticket) {
             Step::Waits(ticket) => self.trouble.phase = deleting(submission, ticket),
             Step::Done if !submission => self.trouble.phase = deleting(true, None),
             Step::Done => self.trouble.phase = failed,
@@ -340,9 +402,15 @@ impl NvmeQueue {
         }
     }
 
-    fn step(&self, opcode: Opcode, entry: SubmissionEntry, ticket: Option<Ticket>) -> Step {
+    fn step(
+        &self,
+        epoch: u32,
+        opcode: Opcode,
+        entry: SubmissionEntry,
+        ticket: Option<Ticket>,
+    ) -> Step {
         let Some(ticket) = ticket else {
-            return match self.controller.post(opcode, entry) {
+            return match self.controller.post(epoch, opcode, entry) {
                 Ok(ticket) => Step::Waits(ticket),
                 Err(_) => Step::Lost,
             };
@@ -355,28 +423,106 @@ impl NvmeQueue {
         }
     }
 
-    /// Sends what waits. There is a slot for each: it was in one, or would have been.
+    /// Sends what waits, in the order it was submitted, as far as it is known. The controller may be
+    /// told to stop at any time: what was sent then is lost with the rest, what was not goes on waiting.
     #[cold]
     pub(super) fn send_waiting(&mut self) {
-        if self.trouble.waiting.is_empty() || !self.is_serving() {
-            return;
-        }
-        // In the order they were submitted, as far as it is known.
-        let mut waiting = std::mem::take(&mut self.trouble.waiting);
-        for Waiting { request, tries } in waiting.drain(..) {
-            let Some(slot) = self.in_flight.vacant().map(|vacant| vacant.slot()) else {
-                unreachable!("more requests wait than there are slots")
-            };
-            let token = request.token;
-            if let Err(refused) = crate::IoQueue::submit(self, request) {
-                unreachable!("{token:?} was taken before and is refused now: {}", refused.reason)
+        // What is not sent keeps its slot.
+        self.frame_limits.close();
+        while self.is_serving()
+            && let Some(slot) = self.in_flight.vacant().map(|vacant| vacant.slot())
+            && let Some(Waiting { request, tries }) = self.trouble.waiting.pop_front()
+        {
+            if let Err(Refused { request, reason }) = self.submit_now(request) {
+                // It was checked when it was taken, so only room can be missing.
+                debug_assert_eq!(reason, Refusal::Full);
+                self.trouble.waiting.push_front(Waiting { request, tries });
+                break;
             }
             self.in_flight.record_mut(slot).tries = tries;
             self.fate.counters.sent_again.add(u64::from(tries > 0));
         }
-        // Its capacity is the depth.
-        self.trouble.waiting = waiting;
         crate::IoQueue::commit(self);
+        if self.trouble.waiting.is_empty() && self.is_serving() {
+            self.frame_limits.open();
+        }
+    }
+
+    /// What a poll has to do beside taking completions: how many requests were answered.
+    #[cold]
+    pub(super) fn catch_up(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
+        if !self.trouble.asked.is_empty() {
+            self.controller.turn();
+        }
+        let moved = self.finish_asked(budget, out, false);
+        self.committed = self.committed.saturating_sub(moved);
+        // At once, before their slots are given to others.
+        if self.trouble.waiting() > 0 {
+            self.send_waiting();
+        }
+        moved
+    }
+
+    /// A command that was asked to end has completed, which is kept until its Abort has.
+    pub(super) fn settle_asked(&mut self, slot: u16, status: Status, value: u64) {
+        let asked = self.trouble.asked.iter_mut().find(|asked| asked.slot == slot);
+        if let Some(asked) = asked {
+            asked.answer = Some((status, value));
+        }
+    }
+
+    /// Answers the commands whose Abort is over, or with `all` every one that has completed, up to
+    /// `budget`: how many were answered.
+    fn finish_asked(&mut self, budget: usize, out: &mut Vec<Completion>, all: bool) -> usize {
+        let mut moved = self.poll_answering(budget, out);
+        let mut index = 0;
+        while self.answering.is_none()
+            && moved < budget
+            && let Some(&Asked { slot, ticket, answer }) = self.trouble.asked.get(index)
+        {
+            let over = match all {
+                true => answer.is_some(),
+                false => self.controller.is_over(ticket),
+            };
+            if !over {
+                index += 1;
+                continue;
+            }
+            self.trouble.asked.swap_remove(index);
+            self.in_flight.clear_asked(slot);
+            // Without one it goes on as any other, and may still end as aborted.
+            if let Some((status, value)) = answer {
+                self.trouble.late_answer = Some((status, value));
+                moved += self.ended(slot, status, out);
+                moved += self.poll_answering(budget - moved, out);
+            }
+        }
+        moved
+    }
+
+    /// Answers the rest of the requests of a command that answers several.
+    pub(super) fn poll_answering(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
+        let mut moved = 0;
+        while let Some(Answering { slot, result, again }) = self.answering
+            && moved < budget
+        {
+            self.answering = None;
+            let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { break };
+            self.answering = next.map(|slot| Answering { slot, result, again });
+            match result {
+                Err(error) if again => {
+                    let answered = self.keep_or_answer(slot, completion, error, out);
+                    moved += usize::from(answered);
+                    self.committed = self.committed.saturating_sub(usize::from(!answered));
+                }
+                result => {
+                    completion.result = result;
+                    out.push(completion);
+                    moved += 1;
+                }
+            }
+        }
+        moved
     }
 
     /// Takes a request while there is no queue to send it to, but one to come.
@@ -396,7 +542,7 @@ impl NvmeQueue {
                 Refusal::Full
             }
             Ok(()) => {
-                self.trouble.waiting.push(Waiting { request, tries: 0 });
+                self.trouble.waiting.push_back(Waiting { request, tries: 0 });
                 return Ok(());
             }
         };
@@ -406,69 +552,67 @@ impl NvmeQueue {
     /// A command ended as aborted. How many requests were answered: none when it is sent again.
     pub(super) fn aborted(
         &mut self,
-        cqe: Cqe,
-        Answered { mut completion, next }: Answered,
+        slot: u16,
+        status: Status,
         out: &mut Vec<Completion>,
     ) -> usize {
-        let slot = in_flight::slot_of(cqe.cid());
-        let status = cqe.status().to_io_error();
+        let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { return 0 };
+        let error = status.to_io_error();
         self.fate.counters.aborted.add(1);
-        let result: IoResult = match self.in_flight.record(slot).wish {
-            Wish::Cancel => Err(IoError { kind: IoErrorKind::Cancelled, ..status }),
-            // Nobody asked for it: a failure like another.
-            Wish::Nothing => Err(IoError { kind: IoErrorKind::Device, ..status }),
-            Wish::Again => {
-                let error = IoError { kind: IoErrorKind::TimedOut, ..status };
-                let answered = self.keep_or_answer(slot, completion, error, out);
-                if answered {
-                    self.answering = next.map(|next| (next, Err(error)));
-                    return 1;
-                }
-                // Those that shared the command have been sent as often as it.
-                let mut next = next;
-                while let Some(slot) = next
-                    && let Some(Answered { completion, next: after }) = self.in_flight.take(slot)
-                {
-                    let _ = self.keep_or_answer(slot, completion, error, out);
-                    self.committed = self.committed.saturating_sub(1);
-                    next = after;
-                }
-                self.committed = self.committed.saturating_sub(1);
-                return 0;
-            }
+        let (kind, again) = match self.in_flight.record(slot).wish {
+            Wish::Cancel => (IoErrorKind::Cancelled, false),
+            Wish::Again => (IoErrorKind::TimedOut, true),
+            // Nobody asked for it: a failure like another, that need not come again.
+            Wish::Nothing => (IoErrorKind::Device, !status.do_not_retry()),
         };
-        completion.result = result;
-        self.answering = next.map(|next| (next, result));
-        out.push(completion);
-        1
+        let error = IoError { kind, ..error };
+        // Those that shared the command may have been sent more or less often than it.
+        self.answering = next.map(|slot| Answering { slot, result: Err(error), again });
+        if !again {
+            completion.result = Err(error);
+            out.push(completion);
+            return 1;
+        }
+        let answered = self.keep_or_answer(slot, completion, error, out);
+        if !answered {
+            self.committed = self.committed.saturating_sub(1);
+        }
+        usize::from(answered)
     }
 
     /// Asks for the end of commands that are past their deadline; has the controller reset when that
     /// did not help in time.
     pub(super) fn see_to_late(&mut self) {
         let late = |age| self.deadlines.is_late(age);
-        if !self.in_flight.commands().any(|(command, _)| late(command.age)) || self.fate.is_paused()
-        {
+        if !self.in_flight.commands().any(|(command, _)| late(command.age)) {
             return;
         }
-        let overdue = |age| self.deadlines.is_overdue(age);
-        if self.in_flight.commands().any(|(command, _)| overdue(command.age)) {
-            let waited_ms = self.deadlines.overdue().as_millis() as u64;
-            self.fate.fail(Failure::TimedOut { qid: self.qid, waited_ms });
-            return;
-        }
-        let controller = Arc::clone(&self.controller);
-        let commands = self.in_flight.commands();
-        for (command, record) in commands.filter(|(command, _)| late(command.age)) {
+        // What its owner has not committed is not the device's to answer.
+        let Self { in_flight, memory, gathering, .. } = self;
+        let gathered = gathering.map(|gathering| in_flight.cid(gathering.leader));
+        let uncommitted =
+            |cid| gathered == Some(cid) || memory.sq.uncommitted().any(|other| other == cid);
+        let committed = in_flight
+            .commands()
+            .filter(|(command, _)| late(command.age) && !uncommitted(command.cid));
+        for (command, record) in committed {
+            if self.deadlines.is_overdue(command.age) {
+                let waited_ms = self.deadlines.overdue().as_millis() as u64;
+                self.fate.fail(Failure::TimedOut { qid: self.qid, waited_ms });
+                return;
+            }
             if record.wish != Wish::Nothing {
                 continue;
             }
-            if !controller.abort(self.qid, command.cid) {
-                // As many are under way as the controller takes: the next look asks for the rest.
-                break;
-            }
+            // As many are under way as the controller takes: the next look asks for the rest.
+            let Some(ticket) = self.controller.abort(self.qid, command.cid) else { continue };
             self.fate.counters.late.add(1);
             record.wish = Wish::Again;
+            let slot = in_flight::slot_of(command.cid);
+            self.trouble.asked.push(Asked { slot, ticket, answer: None });
+        }
+        for asked in &self.trouble.asked {
+            self.in_flight.set_asked(asked.slot);
         }
     }
 
@@ -484,11 +628,12 @@ impl NvmeQueue {
             return Cancel::Cannot;
         }
         let slot = in_flight::slot_of(cid);
-        let record = self.in_flight.record_mut(slot);
-        if record.wish == Wish::Nothing && !self.controller.abort(self.qid, cid) {
-            return Cancel::Cannot;
+        if self.in_flight.record(slot).wish == Wish::Nothing {
+            let Some(ticket) = self.controller.abort(self.qid, cid) else { return Cancel::Cannot };
+            self.trouble.asked.push(Asked { slot, ticket, answer: None });
+            self.in_flight.set_asked(slot);
         }
-        record.wish = Wish::Cancel;
+        self.in_flight.record_mut(slot).wish = Wish::Cancel;
         Cancel::Asked
     }
 
@@ -522,9 +667,4 @@ enum Step {
     Refused,
     /// The controller was told to stop meanwhile.
     Lost,
-}
-
-/// Whether a command ended because it was asked to.
-pub(super) fn is_abort(status: Status) -> bool {
-    status.code() == Status::ABORT_REQUESTED
 }

@@ -123,7 +123,7 @@ fn every_status_comes_with_its_code_and_its_dnr() {
     let cases = [
         (0x4002, IoErrorKind::Invalid, true),
         (0x0006, IoErrorKind::Device, false),
-        (0x0007, IoErrorKind::Device, false),
+        (0x4007, IoErrorKind::Device, true),
         (0x4020, IoErrorKind::ReadOnly, true),
         (0x4081, IoErrorKind::NoSpace, true),
         (0x0281, IoErrorKind::Media, false),

@@ -416,3 +416,43 @@ fn a_command_queue_is_drained_and_its_memory_goes_back() {
     assert!(rig.pool.free_frames() > free, "its rings too");
     assert_eq!((rig.model.io_queues(), rig.controller.failure()), (0, None));
 }
+
+/// A Zone Append that is late and is done after all says where, though its Abort is answered last.
+#[test]
+fn a_late_command_that_is_done_after_all_keeps_its_answer() {
+    use crate::nvme::model::Aborts;
+    use std::time::Duration;
+    let options = ModelOptions {
+        namespaces: vec![ModelNamespace::new(1 << 20, 512).zoned(256, 256)],
+        aborts: Aborts::Late,
+        ..Default::default()
+    };
+    let rig = Rig::new(options);
+    let mut queue = rig.controller.command_queue(1, 4).unwrap();
+    let append = |lba: u64| IoCommand {
+        data: Buffer::Out(vec![7; 512]),
+        ..IoCommand::new(Command::new(Opcode::ZONE_APPEND, 0).qword(10, lba))
+    };
+    queue.submit(append(256)).unwrap();
+    queue.commit();
+    assert_eq!(queue.poll().unwrap().result.unwrap(), 256);
+    rig.model.hold(true);
+    let late = queue.submit(append(256)).unwrap();
+    queue.commit();
+    while rig.controller.error_statistics().aborts == 0 {
+        assert!(queue.poll().is_none());
+        rig.clock.advance(Duration::from_millis(1));
+    }
+    let other = queue.submit(append(512)).unwrap();
+    queue.commit();
+    rig.model.hold(false);
+    let mut answers = Vec::new();
+    for _ in 0..100 {
+        answers.extend(queue.poll());
+    }
+    assert_eq!(answers.len(), 1, "the other waits for its Abort");
+    rig.model.do_late_aborts();
+    answers.extend((0..100).find_map(|_| queue.poll()));
+    let found: Vec<_> = answers.into_iter().map(|it| (it.token, it.result.unwrap())).collect();
+    assert_eq!(found, [(other, 512), (late, 257)]);
+}

@@ -12,7 +12,7 @@ use crate::nvme::{ErrorStatistics, Event, Failure};
 use crate::request::Refusal;
 
 /// Polls, a millisecond of the test's clock each, until all is answered; how long that took.
-fn wait(rig: &Rig, queue: &mut dyn IoQueue) -> (Vec<Completion>, Duration) {
+pub(super) fn wait(rig: &Rig, queue: &mut dyn IoQueue) -> (Vec<Completion>, Duration) {
     let (before, mut out) = (rig.clock.now(), Vec::new());
     while queue.in_flight() > 0 {
         queue.poll(16, &mut out);
@@ -22,13 +22,13 @@ fn wait(rig: &Rig, queue: &mut dyn IoQueue) -> (Vec<Completion>, Duration) {
     (out, rig.clock.now() - before)
 }
 
-fn results(done: &[Completion]) -> Vec<(u64, IoResult)> {
+pub(super) fn results(done: &[Completion]) -> Vec<(u64, IoResult)> {
     let mut results: Vec<_> = done.iter().map(|one| (one.token.to_u64(), one.result)).collect();
     results.sort_by_key(|one| one.0);
     results
 }
 
-fn within(took: Duration, from_s: u64, to_s: u64) {
+pub(super) fn within(took: Duration, from_s: u64, to_s: u64) {
     assert!(took >= Duration::from_secs(from_s), "{took:?} is too early");
     assert!(took <= Duration::from_secs(to_s), "{took:?} is too late");
 }

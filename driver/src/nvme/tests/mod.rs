@@ -6,6 +6,7 @@ mod data_path;
 mod io_commands;
 mod ladder;
 mod lies;
+mod races;
 mod teardown;
 
 use std::sync::Arc;

@@ -128,7 +128,15 @@ fn an_admin_command_that_is_not_answered_has_the_controller_reset() {
     let rig = Rig::new(ModelOptions::default());
     let namespace = rig.namespace();
     rig.model.lie_admin([Lie::Stuck]);
-    let error = namespace.open_queue(QueueOptions::polled(1)).err().unwrap().to_string();
+    let error = rig.controller.identify_controller().unwrap_err().to_string();
     assert_eq!(error, "model: queue 0 did not answer a command within 30000 ms");
     assert_eq!(one(&mut *open(&namespace, 1), rig.read(1)).0, Ok(()), "it is back");
+    // A queue that it does not make is made after the reset.
+    rig.model.lie_admin([Lie::Stuck]);
+    let mut queue = open(&namespace, 1);
+    assert_eq!(rig.controller.error_statistics().resets, 2);
+    assert_eq!(one(&mut *queue, rig.read(1)).0, Ok(()));
+    rig.model.lie_admin([Lie::Honest, Lie::Stuck]);
+    assert_eq!(one(&mut *open(&namespace, 1), rig.read(1)).0, Ok(()));
+    assert_eq!(rig.controller.error_statistics().resets, 3);
 }
