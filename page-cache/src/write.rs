@@ -358,10 +358,10 @@ impl Write {
         let mut shard = cache.shard(page);
         let seq = cache.next_seq();
         // In one change: nobody is told of a page that is quiet for no time at all.
-        let store = self.store;
+        let stores = self.store;
         let end = |page: Page| {
             let page = page.end_write(touched, seq);
-            if !store {
+            if !stores {
                 return (page, None);
             }
             match page.begin_writeback(touched) {
