@@ -48,9 +48,13 @@ impl Rig {
     }
 
     pub fn sized(size_bytes: u64, options: CacheOptions) -> Self {
+        Self::seeded(size_bytes, options, 1)
+    }
+
+    pub fn seeded(size_bytes: u64, options: CacheOptions, seed: u64) -> Self {
         let pool = DmaPool::new(PoolOptions::frames(options.frames + 8)).unwrap();
         let sim = SimOptions { latency_steps: 1..=1, ..SimOptions::sized(size_bytes, 512) };
-        let device = SimDevice::new(sim, 1, pool).unwrap();
+        let device = SimDevice::new(sim, seed, pool).unwrap();
         let below: Arc<dyn BlockDevice> = Arc::new(device.clone());
         let cache = Cache::new(below, options).unwrap();
         let flusher = Flusher::new(Arc::clone(&cache), 16, Arc::new(PollsAnyway)).unwrap();
