@@ -16,7 +16,7 @@ use uaio_driver::{DmaBuf, FRAME_SIZE};
 
 use crate::cache::{Cache, CacheError, CacheOptions};
 use crate::limits::DirtyLimits;
-use crate::page::{Blocks, Notes, Page};
+use crate::page::{Notes, Page};
 use crate::sync::Ordering;
 use crate::wait::Wakes;
 
@@ -143,8 +143,7 @@ impl Cache {
             return Some(false);
         }
         let wasted = content.notes.contains(Notes::AHEAD) && asked;
-        let (released, result) = shard.forget(slot, &mut wakes, Blocks(u8::MAX), false);
-        debug_assert!(result.is_ok() && released.room == 0, "a clean page can be forgotten");
+        shard.let_go(slot, &mut wakes);
         shard.stats.readahead_wasted += u64::from(wasted);
         shard.hand_over(&mut wakes);
         Some(true)

@@ -46,6 +46,8 @@ pub(crate) struct Bypass {
     sent: bool,
     error: Option<IoError>,
     waits_for: u64,
+    /// How many flushes had failed when it began to send.
+    failures: u64,
 }
 
 impl Bypass {
@@ -64,6 +66,7 @@ impl Bypass {
             sent: false,
             error: None,
             waits_for: offset / FRAME_SIZE as u64,
+            failures: cache.stability.failures(),
         }
     }
 
@@ -121,7 +124,10 @@ impl Bypass {
                     self.barrier = Some(id);
                     self.phase = Phase::Quiet(first);
                 }
-                Phase::Quiet(page) if page == pages.end => self.phase = Phase::Send(self.lba),
+                Phase::Quiet(page) if page == pages.end => {
+                    self.failures = cache.stability.failures();
+                    self.phase = Phase::Send(self.lba);
+                }
                 Phase::Quiet(page) => {
                     if !self.is_quiet(me, core, page) {
                         return Step::Waiting;
@@ -139,7 +145,14 @@ impl Bypass {
                         return Step::Waiting;
                     }
                 }
-                Phase::Stable => return Step::Done(self.error.map_or(Ok(()), Err)),
+                Phase::Stable => {
+                    let result = self.error.map_or(Ok(()), Err);
+                    let kept = match self.way {
+                        Some(Way::Flush) => cache.stability.verdict(self.failures),
+                        None | Some(Way::Plain | Way::Fua) => Ok(()),
+                    };
+                    return Step::Done(result.and(kept));
+                }
                 Phase::Send(lba) => match self.send(me, core, lba) {
                     Some(next) => self.phase = Phase::Send(next),
                     None => return Step::Waiting,
@@ -191,7 +204,7 @@ impl Bypass {
             return None;
         }
         let blocks = (self.end_lba - lba).min(u64::from(most)) as u32;
-        let io = Io { operation: me, kind: IoKind::Bypass, lba, blocks };
+        let io = Io::new(me, IoKind::Bypass, lba, blocks);
         let data = match &self.buffer {
             Buffer::None => SgList::empty(),
             buffer => {
@@ -213,15 +226,17 @@ impl Bypass {
         &mut self,
         me: Token,
         core: &mut Core,
-        _io: Io,
+        io: Io,
         result: IoResult,
         mut data: SgList,
     ) -> Step<IoResult> {
         self.outstanding -= 1;
         // Handles beside our own; those that the device keeps are not among these.
         data.frames.clear();
-        if let Err(error) = result {
-            self.error = Some(error);
+        match result {
+            Err(error) => self.error = Some(error),
+            // Whatever was lost there before, this is newer.
+            Ok(()) => core.cache.stability.settle(io.lba..io.lba + u64::from(io.blocks)),
         }
         core.recycle(data.frames);
         self.step(me, core, Wakeup::Retry)
@@ -230,6 +245,10 @@ impl Bypass {
     /// The pages forget what the device has overwritten; after a failure, whatever it may have.
     fn leave(&mut self, core: &mut Core) {
         let cache = core.cache.clone();
+        // What a discarded block holds is nobody's business.
+        let may_lose = self.sent
+            && cache.stability.is_volatile()
+            && !matches!(self.op, Op::Discard | Op::Write { fua: true });
         let per_page = cache.blocks_per_page();
         // What was cancelled before it sent anything has changed nothing, and may not have waited
         // until its pages were quiet.
@@ -240,8 +259,21 @@ impl Bypass {
             let to = self.end_lba.min(start + per_page) - start;
             let blocks = Blocks::range(from as u32, (to - from) as u32);
             let mut shard = cache.shard(page);
+            if self.op == (Op::Write { fua: true }) && self.error.is_none() {
+                shard.settle_gone(start + from..start + to);
+            }
+            if may_lose && cache.stability.failures() == self.failures {
+                shard.note_unstable(start + from..start + to);
+            } else if may_lose {
+                // A flush that failed meanwhile may have taken it back, and did not find it here.
+                cache.stability.lose(start + from..start + to);
+            }
             let Some(slot) = shard.find(page) else { continue };
             let keep_dirty = self.error.is_some();
+            if keep_dirty {
+                // The device may have what it had, and lose that.
+                shard.note_forgotten(slot, blocks);
+            }
             let (released, result) = shard.forget(slot, &mut core.wakes, blocks, keep_dirty);
             assert!(result.is_ok(), "somebody was busy with page {page} under bypass");
             cache.room(page).release(released.room, &mut core.wakes);

@@ -13,6 +13,7 @@ use crate::page::Blocks;
 use crate::readahead::Streams;
 use crate::room::DirtyRoom;
 use crate::shard::Shard;
+use crate::stability::Stability;
 use crate::stats::CacheStats;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
 use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
@@ -123,6 +124,7 @@ pub struct Cache {
     shards: Box<[ShardCell]>,
     pub(crate) barriers: Barriers,
     pub(crate) errors: ErrorLog,
+    pub(crate) stability: Arc<Stability>,
     pub(crate) orders: Mutex<Orders>,
     /// Taken inside any other lock, so nothing is locked under it.
     flusher: Mutex<Option<Arc<dyn Wake>>>,
@@ -256,6 +258,9 @@ impl Cache {
             return Err(CacheError::NoFrames { wanted: frames, free });
         }
         let size = Size { frames, dirty };
+        let geometry = device.geometry();
+        let volatile = device.capabilities().volatile_cache;
+        let stability = Stability::new(volatile, geometry.block_size as usize);
         let dirty_max = size.dirty_max();
         let room_pages = dirty_max.min(ROOM_PAGES_UNTIL_KNOWN) / shards;
         let shards = (0..shards)
@@ -265,18 +270,23 @@ impl Cache {
                 let wanted = Arc::new(Wanted::default());
                 // By its place among the shards: the first made is number 0.
                 let number = (shards - 1 - left) as u32;
-                let lock = Mutex::new(Shard::new(number, own, Arc::clone(&wanted)));
+                let lock = Mutex::new(Shard::new(
+                    number,
+                    own,
+                    Arc::clone(&wanted),
+                    Arc::clone(&stability),
+                ));
                 let room = DirtyRoom::new(number, room_pages.max(1));
                 room.set_background(dirty.background.pages(frames) / shards);
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0) }
             })
             .collect();
-        let geometry = device.geometry();
         Ok(Arc::new(Self {
             mode,
             shards,
             barriers: Barriers::new(),
             errors: ErrorLog::default(),
+            stability,
             orders: Mutex::default(),
             flusher: Mutex::default(),
             flusher_changes: Mutex::default(),
@@ -579,6 +589,8 @@ impl Cache {
         let mut orders = self.orders.lock();
         let more = lanes.operations.saturating_sub(orders.tickets.len());
         orders.tickets.reserve(more);
+        drop(orders);
+        self.stability.reserve(all);
         Enlisted { cache: Arc::clone(self), entries }
     }
 
@@ -718,7 +730,7 @@ impl Drop for PagePin<'_> {
 }
 
 /// The error of what needs a flusher when there is none.
-const NO_FLUSHER: IoError = IoError::new(IoErrorKind::Cancelled);
+pub(crate) const NO_FLUSHER: IoError = IoError::new(IoErrorKind::Cancelled);
 
 /// The error of an operation that lies outside the device.
 pub(crate) const OUT_OF_RANGE: IoError = IoError::new(IoErrorKind::Invalid);

@@ -17,6 +17,8 @@
 
 use uaio_driver::{Capabilities, Token};
 
+use crate::stability::FlushId;
+
 /// How a write becomes stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -39,7 +41,18 @@ pub(crate) struct Group {
     joined: Vec<Token>,
     /// Those that the flush in flight covers.
     covered: Vec<Token>,
-    in_flight: bool,
+    flush: Sent,
+}
+
+/// The flush that was sent last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    /// There is none that is not dealt with.
+    None,
+    /// It is with the device.
+    InFlight(FlushId),
+    /// It has succeeded and is not [confirmed](crate::stability) yet.
+    Unconfirmed(FlushId),
 }
 
 impl Group {
@@ -51,7 +64,7 @@ impl Group {
             writes: 0,
             joined: Vec::with_capacity(operations),
             covered: Vec::with_capacity(operations),
-            in_flight: false,
+            flush: Sent::None,
         }
     }
 
@@ -77,7 +90,7 @@ impl Group {
 
     /// Whether a flush is to be sent.
     pub(crate) fn is_due(&self) -> bool {
-        !self.in_flight && !self.joined.is_empty()
+        self.flush == Sent::None && !self.joined.is_empty()
     }
 
     /// Whether a write waits for a flush.
@@ -86,15 +99,36 @@ impl Group {
     }
 
     /// A flush is sent now: it covers those who have joined.
-    pub(crate) fn sent(&mut self) {
+    pub(crate) fn sent(&mut self, flush: FlushId) {
         debug_assert!(self.is_due() && self.covered.is_empty(), "one flush at a time");
-        self.in_flight = true;
+        self.flush = Sent::InFlight(flush);
         std::mem::swap(&mut self.joined, &mut self.covered);
     }
 
-    /// The flush in flight has completed; [`pop`](Self::pop) those whom it covered.
+    /// The flush that is with the device.
+    pub(crate) fn in_flight(&self) -> Option<FlushId> {
+        match self.flush {
+            Sent::InFlight(flush) => Some(flush),
+            Sent::None | Sent::Unconfirmed(_) => None,
+        }
+    }
+
+    /// The flush that was sent has succeeded, and is not confirmed yet.
+    pub(crate) fn succeeded(&mut self, flush: FlushId) {
+        self.flush = Sent::Unconfirmed(flush);
+    }
+
+    /// The flush that waits to be confirmed.
+    pub(crate) fn unconfirmed(&self) -> Option<FlushId> {
+        match self.flush {
+            Sent::Unconfirmed(flush) => Some(flush),
+            Sent::None | Sent::InFlight(_) => None,
+        }
+    }
+
+    /// The flush that was sent has come to its end; [`pop`](Self::pop) those whom it covered.
     pub(crate) fn completed(&mut self) {
-        self.in_flight = false;
+        self.flush = Sent::None;
         self.covered.reverse();
     }
 

@@ -20,10 +20,11 @@ use crate::buffer::Buffer;
 use crate::bypass::Bypass;
 use crate::cache::{Cache, Enlisted, Handle, OUT_OF_RANGE, Ticket};
 use crate::commit::Group;
-use crate::page::{Blocks, Page};
+use crate::page::{Blocks, Page, Written};
 use crate::read::Read;
 use crate::readahead::{NOBODY, Plan, Readahead};
 use crate::retry::{RunQueue, Step};
+use crate::stability::FlushId;
 use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakes, Wakeup, Wants};
 use crate::write::Write;
@@ -118,6 +119,18 @@ pub(crate) struct Io {
     /// First block on the device.
     pub(crate) lba: u64,
     pub(crate) blocks: u32,
+    /// How many flushes had failed when it was sent, as [`crate::stability`] counts. Set by
+    /// [`Core::submit`].
+    pub(crate) failures: u64,
+    /// It is stable when it has ended. Set by [`Core::submit`].
+    pub(crate) fua: bool,
+}
+
+impl Io {
+    /// For an operation of a lane, on these blocks.
+    pub(crate) fn new(operation: Token, kind: IoKind, lba: u64, blocks: u32) -> Self {
+        Self { operation, kind, lba, blocks, failures: 0, fua: false }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -384,13 +397,15 @@ impl Core {
             IoKind::Store => Op::Write { fua },
             IoKind::Bypass | IoKind::Flush => unreachable!("no frames are gathered for {kind:?}"),
         };
-        let io = Io { operation, kind, lba, blocks };
+        let io = Io::new(operation, kind, lba, blocks);
         self.submit(io, op, SgList { frames, offset });
         1
     }
 
     /// Sends one command. A free slot is there.
-    pub(crate) fn submit(&mut self, io: Io, op: Op, data: SgList) {
+    pub(crate) fn submit(&mut self, mut io: Io, op: Op, data: SgList) {
+        io.failures = self.cache.stability.failures();
+        io.fua = op == Op::Write { fua: true };
         let Ok(token) = self.ios.insert(io) else { panic!("a command without a free slot") };
         self.slot_granted = false;
         let request = Request { token, op, lba: Lba(io.lba), blocks: io.blocks, data };
@@ -448,19 +463,36 @@ impl Core {
         mut failed: impl FnMut(&Cache, u64, u64),
     ) {
         let cache = Arc::clone(&self.cache);
+        if result.is_ok() && !self.may_be_lost(io) {
+            // Whatever was lost there before, this is newer.
+            cache.stability.settle(io.lba..io.lba + u64::from(io.blocks));
+        }
         for (page, frame) in self.pages_of(io, &mut frames) {
             let mut shard = cache.shard(page);
             let Some(slot) = shard.find(page) else { panic!("page {page} left while written") };
             let oldest = shard.page(slot).written_since().unwrap_or(0);
-            let end = |page: Page| (page.end_writeback(result.is_ok()), ());
+            // Under the lock: who goes through the pages after a flush that failed comes before or after.
+            let written = match result {
+                Err(_) => Written::No,
+                Ok(()) if self.may_be_lost(io) => Written::No,
+                Ok(()) if !cache.stability.is_volatile() => Written::Stable(0),
+                Ok(()) if io.fua => Written::Stable(cache.stability.epoch()),
+                Ok(()) => Written::Volatile(cache.stability.epoch()),
+            };
+            if let Written::Stable(_) = written {
+                let first = page * cache.blocks_per_page();
+                for (at, count) in self.blocks_of(io, page).runs() {
+                    shard.settle_gone(first + u64::from(at)..first + u64::from(at + count));
+                }
+            }
+            let end = |page: Page| (page.end_writeback(written), ());
             let ((), released) = shard.transition(slot, &mut self.wakes, end);
             cache.room(page).release(released.room, &mut self.wakes);
             if let Some(frame) = frame.and_then(DmaBuf::release) {
                 shard.put_frame(frame);
             }
             if past && matches!(shard.page(slot), Page::Clean(_)) {
-                let (_, frame) = shard.forget(slot, &mut self.wakes, Blocks(u8::MAX), false);
-                debug_assert!(frame.is_ok(), "a clean page can always be forgotten");
+                shard.let_go(slot, &mut self.wakes);
             }
             match result {
                 Ok(()) => shard.stats.written_back += 1,
@@ -473,6 +505,12 @@ impl Core {
             shard.hand_over(&mut self.wakes);
         }
         self.recycle(frames);
+    }
+
+    /// Whether a flush has failed since a write was sent, and may have taken it back though it ended
+    /// well.
+    pub(crate) fn may_be_lost(&self, io: &Io) -> bool {
+        !io.fua && self.cache.stability.failures() != io.failures
     }
 
     /// One committed batch of completions, with what each is for.
@@ -500,11 +538,32 @@ impl Core {
     /// Sends the flush of the lane's group, when one is due.
     fn flush_group(&mut self) {
         if self.group.is_due() && self.ios.free() > 0 {
-            self.group.sent();
+            self.group.sent(self.cache.stability.begin());
             self.cache.device_flushes.fetch_add(1, Ordering::Relaxed);
-            let io = Io { operation: NOBODY, kind: IoKind::Flush, lba: 0, blocks: 0 };
+            let io = Io::new(NOBODY, IoKind::Flush, 0, 0);
             self.submit(io, Op::Flush, SgList::empty());
         }
+    }
+
+    /// A device flush has ended: whether its success counts already. A failure is dealt with.
+    pub(crate) fn end_flush(&mut self, flush: FlushId, result: IoResult) -> bool {
+        match result {
+            Ok(()) => self.cache.stability.succeeded(flush, &self.run),
+            Err(error) => {
+                self.cache.flush_failed(flush, error, &self.run, &mut self.wakes);
+                true
+            }
+        }
+    }
+
+    /// Does not want to be rung for a flush any more.
+    pub(crate) fn leave_flushes(&self) {
+        self.cache.stability.leave(&self.run);
+    }
+
+    /// Whether the success of a flush counts now.
+    pub(crate) fn is_confirmed(&self, flush: FlushId) -> bool {
+        self.cache.stability.is_confirmed(flush, &self.run)
     }
 
     /// The operation that has waited longest for a slot, when there is one free: it is that
@@ -642,7 +701,8 @@ impl Flush {
             (true, Wakeup::Ended(result)) => {
                 // A writeback that failed and has healed since is told once, here.
                 let earlier = self.handle.take_error(&core.cache);
-                Step::Done(result.and(earlier.map_or(Ok(()), Err)))
+                let lost = core.cache.stability.check_lost(core.cache.blocks_in(&self.pages));
+                Step::Done(result.and(lost).and(earlier.map_or(Ok(()), Err)))
             }
             (true, wakeup) => {
                 core.give_back(0, wakeup);
@@ -788,6 +848,7 @@ impl Lane {
     /// anything went on.
     pub fn turn(&mut self) -> bool {
         let mut busy = self.run_woken();
+        busy |= self.confirm_flush();
         self.core.commit();
         if self.core.poll() > 0 {
             busy = true;
@@ -912,11 +973,28 @@ impl Lane {
     /// The flush of the lane's group has ended: so have the writes that it covers.
     fn settle_flush(&mut self, result: IoResult, data: SgList) {
         self.core.recycle(data.frames);
-        if let Err(error) = result {
-            // What was to become stable may be lost. Those whom it covers are told now; every handle
-            // is told by its next flush.
-            self.core.cache.errors.record(0..self.core.cache.size_bytes(), error);
+        let Some(flush) = self.core.group.in_flight() else { panic!("nobody sent this flush") };
+        if self.core.end_flush(flush, result) {
+            self.flush_ended(result);
+        } else {
+            self.core.group.succeeded(flush);
         }
+    }
+
+    /// The group's flush has succeeded, and may count now; says whether it does.
+    fn confirm_flush(&mut self) -> bool {
+        let Some(flush) = self.core.group.unconfirmed() else { return false };
+        let confirmed = self.core.is_confirmed(flush);
+        if confirmed {
+            self.flush_ended(Ok(()));
+            self.core.flush_group();
+        }
+        confirmed
+    }
+
+    /// Those whom the group's flush covers are over. Whether one that failed took back what they wrote
+    /// each sees for itself.
+    fn flush_ended(&mut self, result: IoResult) {
         self.core.group.completed();
         while let Some(token) = self.core.group.pop() {
             self.step(token, Wakeup::Ended(result));
@@ -957,5 +1035,6 @@ impl Drop for Lane {
             }
             self.finished.clear();
         }
+        self.core.leave_flushes();
     }
 }

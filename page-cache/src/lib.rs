@@ -35,6 +35,15 @@
 //! with all who were there when that was sent. One that is alone is a single FUA command instead. Lanes
 //! do not share: each flushes for its own.
 //!
+//! # When a device flush fails
+//!
+//! What the device had taken since the last flush that succeeded may be gone, and a flush that succeeds
+//! later proves nothing about it. So all of it that is cached is dirty again, older than everything else,
+//! and the next flush succeeds only when that is written and flushed. What had been evicted by then, or was
+//! written past the cache, is *lost*: [`Cache::lost_ranges`] lists it, and each flush that covers it fails
+//! until it is written again, discarded, or accepted with [`Cache::accept_loss`]. A stable write that was
+//! in progress fails. [`stability`] says how, and why pages may be evicted before a flush covers them.
+//!
 //! # Error model
 //!
 //! A read that fails is not cached; it is tried again block by block, so a bad block costs only who
@@ -144,6 +153,7 @@
 //! | [`limits`] | how much may be dirty, and for how long |
 //! | [`writeback`] | dirty pages go to the device, and flushes end |
 //! | [`errors`] | writeback errors, kept until everybody was told |
+//! | [`stability`] | what the device has taken and may still lose |
 
 mod admin;
 mod barrier;
@@ -165,6 +175,7 @@ pub mod readahead;
 pub mod retry;
 mod room;
 mod shard;
+pub mod stability;
 mod stats;
 mod sync;
 pub mod wait;

@@ -12,12 +12,17 @@
 //! | Writeback | `rewrite` | Writeback, dirtied again | none | a fresh frame |
 //! | Writeback | `end_writeback` ok | Clean, or Dirty if dirtied again | all woken | the page |
 //! | Writeback | `end_writeback` error | Dirty | all woken | the page |
+//! | Clean | `take_back` | Dirty | none | the page |
 //! | Clean, Dirty | `forget` of every valid block | absent | none | the pool, once unpinned |
 //! | Clean | evicted | absent | none | the pool |
 //!
 //! Everything else is busy: the caller queues on the page and looks again. A discard that meets a
 //! page being read waits for the read, too: it would otherwise have to leave a mark in the page, and
 //! the read is bounded like everything.
+//!
+//! A block that the device has taken may be lost until a device flush covers it: the page says of which
+//! of its blocks that is so, and dirties them again when a flush fails ([`crate::stability`]), in whatever
+//! state it is.
 //!
 //! # Rounds
 //!
@@ -133,6 +138,7 @@ pub(crate) struct Seq([u8; 7]);
 
 impl Seq {
     const FIRST: Self = Self([0; 7]);
+    const LAST: Self = Self([0xff; 7]);
 
     pub(crate) fn new(number: u64) -> Self {
         let mut bytes = [0; 7];
@@ -176,9 +182,11 @@ pub(crate) struct Content {
     /// Blocks that are not of this round of writebacks any more, or not yet. Those of them that are dirty
     /// wait for the next.
     done: Blocks,
+    /// Blocks that the device has taken and may lose. Of a clean page perhaps not any more: `seq` tells.
+    unstable: Blocks,
     pub(crate) notes: Notes,
-    /// Sequence number of the oldest write in this round, those that are being written included;
-    /// without meaning when there is none.
+    /// Sequence number of the oldest write in this round, those that are being written included. Of a
+    /// clean page the [epoch](crate::stability::Stability::epoch) in which its last writeback ended.
     seq: Seq,
     /// By how much the number of the oldest write for the next round is higher.
     later: Later,
@@ -191,6 +199,7 @@ impl Content {
             valid: Blocks::NONE,
             dirty: Blocks::NONE,
             done: Blocks::NONE,
+            unstable: Blocks::NONE,
             notes: Notes::NONE,
             seq: Seq::FIRST,
             later: Later::NONE,
@@ -261,6 +270,17 @@ pub(crate) enum Page {
         /// Blocks being written.
         writing: Blocks,
     },
+}
+
+/// What became of a device write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// It failed, or a flush that failed meanwhile may have taken it back.
+    No,
+    /// The device has it, and may lose it until a flush that is begun after this epoch.
+    Volatile(u64),
+    /// It is on stable media, in this epoch.
+    Stable(u64),
 }
 
 /// The state does not allow the event now: queue on the page.
@@ -504,22 +524,112 @@ impl Page {
     /// # Panics
     ///
     /// When none was in flight.
-    pub(crate) fn end_writeback(self, ok: bool) -> Self {
+    pub(crate) fn end_writeback(self, written: Written) -> Self {
         match self {
             Self::Writeback { mut content, writing } => {
-                if !ok {
-                    // A block dirtied again meanwhile holds newer data and is as dirty as before;
-                    // the others were copied along into the fresh frame.
-                    content.dirty = content.dirty.with(writing.and(content.valid));
-                    content.later = Later::NONE;
+                match written {
+                    Written::No => {
+                        // A block dirtied again meanwhile holds newer data and is as dirty as before;
+                        // the others were copied along into the fresh frame.
+                        content.dirty = content.dirty.with(writing.and(content.valid));
+                        content.later = Later::NONE;
+                    }
+                    Written::Volatile(_) => content.unstable = content.unstable.with(writing),
+                    Written::Stable(_) => content.unstable = content.unstable.without(writing),
                 }
-                content.settled()
+                let mut page = content.settled();
+                if let (Self::Clean(content), Written::Volatile(epoch) | Written::Stable(epoch)) =
+                    (&mut page, written)
+                {
+                    content.seq = Seq::new(epoch);
+                }
+                page
             }
             Self::Absent
             | Self::Reading { .. }
             | Self::Clean(_)
             | Self::Writing(_)
             | Self::Dirty(_) => panic!("a writeback ended on a page in {self:?}"),
+        }
+    }
+
+    /// The blocks that the device may lose, when `is_stable` says of epochs whether it cannot.
+    pub(crate) fn unstable(&self, is_stable: impl FnOnce(u64) -> bool) -> Blocks {
+        let unstable = self.content().map_or(Blocks::NONE, |content| content.unstable);
+        match self {
+            Self::Clean(content) if !unstable.is_empty() && is_stable(content.seq.get()) => {
+                Blocks::NONE
+            }
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Clean(_)
+            | Self::Writing(_)
+            | Self::Dirty(_)
+            | Self::Writeback { .. } => unstable,
+        }
+    }
+
+    /// The epoch in which the device took what it may lose of a clean page.
+    pub(crate) fn taken_in(&self) -> Option<u64> {
+        match self {
+            Self::Clean(content) => Some(content.seq.get()),
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Writing(_)
+            | Self::Dirty(_)
+            | Self::Writeback { .. } => None,
+        }
+    }
+
+    /// Of a clean page, what is known to be stable by now is noted as such: when it changes its state the
+    /// epoch goes.
+    pub(crate) fn prune_unstable(&mut self, is_stable: impl FnOnce(u64) -> bool) {
+        if let Self::Clean(content) = self
+            && !content.unstable.is_empty()
+            && is_stable(content.seq.get())
+        {
+            content.unstable = Blocks::NONE;
+        }
+    }
+
+    /// A device flush has failed: what the device may have lost is dirty again, older than anything
+    /// else. What is being written now is dealt with when that ends.
+    pub(crate) fn take_back(mut self, is_stable: impl FnOnce(u64) -> bool) -> Self {
+        let writing = match &self {
+            Self::Writeback { writing, .. } => *writing,
+            Self::Absent
+            | Self::Reading { .. }
+            | Self::Clean(_)
+            | Self::Writing(_)
+            | Self::Dirty(_) => Blocks::NONE,
+        };
+        let lost = self.unstable(is_stable).without(writing);
+        let content = match &mut self {
+            Self::Absent | Self::Reading { held: None } => return self,
+            Self::Reading { held: Some(content) }
+            | Self::Clean(content)
+            | Self::Writing(content)
+            | Self::Dirty(content)
+            | Self::Writeback { content, .. } => content,
+        };
+        content.unstable = Blocks::NONE;
+        if lost.is_empty() {
+            return self;
+        }
+        if !content.dirty.and(content.done).is_empty() {
+            let next_round = content.later.after(content.seq);
+            content.later = Later::between(Seq::FIRST, next_round.get());
+        }
+        content.seq = Seq::FIRST;
+        content.dirty = content.dirty.with(lost);
+        content.done = content.done.without(lost);
+        match self {
+            Self::Clean(content) => Self::Dirty(content),
+            page @ (Self::Absent
+            | Self::Reading { .. }
+            | Self::Writing(_)
+            | Self::Dirty(_)
+            | Self::Writeback { .. }) => page,
         }
     }
 
@@ -531,6 +641,7 @@ impl Page {
         blocks: Blocks,
         keep_dirty: bool,
     ) -> Result<(Self, Option<DmaBuf>), (Self, Busy)> {
+        let was_dirty = matches!(self, Self::Dirty(_));
         let mut content = match self {
             Self::Absent => return Ok((Self::Absent, None)),
             Self::Reading { .. } | Self::Writing(_) | Self::Writeback { .. } => {
@@ -543,10 +654,18 @@ impl Page {
         content.valid = content.valid.without(gone);
         content.dirty = content.dirty.without(gone);
         content.done = content.done.without(gone);
+        content.unstable = content.unstable.without(gone);
         if content.valid.is_empty() {
             return Ok((Self::Absent, Some(content.frame)));
         }
-        Ok((content.settled(), None))
+        let mut page = content.settled();
+        if let Self::Clean(content) = &mut page
+            && was_dirty
+        {
+            // Nobody knows when what the device has of it was taken: it is stable after no flush.
+            content.seq = Seq::LAST;
+        }
+        Ok((page, None))
     }
 }
 
@@ -626,6 +745,9 @@ mod tests {
             "writeback starts" => [B, B, B, B, B, "writeback", B],
             "rewrite" => [P, P, P, P, P, P, "writeback"],
             "writeback ok" => [P, P, P, P, P, P, "clean"],
+            "a flush failed" => {
+                ["absent", "reading", "reading-held", "dirty", "writing", "dirty", "writeback"]
+            }
             "writeback error" => [P, P, P, P, P, P, "dirty"],
             "forget all" => ["absent", B, B, "absent", B, "absent", B],
             "forget dirty blocks" => ["absent", B, B, "clean", B, "clean", B],
@@ -647,8 +769,16 @@ mod tests {
             "write ends" => Ok(page.end_write(SOME, 9)),
             "writeback starts" => page.begin_writeback(SOME).map(|(page, _)| page),
             "rewrite" => Ok(page.rewrite(Some(frame()), SOME, 9).0),
-            "writeback ok" => Ok(page.end_writeback(true)),
-            "writeback error" => Ok(page.end_writeback(false)),
+            "writeback ok" => Ok(page.end_writeback(Written::Volatile(1))),
+            "writeback error" => Ok(page.end_writeback(Written::No)),
+            "a flush failed" => {
+                let unstable = |content: Content| Content { unstable: ALL, ..content };
+                let page = match page {
+                    Page::Clean(content) => Page::Clean(unstable(content)),
+                    other => other,
+                };
+                Ok(page.take_back(|_| false))
+            }
             "forget all" => page.forget(ALL, false).map(|(page, _)| page),
             "forget dirty blocks" => page.forget(SOME, false).map(|(page, _)| page),
             "forget all but dirty" => page.forget(ALL, true).map(|(page, _)| page),
@@ -669,6 +799,7 @@ mod tests {
             "rewrite",
             "writeback ok",
             "writeback error",
+            "a flush failed",
             "forget all",
             "forget dirty blocks",
             "forget all but dirty",
@@ -748,7 +879,7 @@ mod tests {
         let mut seen = [0];
         request.read(BLOCK, &mut seen);
         assert_eq!(seen, [1]);
-        let page = page.end_writeback(false);
+        let page = page.end_writeback(Written::No);
         // Block 0 failed, block 1 was dirtied again: both are dirty, since the older write.
         assert_eq!(page.content().unwrap().dirty, Blocks(0b11));
         assert_eq!(page.dirty_since(), Some(7));
@@ -777,7 +908,7 @@ mod tests {
         let pool = pool();
         let dirty = content(&pool, ALL, Blocks(0b1001));
         let (page, _request) = Page::Dirty(dirty).begin_writeback(Blocks(0b0001)).unwrap();
-        let page = page.end_writeback(true);
+        let page = page.end_writeback(Written::Stable(1));
         assert_eq!(page.content().unwrap().dirty, Blocks(0b1000));
         assert_eq!(page.dirty_since(), Some(7));
     }
@@ -798,7 +929,7 @@ mod tests {
             // The first, and one in a gap, over and over.
             let (writeback, old) = writeback.rewrite(pool.take(), Blocks(0b11), seq);
             drop((request, old));
-            page = writeback.end_writeback(true);
+            page = writeback.end_writeback(Written::Volatile(1));
         }
         assert_eq!(turns, [0, 2, 4, 6]);
         assert_eq!(page.content().unwrap().round(), Blocks(0b11), "the next round is of these");
@@ -816,10 +947,54 @@ mod tests {
             turns.push(first);
             let (writeback, request) = page.begin_writeback(Blocks::range(first, 1)).unwrap();
             drop(request);
-            page = writeback.end_writeback(first != 0);
+            let written = if first == 0 { Written::No } else { Written::Volatile(1) };
+            page = writeback.end_writeback(written);
             assert_eq!(page.dirty_since(), Some(7));
         }
         assert_eq!(turns, [0, 1, 2, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_the_device_has_taken_is_dirty_again_when_a_flush_fails_unless_it_is_stable() {
+        let pool = pool();
+        let dirty = || Page::Dirty(content(&pool, ALL, Blocks(0b11)));
+        let write = |page: Page, blocks, written| {
+            let (page, request) = page.begin_writeback(blocks).unwrap();
+            drop(request);
+            page.end_writeback(written)
+        };
+        let clean = |written| write(dirty(), Blocks(0b11), written);
+        let taken_back = |page: Page| {
+            let page = page.take_back(|epoch| epoch < 5);
+            (page.content().unwrap().dirty, page.dirty_since())
+        };
+        assert_eq!(taken_back(clean(Written::Volatile(5))), (Blocks(0b11), Some(0)));
+        assert_eq!(taken_back(clean(Written::Volatile(4))), (Blocks::NONE, None));
+        assert_eq!(taken_back(clean(Written::Stable(5))), (Blocks::NONE, None));
+        // Written again by a command that is FUA, or only partly.
+        let again = |blocks| {
+            let (page, _) = clean(Written::Volatile(5)).begin_write(None).unwrap();
+            write(page.end_write(blocks, 9), blocks, Written::Stable(6))
+        };
+        assert_eq!(taken_back(again(Blocks(0b11))), (Blocks::NONE, None));
+        assert_eq!(taken_back(again(Blocks(0b01))), (Blocks(0b10), Some(0)));
+        // Discarded since; and what is left when only the dirty part was.
+        let (page, _) = clean(Written::Volatile(5)).forget(Blocks(0b01), false).unwrap();
+        assert_eq!(taken_back(page), (Blocks(0b10), Some(0)));
+        let half = write(dirty(), Blocks(0b01), Written::Volatile(4));
+        let (page, _) = half.forget(Blocks(0b10), false).unwrap();
+        assert_eq!(taken_back(page), (Blocks(0b01), Some(0)), "it does not know since when");
+        // During the next writeback: what is being written is dealt with when that ends.
+        let (page, _) = clean(Written::Volatile(5)).begin_write(None).unwrap();
+        let page = page.end_write(Blocks(0b01), 9);
+        let (page, request) = page.begin_writeback(Blocks(0b01)).unwrap();
+        drop(request);
+        let (page, _) = page.rewrite(pool.take(), Blocks(0b01), 30);
+        let page = page.take_back(|_| false);
+        assert_eq!(page.content().unwrap().round(), Blocks(0b10));
+        assert_eq!(page.dirty_since(), Some(0));
+        let page = write(page.end_writeback(Written::No), Blocks(0b10), Written::Volatile(6));
+        assert_eq!((page.content().unwrap().dirty, page.dirty_since()), (Blocks(0b01), Some(0)));
     }
 
     #[test]

@@ -105,6 +105,11 @@ impl DirtyRoom {
         inner.hand_over(wakes);
     }
 
+    /// Takes room for pages that became dirty without a writer, whether there is any or not.
+    pub(crate) fn force(&self, pages: usize) {
+        self.inner.lock().used += pages;
+    }
+
     /// Sets the limit, at least one page; those who fit now are let go.
     pub(crate) fn set_limit(&self, limit: usize, wakes: &mut Wakes) {
         let mut inner = self.inner.lock();

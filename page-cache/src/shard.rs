@@ -13,6 +13,7 @@ use uaio_driver::{DmaBuf, FrameSet, IoError};
 use crate::evict::{Lap, Links, List, Pages, Policy};
 use crate::index::{Index, hash};
 use crate::page::{Blocks, Busy, Notes, Page};
+use crate::stability::{Span, Spans, Stability};
 use crate::stats::ShardStats;
 use crate::sync::Wanted;
 use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup, Wants};
@@ -203,8 +204,14 @@ pub(crate) struct Shard {
     failed: usize,
     /// Pages whose writebacks have failed and not succeeded since.
     troubled: usize,
+    stability: Arc<Stability>,
+    /// Blocks that the device has taken and may lose, and that are not cached any more.
+    gone: Spans,
     pub(crate) stats: ShardStats,
 }
+
+/// How many spans of blocks a shard notes that are neither cached nor stable.
+const GONE_MAX: usize = 32;
 
 /// How a transition changed what the page counts for.
 #[must_use = "room that is not released is lost"]
@@ -216,7 +223,12 @@ pub(crate) struct Released {
 
 impl Shard {
     /// The shard of this number, of these frames.
-    pub(crate) fn new(number: u32, frames: Vec<DmaBuf>, wanted: Arc<Wanted>) -> Self {
+    pub(crate) fn new(
+        number: u32,
+        frames: Vec<DmaBuf>,
+        wanted: Arc<Wanted>,
+        stability: Arc<Stability>,
+    ) -> Self {
         let total = frames.len();
         let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
@@ -247,6 +259,8 @@ impl Shard {
             troubles: vec![Trouble::default(); total],
             failed: 0,
             troubled: 0,
+            gone: Spans::new(if stability.is_volatile() { GONE_MAX } else { 0 }),
+            stability,
             stats: ShardStats::default(),
         }
     }
@@ -298,6 +312,7 @@ impl Shard {
             + self.troubles.capacity() * size_of::<Trouble>()
             + self.records.reserved.capacity() * size_of::<u64>()
             + self.page_waiters.len() * size_of::<PageQueues>()
+            + self.gone.memory_bytes()
             + self.free.memory_bytes()
     }
 
@@ -367,7 +382,8 @@ impl Shard {
         change: impl FnOnce(Page) -> (Page, T),
     ) -> (T, Released) {
         let record = &mut self.records[slot];
-        let before = std::mem::replace(&mut record.page, Page::Absent);
+        let mut before = std::mem::replace(&mut record.page, Page::Absent);
+        before.prune_unstable(|epoch| self.stability.is_stable(epoch));
         let kind = std::mem::discriminant(&before);
         let had_room = before.holds_room();
         let stood = Standing::of(&before);
@@ -417,6 +433,76 @@ impl Shard {
             }
         });
         (released, result)
+    }
+
+    /// Lets go of a clean page that nobody uses.
+    pub(crate) fn let_go(&mut self, slot: u32, wakes: &mut Wakes) {
+        self.note_gone(slot, self.page(slot).unstable(|epoch| self.stability.is_stable(epoch)));
+        let (released, result) = self.forget(slot, wakes, Blocks(u8::MAX), false);
+        debug_assert!(result.is_ok() && released.room == 0, "a clean page can be forgotten");
+    }
+
+    /// The same of those among `blocks` of a page that the device may lose: the cache is about to forget
+    /// them, and nobody knows whether something else is there now.
+    pub(crate) fn note_forgotten(&mut self, slot: u32, blocks: Blocks) {
+        let unstable = self.page(slot).unstable(|epoch| self.stability.is_stable(epoch));
+        self.note_gone(slot, unstable.and(blocks));
+    }
+
+    /// What was neither cached nor stable of these blocks is stable now.
+    pub(crate) fn settle_gone(&mut self, blocks: Range<u64>) {
+        self.gone.remove(blocks);
+    }
+
+    /// Notes that these blocks of a page are with the device only, which may lose them.
+    fn note_gone(&mut self, slot: u32, blocks: Blocks) {
+        if blocks.is_empty() {
+            return;
+        }
+        let first = self.key(slot) * self.stability.blocks_per_page();
+        let now = self.stability.epoch();
+        let epoch = self.page(slot).taken_in().map_or(now, |epoch| epoch.min(now));
+        for (at, count) in blocks.runs() {
+            let start = first + u64::from(at);
+            self.note_span(Span { start, end: start + u64::from(count), epoch });
+        }
+    }
+
+    /// The same of blocks of pages of this shard that were written past the cache.
+    pub(crate) fn note_unstable(&mut self, blocks: Range<u64>) {
+        let epoch = self.stability.epoch();
+        self.note_span(Span { start: blocks.start, end: blocks.end, epoch });
+    }
+
+    fn note_span(&mut self, span: Span) {
+        let Self { gone, stability, .. } = self;
+        gone.add(span, |span| stability.is_stable(span.epoch));
+    }
+
+    /// A device flush has failed: what it may have lost is dirty again. How many pages are dirty that
+    /// were not.
+    pub(crate) fn take_back(&mut self, wakes: &mut Wakes) -> usize {
+        let mut room = 0;
+        for slot in 0..self.records.records.len() as u32 {
+            let stability = Arc::clone(&self.stability);
+            let is_stable = |epoch| stability.is_stable(epoch);
+            if self.page(slot).unstable(is_stable).is_empty() {
+                continue;
+            }
+            let had_room = self.page(slot).holds_room();
+            let ((), _) = self.transition(slot, wakes, |page| (page.take_back(is_stable), ()));
+            room += usize::from(!had_room && self.page(slot).holds_room());
+        }
+        room
+    }
+
+    /// Gives what is neither cached nor stable, and forgets it.
+    pub(crate) fn drain_gone(&mut self, mut each: impl FnMut(Range<u64>)) {
+        for span in self.gone.drain() {
+            if !self.stability.is_stable(span.epoch) {
+                each(span.start..span.end);
+            }
+        }
     }
 
     /// Shows those who wait for a page its new state: all who only look, and, when it is quiet, the first
@@ -523,7 +609,8 @@ impl Shard {
                 return Some(last);
             }
             match front.next() {
-                Some(other) if self.dirty_since(other) <= since => before = Some(other),
+                // Strictly: of many that are taken back, which have the same number, each goes first.
+                Some(other) if self.dirty_since(other) < since => before = Some(other),
                 _ => return before,
             }
         }
@@ -590,6 +677,7 @@ impl Shard {
         }
         self.records.keep = keep;
         let slot = self.policy.victim(&mut self.links, &self.records)?;
+        self.note_gone(slot, self.page(slot).unstable(|epoch| self.stability.is_stable(epoch)));
         let Page::Clean(content) = std::mem::replace(&mut self.records[slot].page, Page::Absent)
         else {
             unreachable!("only clean pages are usable as victims")

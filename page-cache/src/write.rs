@@ -36,6 +36,8 @@ pub(crate) struct Write {
     way: Option<Way>,
     /// It is on the device and has joined those who wait for a flush.
     joined: bool,
+    /// How many flushes had failed when it began.
+    failures: u64,
     /// And nothing stays in the cache.
     past: bool,
     error: Option<IoError>,
@@ -83,6 +85,7 @@ impl Write {
             store: way.is_some() || past || cache.mode() != CacheMode::Writeback,
             way,
             joined: false,
+            failures: cache.stability.failures(),
             past,
             error: None,
             room: false,
@@ -151,7 +154,13 @@ impl Write {
                     core.group.join(me);
                     break Step::Waiting;
                 }
-                break Step::Done(self.error.map_or(Ok(()), Err));
+                let result = self.error.map_or(Ok(()), Err);
+                // A flush that failed meanwhile, whosoever it was, may have taken back what this wrote.
+                let kept = match self.way {
+                    Some(Way::Flush) => core.cache.stability.verdict(self.failures),
+                    None | Some(Way::Plain | Way::Fua) => Ok(()),
+                };
+                break Step::Done(result.and(kept));
             }
             let was_pinned = self.filled.is_some();
             let visit = self.visit(me, core, &mut run);

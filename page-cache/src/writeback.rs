@@ -33,11 +33,12 @@ use uaio_driver::{
     Armed, DeviceError, FRAME_SIZE, IoError, IoErrorKind, IoResult, Op, SgList, Token, Wake,
 };
 
-use crate::cache::{Cache, Ticket};
+use crate::cache::{Cache, NO_FLUSHER, Ticket};
 use crate::lane::{Core, Io, IoKind, Piece, Run};
 use crate::page::{Blocks, Page};
 use crate::room::Usage;
 use crate::shard::Shard;
+use crate::stability::FlushId;
 use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakeup, Wants};
 
@@ -80,7 +81,7 @@ pub struct Flusher {
     batch: Vec<u64>,
     /// Those whose writes were complete before the device flush in flight was sent.
     sharing: Vec<Waiter>,
-    flush_in_flight: bool,
+    flush: Option<Sent>,
     /// The page whose queue the entry is on, because a flush waits for it.
     waits_for: Option<u64>,
     /// A page that it is the flusher's turn to write.
@@ -96,6 +97,16 @@ pub struct Flusher {
     pace: Pace,
     /// Everything is to be written, as if somebody flushed.
     all: bool,
+}
+
+/// The device flush that was sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    id: FlushId,
+    /// How many had failed before its pages were looked at.
+    failures: u64,
+    /// It has succeeded, and is not [confirmed](crate::stability) yet.
+    succeeded: bool,
 }
 
 impl Flusher {
@@ -121,7 +132,7 @@ impl Flusher {
             wake,
             batch: Vec::with_capacity(BATCH_PAGES),
             sharing: Vec::with_capacity(64),
-            flush_in_flight: false,
+            flush: None,
             waits_for: None,
             turn: None,
             retry_at: Duration::ZERO,
@@ -147,6 +158,7 @@ impl Flusher {
             }
             self.adjust();
         }
+        busy |= self.confirm_flush();
         self.judge(now);
         self.ages.sample(now, &self.core.cache);
         busy |= self.write_some(now);
@@ -230,15 +242,12 @@ impl Flusher {
         match io.kind {
             IoKind::Store => self.settle_store(now, io, result, data),
             IoKind::Flush => {
-                self.flush_in_flight = false;
                 self.core.recycle(data.frames);
-                if let Err(error) = result {
-                    // What was to become stable may be lost. Those who share this flush are told
-                    // now; every other handle is told by its next.
-                    self.core.cache.errors.record(0..self.core.cache.size_bytes(), error);
-                }
-                for waiter in self.sharing.drain(..) {
-                    self.core.wakes.push(waiter, Wakeup::Ended(result));
+                let Some(flush) = &mut self.flush else { panic!("nobody sent this flush") };
+                if self.core.end_flush(flush.id, result) {
+                    self.flush_ended(result);
+                } else {
+                    flush.succeeded = true;
                 }
             }
             IoKind::Fill
@@ -246,6 +255,25 @@ impl Flusher {
             | IoKind::ReadPast
             | IoKind::ReadOwn
             | IoKind::Bypass => panic!("the flusher sends no {:?}", io.kind),
+        }
+    }
+
+    /// The flush has succeeded, and may count now; says whether it does.
+    fn confirm_flush(&mut self) -> bool {
+        let flush = self.flush.filter(|flush| flush.succeeded);
+        let confirmed = flush.is_some_and(|flush| self.core.is_confirmed(flush.id));
+        if confirmed {
+            self.flush_ended(Ok(()));
+        }
+        confirmed
+    }
+
+    /// Tells those who share the flush.
+    fn flush_ended(&mut self, result: IoResult) {
+        let Some(flush) = self.flush.take() else { return };
+        let result = result.and_then(|()| self.core.cache.stability.verdict(flush.failures));
+        for waiter in self.sharing.drain(..) {
+            self.core.wakes.push(waiter, Wakeup::Ended(result));
         }
     }
 
@@ -460,9 +488,11 @@ impl Flusher {
     fn flush_ready(&mut self) -> bool {
         let cache = Arc::clone(&self.core.cache);
         let mut orders = cache.orders.lock();
-        if orders.tickets.is_empty() || self.flush_in_flight {
+        if orders.tickets.is_empty() || self.flush.is_some() {
             return false;
         }
+        // Before the pages are looked at: a failure from here on may concern them.
+        let failures = cache.stability.failures();
         // Under no shard lock: what was numbered up to a ticket's number before the ticket was
         // written down is found in its shard.
         let oldest = cache.shards().filter_map(|shard| shard.lock().oldest_unwritten()).min();
@@ -483,9 +513,9 @@ impl Flusher {
             return false;
         }
         drop(orders);
-        self.flush_in_flight = true;
+        self.flush = Some(Sent { id: cache.stability.begin(), failures, succeeded: false });
         cache.device_flushes.fetch_add(1, Ordering::Relaxed);
-        let io = Io { operation: ME, kind: IoKind::Flush, lba: 0, blocks: 0 };
+        let io = Io::new(ME, IoKind::Flush, 0, 0);
         self.core.submit(io, Op::Flush, SgList::empty());
         true
     }
@@ -546,6 +576,11 @@ impl Drop for Flusher {
         if let Some(page) = self.turn.take() {
             self.core.give_back(page, Wakeup::Turn);
         }
+        // One that is not confirmed, because others turn who have not been heard of yet, counts as none.
+        self.sharing.drain(..).for_each(|waiter| {
+            self.core.wakes.push(waiter, Wakeup::Ended(Err(NO_FLUSHER)));
+        });
+        self.core.leave_flushes();
         let cache = Arc::clone(&self.core.cache);
         cache.set_flusher(None, &mut self.core.wakes);
         self.core.wakes.run();

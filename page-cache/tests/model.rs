@@ -69,6 +69,7 @@ const PLAN: Plan = Plan {
     faults: false,
     crash: false,
     gone: false,
+    loses: false,
 };
 
 #[test]
@@ -112,6 +113,16 @@ fn failed_writebacks_lose_nothing_and_lie_to_nobody() {
 fn a_crash_after_failed_writebacks_loses_nothing_stable() {
     explore(Plan { faults: true, crash: true, ..PLAN });
     explore(Plan { faults: true, crash: true, frames: 17, shards: 1, ..PLAN });
+}
+
+#[test]
+fn a_flush_succeeds_after_one_that_lost_data_only_when_that_is_stable_again() {
+    let plan = Plan { faults: true, loses: true, crash: true, ..PLAN };
+    explore(plan);
+    explore(Plan { frames: 17, shards: 1, ..plan });
+    explore(Plan { mode: CacheMode::Writethrough, ..plan });
+    explore(Plan { mode: CacheMode::None, ..plan });
+    explore(Plan { crash: false, ..plan });
 }
 
 #[test]

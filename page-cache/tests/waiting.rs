@@ -89,7 +89,7 @@ fn a_flush_does_not_starve_behind_stable_writes_of_its_page() {
 #[test]
 fn a_thousand_stable_writers_of_one_page_are_a_thousand_wakeups() {
     const WRITERS: u64 = 1000;
-    let mut rig = Rig::of_lanes(1 << 20, CacheOptions::frames(64), WRITERS as usize);
+    let mut rig = Rig::of_lanes(1 << 20, CacheOptions::frames(64), 1, WRITERS as usize);
     for id in 0..WRITERS {
         rig.start_on((id % 2) as usize, id, STABLE, 512 * (id % 8), vec![id as u8; 512]);
     }

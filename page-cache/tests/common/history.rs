@@ -29,12 +29,20 @@ pub struct History {
     /// By number.
     writes: Vec<Write>,
     units: Vec<Vec<WriteId>>,
+    /// When what had been written to a unit was lost: nothing that had begun by then counts, unless it
+    /// was stable.
+    lost: Vec<Vec<u64>>,
 }
 
 impl History {
     pub fn new(size_bytes: usize) -> Self {
         let first = Write { bytes: 0..size_bytes, start: 0, end: 0, stable: 0, value: 0 };
-        Self { now: 1, writes: vec![first], units: vec![vec![0]; size_bytes / UNIT] }
+        Self {
+            now: 1,
+            writes: vec![first],
+            units: vec![vec![0]; size_bytes / UNIT],
+            lost: vec![Vec::new(); size_bytes / UNIT],
+        }
     }
 
     /// The moment; every call is later than the one before.
@@ -98,16 +106,26 @@ impl History {
         }
     }
 
+    /// The cache says that these bytes were lost: what has ended, and is not stable, may be gone.
+    pub fn lose(&mut self, bytes: Range<usize>) {
+        let now = self.tick();
+        let units = &mut self.lost[bytes.start / UNIT..bytes.end.div_ceil(UNIT)];
+        units.iter_mut().for_each(|lost| lost.push(now));
+    }
+
     /// Forgets writes that can never be seen again: a later one was stable before `before`, when
     /// the oldest operation still going on began, and had begun after they ended.
     pub fn prune(&mut self, before: u64) {
         let writes = &self.writes;
-        for unit in &mut self.units {
+        for (unit, lost) in self.units.iter_mut().zip(&self.lost) {
             if unit.len() < 4 {
                 continue;
             }
             let of = |id: &WriteId| &writes[*id as usize];
-            let stable = unit.iter().map(of).filter(|write| write.stable < before);
+            let kept = |write: &&Write| {
+                lost.iter().all(|lost| write.start > *lost || write.stable < *lost)
+            };
+            let stable = unit.iter().map(of).filter(kept).filter(|write| write.stable < before);
             let floor = stable.map(|write| write.start).max().unwrap_or(0);
             unit.retain(|id| of(id).end >= floor);
         }
@@ -141,8 +159,13 @@ impl History {
                 return Err(format!("unit {unit} is torn"));
             }
             let known = || self.units[unit].iter().map(|id| &self.writes[*id as usize]);
+            let lost = &self.lost[unit];
+            // One that was in progress then may have been lost in part.
+            let kept =
+                |write: &Write| lost.iter().all(|lost| write.start > *lost || write.stable < *lost);
             let possible = known().any(|write| {
-                let overtaken = |later: &Write| later.start > write.end && settled(later);
+                let overtaken =
+                    |later: &Write| later.start > write.end && settled(later) && kept(later);
                 write.value == value && !known().any(overtaken)
             });
             if !possible {

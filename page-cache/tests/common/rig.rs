@@ -49,14 +49,18 @@ impl Rig {
     }
 
     pub fn sized(size_bytes: u64, options: CacheOptions) -> Self {
-        Self::of_lanes(size_bytes, options, 64)
+        Self::of_lanes(size_bytes, options, 1, 64)
+    }
+
+    pub fn seeded(size_bytes: u64, options: CacheOptions, seed: u64) -> Self {
+        Self::of_lanes(size_bytes, options, seed, 64)
     }
 
     /// With two lanes of so many operations.
-    pub fn of_lanes(size_bytes: u64, options: CacheOptions, operations: usize) -> Self {
+    pub fn of_lanes(size_bytes: u64, options: CacheOptions, seed: u64, operations: usize) -> Self {
         let pool = DmaPool::new(PoolOptions::frames(options.frames + 8)).unwrap();
         let sim = SimOptions { latency_steps: 1..=1, ..SimOptions::sized(size_bytes, 512) };
-        let device = SimDevice::new(sim, 1, pool).unwrap();
+        let device = SimDevice::new(sim, seed, pool).unwrap();
         let below: Arc<dyn BlockDevice> = Arc::new(device.clone());
         let cache = Cache::new(below, options).unwrap();
         let flusher = Flusher::new(Arc::clone(&cache), 16, Arc::new(PollsAnyway)).unwrap();

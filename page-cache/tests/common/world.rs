@@ -36,6 +36,8 @@ pub struct Plan {
     pub crash: bool,
     /// At some moment the device is unplugged.
     pub gone: bool,
+    /// Flushes that fail take with them what the device's cache holds.
+    pub loses: bool,
 }
 
 impl Plan {
@@ -73,6 +75,9 @@ pub struct World {
     pending: Slots<Pending>,
     now: Duration,
     failed_flushes: usize,
+    /// What the cache told as lost, and how many commands had failed by then.
+    lost: Vec<std::ops::Range<u64>>,
+    failed_commands: u64,
     /// Frames for operations with registered memory, those that are in none now.
     registered: Vec<DmaBuf>,
 }
@@ -130,6 +135,8 @@ impl World {
             pending: Slots::new(64),
             now: Duration::ZERO,
             failed_flushes: 0,
+            lost: Vec::new(),
+            failed_commands: 0,
             registered,
         }
     }
@@ -186,6 +193,22 @@ impl World {
             _ => {}
         }
         self.cache.assert_sound();
+        self.note_lost();
+    }
+
+    /// What the cache tells as lost may be gone, and only that.
+    fn note_lost(&mut self) {
+        let lost = self.cache.lost_ranges();
+        // A unit that is listed still may have been written and lost again.
+        let failed = self.device.counts().failed;
+        let again = failed != self.failed_commands;
+        for unit in lost.iter().flat_map(|lost| (lost.start..lost.end).step_by(UNIT)) {
+            assert!(self.plan.faults || self.unplugged, "{lost:?} was lost");
+            if again || !self.lost.iter().any(|known| known.contains(&unit)) {
+                self.history.lose(unit as usize..unit as usize + UNIT);
+            }
+        }
+        (self.lost, self.failed_commands) = (lost, failed);
     }
 
     /// What an administrator does to a cache in use, none of which may change what is read, or what is
@@ -210,6 +233,10 @@ impl World {
                 self.tell(|| format!("drop clean pages of {range:?}"));
                 self.cache.drop_clean(range);
             }
+            4 if self.random.bool() => {
+                self.tell(|| format!("accept the loss of {range:?}"));
+                self.cache.accept_loss(range);
+            }
             _ => {
                 let seen = self.cache.residency(range);
                 assert!(seen.cached <= seen.pages, "{seen:?}");
@@ -225,6 +252,7 @@ impl World {
         }
         let on = match self.random.u8(..4) {
             0 => FaultOn::Flushes,
+            1 | 2 if self.plan.loses => FaultOn::Flushes,
             1 => FaultOn::Reads,
             _ => FaultOn::Writes,
         };
@@ -233,6 +261,9 @@ impl World {
         let effect = match self.random.u8(..6) {
             0 => Effect::Slow { steps: self.random.u32(1..40) },
             1 => Effect::Stuck,
+            _ if self.plan.loses && on == FaultOn::Flushes => {
+                Effect::FailAndLose(IoError::new(IoErrorKind::Media))
+            }
             _ => Effect::Fail(IoError::new(IoErrorKind::Media)),
         };
         self.tell(|| format!("{effect:?} for {on:?} at {blocks:?}"));
@@ -352,6 +383,7 @@ impl World {
     }
 
     fn collect(&mut self, lane: usize) {
+        self.note_lost();
         while let Some(Finished { token, result, buffer }) = self.lanes[lane].pop_finished() {
             let Some(pending) = self.pending.remove(token) else {
                 panic!("{token:?} was answered twice")
@@ -439,6 +471,8 @@ impl World {
         self.tells = false;
         self.device.clear_faults();
         self.drain();
+        self.note_lost();
+        self.cache.accept_loss(0..SIZE as u64);
         // An error that nobody was told of yet is told once.
         for _ in 0..2 {
             for lane in 0..self.lanes.len() {

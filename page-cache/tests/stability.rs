@@ -1,0 +1,198 @@
+//! Device flushes that fail, and take with them what the device's cache held: no flush after that may
+//! succeed before all that it covers is stable.
+#![expect(clippy::single_range_in_vec_init, reason = "lists of ranges are what is compared")]
+
+mod common;
+
+use common::rig::{MEDIA, PAGE, READ, Rig, STABLE, WRITE, page};
+use uaio_driver::sim::{Effect, Fault, FaultOn};
+use uaio_page_cache::{CacheMode, CacheOptions, OpKind};
+
+const ZEROES: OpKind = OpKind::WriteZeroes { may_unmap: false };
+
+fn lose(rig: &Rig, times: u32) {
+    let effect = Effect::FailAndLose(MEDIA);
+    rig.device.set_fault(Fault::new(FaultOn::Flushes, effect).times(times));
+}
+
+/// A cache of one shard on a device of this seed.
+fn rig(mode: CacheMode, seed: u64) -> Rig {
+    let options = CacheOptions { mode, shards: 1, ..CacheOptions::frames(64) };
+    Rig::seeded(1 << 20, options, seed)
+}
+
+#[test]
+fn what_a_failed_flush_may_have_lost_is_written_again_before_the_next_succeeds() {
+    for seed in 0..20 {
+        let mut rig = rig(CacheMode::Writeback, seed);
+        for number in 0..10 {
+            assert_eq!(rig.run(WRITE, number * PAGE, page(7)).0, Ok(()));
+        }
+        lose(&rig, 2);
+        assert_eq!(rig.flush(), Err(MEDIA));
+        // Nothing that was not written since, and a part of a page written in between.
+        assert_eq!(rig.run(WRITE, 3 * PAGE + 512, vec![9; 512]).0, Ok(()));
+        assert_eq!(rig.flush(), Err(MEDIA));
+        assert_eq!(rig.flush(), Ok(()), "it is all in the cache");
+        let image = rig.device.crash();
+        for number in 0..10 {
+            let at = (number * PAGE) as usize;
+            let mut stable = page(7);
+            if number == 3 {
+                stable[512..1024].fill(9);
+            }
+            assert_eq!(image[at..at + 4096], stable, "seed {seed}, page {number}");
+        }
+    }
+}
+
+#[test]
+fn what_is_dirty_is_read_as_it_was_written_whatever_the_device_lost() {
+    let mut rig = rig(CacheMode::Writeback, 1);
+    assert_eq!(rig.run(WRITE, 0, page(7)).0, Ok(()));
+    lose(&rig, 1);
+    assert_eq!(rig.flush(), Err(MEDIA));
+    let of_all = |error: &uaio_page_cache::WritebackError| error.bytes == (0..1 << 20);
+    assert!(rig.cache.writeback_errors().iter().any(of_all), "the administrator is told");
+    assert_eq!(rig.run(READ, 0, page(0)).1, page(7));
+    assert_eq!(rig.cache.lost_ranges(), []);
+}
+
+/// Pages 0 to 9 were written and evicted before a flush failed.
+fn after_a_loss(mode: CacheMode) -> Rig {
+    let mut rig = rig(mode, 1);
+    for number in 0..10 {
+        assert_eq!(rig.run(WRITE, number * PAGE, page(7)).0, Ok(()));
+    }
+    rig.flusher.write_all(true);
+    rig.turns(30);
+    rig.flusher.write_all(false);
+    assert_eq!(rig.cache.drop_clean(0..10 * PAGE).kept, 0);
+    lose(&rig, 1);
+    assert_eq!(rig.flush(), Err(MEDIA));
+    rig
+}
+
+#[test]
+fn what_was_evicted_and_is_lost_fails_every_flush_that_covers_it_until_it_is_settled() {
+    for mode in [CacheMode::Writeback, CacheMode::Writethrough, CacheMode::None] {
+        let mut rig = after_a_loss(mode);
+        assert_eq!(rig.cache.lost_ranges(), [0..10 * PAGE], "{mode:?}");
+        for _ in 0..3 {
+            assert_eq!(rig.flush(), Err(MEDIA), "{mode:?}");
+        }
+        // Outside of it nothing was lost.
+        let range = |rig: &mut Rig, at, len| {
+            rig.run(OpKind::FlushRange, at * PAGE, vec![0; (len * PAGE) as usize]).0
+        };
+        assert_eq!(range(&mut rig, 9, 1), Err(MEDIA));
+        assert_eq!(range(&mut rig, 10, 5), Ok(()), "{mode:?}");
+        // Written again, discarded, written with zeroes, accepted.
+        assert_eq!(rig.run(WRITE, 0, vec![8; 3 * PAGE as usize]).0, Ok(()));
+        assert_eq!(range(&mut rig, 0, 3), Ok(()), "{mode:?}");
+        assert_eq!(rig.cache.lost_ranges(), [3 * PAGE..10 * PAGE]);
+        assert_eq!(rig.run(OpKind::Discard, 3 * PAGE, vec![0; 4096]).0, Ok(()));
+        assert_eq!(rig.run(ZEROES, 4 * PAGE, vec![0; 4096]).0, Ok(()));
+        assert_eq!(rig.cache.lost_ranges(), [5 * PAGE..10 * PAGE]);
+        rig.cache.accept_loss(6 * PAGE..7 * PAGE);
+        assert_eq!(rig.cache.lost_ranges(), [5 * PAGE..6 * PAGE, 7 * PAGE..10 * PAGE]);
+        assert_eq!(rig.flush(), Err(MEDIA));
+        rig.cache.accept_loss(0..u64::MAX);
+        assert_eq!(rig.flush(), Ok(()), "{mode:?}");
+        assert_eq!(rig.device.crash()[..3 * 4096], vec![8; 3 * 4096]);
+    }
+}
+
+#[test]
+fn zeroes_that_a_failed_flush_may_have_lost_fail_the_flushes_after_it() {
+    let mut rig = rig(CacheMode::Writeback, 1);
+    assert_eq!(rig.run(ZEROES, 4 * PAGE, vec![0; 8192]).0, Ok(()));
+    lose(&rig, 1);
+    assert_eq!(rig.flush(), Err(MEDIA));
+    assert_eq!(rig.cache.lost_ranges(), [4 * PAGE..6 * PAGE]);
+    assert_eq!(rig.flush(), Err(MEDIA));
+}
+
+#[test]
+fn what_a_flush_has_made_stable_is_not_lost_by_one_that_fails_later() {
+    let mut rig = rig(CacheMode::Writeback, 1);
+    assert_eq!(rig.run(WRITE, 0, page(7)).0, Ok(()));
+    assert_eq!(rig.flush(), Ok(()));
+    assert_eq!(rig.run(STABLE, PAGE, page(7)).0, Ok(()));
+    assert_eq!(rig.cache.drop_clean(0..u64::MAX).dropped, 2);
+    let written = rig.device.counts().writes;
+    lose(&rig, 1);
+    assert_eq!(rig.flush(), Err(MEDIA));
+    assert_eq!((rig.cache.lost_ranges(), rig.cache.dirty_ranges()), (vec![], vec![]));
+    assert_eq!(rig.flush(), Ok(()));
+    assert_eq!(rig.device.counts().writes, written);
+}
+
+#[test]
+fn a_write_that_completes_after_a_flush_failed_and_was_sent_before_is_written_again() {
+    for kind in [WRITE, STABLE] {
+        let mut rig = rig(CacheMode::Writethrough, 1);
+        // Two, so that the stable ones share a flush.
+        let stuck = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck).at(0..16));
+        rig.start(1, STABLE, PAGE, page(6));
+        rig.start(2, kind, 0, page(7));
+        rig.turns(3);
+        lose(&rig, 1);
+        rig.start_on(1, 3, OpKind::FlushRange, 100 * PAGE, page(0));
+        assert_eq!(rig.wait(3).0, Err(MEDIA), "it covers nothing, and fails");
+        rig.device.clear_fault(stuck);
+        // Whether the device had taken it before it dropped what it had, nobody knows.
+        let told = if kind == STABLE { Err(MEDIA) } else { Ok(()) };
+        assert_eq!(rig.wait(2).0, told);
+        assert!(rig.cache.dirty_ranges().contains(&(0..PAGE)), "{kind:?}");
+        assert_eq!(rig.wait(1).0, Ok(()), "FUA");
+        _ = rig.flush();
+        assert_eq!(rig.flush(), Ok(()));
+        assert_eq!(rig.device.crash()[..8192], [page(7), page(6)].concat());
+    }
+}
+
+#[test]
+fn a_stable_write_that_waits_for_its_flush_fails_when_another_lanes_flush_has_failed() {
+    let mut rig = rig(CacheMode::Writeback, 1);
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck).at(1600..1608));
+    // One that does not end, so that the next is not alone and shares a flush; which is slow.
+    rig.start(9, STABLE, 200 * PAGE, page(9));
+    let slow = Effect::Slow { steps: 60 };
+    rig.device.set_fault(Fault::new(FaultOn::Flushes, slow).times(1));
+    rig.start(1, STABLE, 0, page(1));
+    while rig.device.counts().flushes == 0 {
+        rig.turn_lanes();
+    }
+    // Sent after that one, heard of before it.
+    lose(&rig, 1);
+    rig.start_on(1, 2, OpKind::FlushRange, 0, page(0));
+    assert_eq!(rig.wait(2).0, Err(MEDIA));
+    assert_eq!(rig.result(1), None);
+    assert_eq!(rig.wait(1).0, Err(MEDIA), "the flush that it shares succeeded, and proves nothing");
+    rig.device.clear_fault(stuck);
+    assert_eq!(rig.wait(9).0, Ok(()));
+    _ = rig.flush();
+    assert_eq!(rig.flush(), Ok(()));
+    assert_eq!(rig.device.crash()[..4096], page(1));
+}
+
+#[test]
+fn a_flush_that_succeeded_counts_when_those_sent_before_it_were_heard_of() {
+    let mut rig = rig(CacheMode::Writeback, 1);
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck).at(1600..1608));
+    rig.start(9, STABLE, 200 * PAGE, page(9));
+    let held = rig.device.set_fault(Fault::new(FaultOn::Flushes, Effect::Stuck).times(1));
+    rig.start(1, STABLE, 0, page(1));
+    while rig.device.counts().flushes == 0 {
+        rig.turn_lanes();
+    }
+    rig.start_on(1, 2, OpKind::FlushRange, 0, page(0));
+    rig.turns(30);
+    assert_eq!(rig.device.counts().flushes, 2);
+    assert_eq!(rig.result(2), None, "the first may have failed before it");
+    rig.device.clear_fault(held);
+    assert_eq!((rig.wait(1).0, rig.wait(2).0), (Ok(()), Ok(())));
+    rig.device.clear_fault(stuck);
+    assert_eq!(rig.wait(9).0, Ok(()));
+}
