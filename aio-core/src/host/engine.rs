@@ -162,6 +162,25 @@ impl Engine {
         })
     }
 
+    /// Makes room for `depth` operations in flight, if there is less; beyond [`DEPTH_MAX`] for that many.
+    /// Commits; when the kernel is too short of memory to take everything that was started the depth
+    /// stays what it is. Allocates.
+    pub fn grow(&mut self, depth: usize) {
+        let depth = depth.min(DEPTH_MAX);
+        if depth <= self.depth() {
+            return;
+        }
+        // The times that entries in the ring point to lie in the slots, which move. Once an entry is
+        // taken nobody looks there again.
+        self.commit();
+        if self.ring.is_pending() {
+            return;
+        }
+        self.slots.grow(depth);
+        self.backlog.reserve(4 * depth - self.backlog.len());
+        self.answered.reserve(depth - self.answered.len());
+    }
+
     /// Takes an operation, and gives it a name. `token` comes back with its answer. Never blocks;
     /// nothing is asked of the kernel before [`commit`](Engine::commit), but for what an epoll
     /// descriptor has at once, and what an operation for a worker has to be [settled] with.

@@ -122,7 +122,8 @@ pub(super) fn step(slot: &mut InFlight, no_signal: bool) -> Entry {
             opcode::SendMsg::new(file(fd), message.header(false)).flags(flags).build()
         }
         HostOp::RecvMsg { fd, message, flags } => {
-            let flags = *flags as u32;
+            // Descriptors that come with it are ours, and nobody else's after an exec.
+            let flags = (*flags | libc::MSG_CMSG_CLOEXEC) as u32;
             opcode::RecvMsg::new(file(fd), message.header(true)).flags(flags).build()
         }
         HostOp::Shutdown { fd, how } => opcode::Shutdown::new(file(fd), *how).build(),

@@ -197,11 +197,22 @@ fn process_file_size_max() -> u64 {
 }
 
 fn is_regular(fd: RawFd) -> bool {
+    kind(fd) == Some(libc::S_IFREG)
+}
+
+/// Whether a transfer that was short goes on where it ended: of a file or block device. Others (eventfd,
+/// timerfd, inotify, a terminal) say that they have positions and give what there is.
+pub(super) fn has_extent(fd: RawFd) -> bool {
+    matches!(kind(fd), Some(libc::S_IFREG | libc::S_IFBLK))
+}
+
+/// What it is (`S_IFMT`).
+fn kind(fd: RawFd) -> Option<libc::mode_t> {
     // SAFETY: a structure of numbers, for which zero is a value.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the address of a structure of ours; a bad descriptor is an error.
     let result = unsafe { libc::fstat(fd, &raw mut status) };
-    result == 0 && status.st_mode & libc::S_IFMT == libc::S_IFREG
+    (result == 0).then_some(status.st_mode & libc::S_IFMT)
 }
 
 pub(super) fn last_errno() -> Errno {
