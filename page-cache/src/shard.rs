@@ -232,7 +232,7 @@ impl Shard {
         let total = frames.len();
         let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
-        let queues = (total / 32).next_power_of_two().clamp(8, 1024);
+        let queues = (total / 64).next_power_of_two().clamp(8, 1024);
         let mut free = FrameSet::default();
         free.extend(frames);
         let (mut links, mut vacant) = (Links::new(total), List::EMPTY);
