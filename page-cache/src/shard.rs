@@ -358,12 +358,10 @@ impl Shard {
         self.page_waiters_len
     }
 
-    /// The slot of `key`, made absent if it was not there. There are as many slots as frames, and a
+    /// A slot for the page of `key`, which is not there: absent. There are as many slots as frames, and a
     /// page comes in with a frame in hand, so there is a vacant one.
-    pub(crate) fn find_or_add(&mut self, key: u64) -> u32 {
-        if let Some(slot) = self.find(key) {
-            return slot;
-        }
+    pub(crate) fn add(&mut self, key: u64) -> u32 {
+        debug_assert!(self.find(key).is_none(), "page {key} is there");
         let Some(slot) = self.vacant.pop_front(&mut self.links) else {
             panic!("more pages than frames: {:?}", self.count())
         };

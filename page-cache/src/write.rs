@@ -307,7 +307,7 @@ impl Write {
                 return Visit::Queued;
             }
         }
-        let slot = slot.unwrap_or_else(|| shard.find_or_add(page));
+        let slot = slot.unwrap_or_else(|| shard.add(page));
         if !rewrites {
             // Used: what begins now is seen by all.
             self.turn = None;

@@ -84,6 +84,8 @@ pub enum Source {
         counted: &'static str,
         /// Functions whose name contains one of these do not count.
         not_counted: &'static [&'static str],
+        /// Nor do these, and what they call: the device.
+        device: &'static [&'static str],
         /// How many requests a round makes; the program's argument is the number of rounds.
         round_requests: u32,
         /// How many instructions a request may take.
@@ -188,7 +190,8 @@ pub const ALL: &[Bench] = &[
             package: "uaio-core",
             example: "request_cpu",
             counted: "request_cpu::counted_hit",
-            not_counted: &["uaio_driver::ram::", "request_cpu::counted_"],
+            not_counted: &["request_cpu::counted_"],
+            device: &["uaio_driver::ram::"],
             round_requests: 64,
             budget: 1500,
         },
@@ -201,7 +204,8 @@ pub const ALL: &[Bench] = &[
             package: "uaio-core",
             example: "request_cpu",
             counted: "request_cpu::counted_miss",
-            not_counted: &["uaio_driver::ram::", "request_cpu::counted_"],
+            not_counted: &["request_cpu::counted_"],
+            device: &["uaio_driver::ram::"],
             round_requests: 64,
             budget: 5000,
         },
@@ -214,8 +218,9 @@ pub const ALL: &[Bench] = &[
             package: "uaio-driver",
             example: "nvme_cpu",
             counted: "nvme_cpu::counted_",
-            // The controller, and the loops of the program itself.
-            not_counted: &["uaio_driver::nvme::model::", "nvme_cpu::counted_"],
+            // The loops of the program itself.
+            not_counted: &["nvme_cpu::counted_"],
+            device: &["uaio_driver::nvme::model::"],
             round_requests: 128,
             budget: 150,
         },
