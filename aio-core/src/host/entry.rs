@@ -210,6 +210,12 @@ pub(super) fn cancel(word: u64) -> Entry {
     opcode::AsyncCancel::new(word).build()
 }
 
+/// A timer that rings after 10 ms.
+pub(super) fn nap() -> Entry {
+    static NAP: types::Timespec = types::Timespec::new().nsec(10_000_000);
+    opcode::Timeout::new(&raw const NAP).build()
+}
+
 /// Waits for the workers' bell.
 pub(super) fn wait_for(bell: RawFd, word: *mut u64) -> Entry {
     opcode::Read::new(types::Fd(bell), word.cast(), size_of::<u64>() as u32).build()

@@ -79,6 +79,10 @@ pub(super) struct InFlight {
     pub(super) closing: RawFd,
     /// Cancels sent again.
     pub(super) cancels: u8,
+    /// A cancel, or the timer before the next, is on its way.
+    pub(super) cancelling: bool,
+    /// It is the timer.
+    pub(super) napping: bool,
     /// The descriptor of an operation that a worker has.
     lent: Option<Descriptor>,
 }
@@ -102,6 +106,8 @@ impl InFlight {
             loud: false,
             closing: -1,
             cancels: 0,
+            cancelling: false,
+            napping: false,
             lent: None,
         }
     }
@@ -185,10 +191,12 @@ impl InFlight {
         // never a bad address.
         let interrupted = matches!(errno, libc::ECANCELED | libc::EINTR)
             || errno == libc::EFAULT && self.request.op.owns_memory();
+        // An interrupted close has closed.
+        let interrupted = interrupted && self.may_begin_anew(errno);
         if let (true, Some(stopped)) = (interrupted, self.stopped()) {
             return self.finish(stopped);
         }
-        if interrupted && self.retries < RETRIES_MAX && self.may_begin_anew(errno) {
+        if interrupted && self.retries < RETRIES_MAX {
             self.retries += 1;
             // A connection that is being made is waited for only by one who may wait.
             self.away |= matches!(self.request.op, HostOp::Connect { .. });
