@@ -4,9 +4,11 @@ pub(crate) mod nvme;
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
+use uaio_driver::nvme::ControllerOptions;
 use uaio_driver::vfio::PciAddress;
 
 use crate::exit::{Exit, Failure};
@@ -131,11 +133,62 @@ pub(crate) struct AddArgs {
     pub(crate) detach: bool,
 
     #[command(flatten)]
+    pub(crate) drive: DriveArgs,
+
+    #[command(flatten)]
     pub(crate) deadline: Deadline,
 
     /// This process is the server that --detach started
     #[arg(long, hide = true)]
     pub(crate) detached_server: bool,
+}
+
+/// What is done about failures of an NVMe drive, and when.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "NVMe drives")]
+pub(crate) struct DriveArgs {
+    /// How long an I/O command may take before it is aborted and sent again
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(crate) command_timeout: u32,
+
+    /// How long an Abort may take to show before the controller is reset
+    #[arg(long, value_name = "SECONDS", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(crate) abort_timeout: u32,
+
+    /// How long an admin command may take before the controller is reset
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(crate) admin_timeout: u32,
+
+    /// How many resets within ten minutes are tried before the drive is given up
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) resets: u32,
+
+    /// How often a request is sent again that an abort or a reset ended
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) retries: u8,
+
+    /// Reset a drive that does not stop with its whole subsystem, other controllers included
+    #[arg(long)]
+    pub(crate) subsystem_reset: bool,
+}
+
+impl DriveArgs {
+    /// As the driver takes them.
+    pub(crate) fn options(self) -> ControllerOptions {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        ControllerOptions {
+            command_timeout: seconds(self.command_timeout),
+            abort_timeout: seconds(self.abort_timeout),
+            admin_timeout: seconds(self.admin_timeout),
+            resets_max: self.resets,
+            retries_max: self.retries,
+            subsystem_reset: self.subsystem_reset,
+            ..ControllerOptions::default()
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -462,6 +515,29 @@ mod tests {
             Err(failure) => failure,
             Ok(_) => panic!("{args:?} was accepted"),
         }
+    }
+
+    #[test]
+    fn the_ladder_of_a_drive_is_that_of_the_driver_unless_it_is_told_otherwise() {
+        let options = |line: &str| {
+            let cli = Cli::try_parse_from(line.split_whitespace()).expect(line);
+            let Command::Add(args) = cli.command else { panic!("{line}") };
+            format!("{:?}", args.drive.options())
+        };
+        let usual = ControllerOptions::default();
+        assert_eq!(options("aioctl add nvme:0000:00:04.0"), format!("{usual:?}"));
+        let other = ControllerOptions {
+            command_timeout: Duration::from_secs(7),
+            abort_timeout: Duration::from_secs(2),
+            admin_timeout: Duration::from_secs(60),
+            resets_max: 0,
+            retries_max: 1,
+            subsystem_reset: true,
+            ..usual
+        };
+        let line = "aioctl add nvme:0000:00:04.0 --command-timeout 7 --abort-timeout 2 \
+                    --admin-timeout 60 --resets 0 --retries 1 --subsystem-reset";
+        assert_eq!(options(line), format!("{other:?}"));
     }
 
     #[test]

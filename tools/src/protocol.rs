@@ -3,6 +3,7 @@
 //! Lines are bounded, both ends have a deadline, and both say which version they speak. What the
 //! other end sends is data and can at worst be refused.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -209,6 +210,20 @@ pub(crate) struct Stats {
     pub(crate) operations: Vec<OperationStats>,
     /// Absent without a cache.
     pub(crate) cache: Option<CacheStats>,
+    /// Absent for what is no NVMe drive.
+    #[serde(default)]
+    pub(crate) drive: Option<DriveStats>,
+}
+
+/// What had to be done about failures of an NVMe drive, all its namespaces together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct DriveStats {
+    /// Why it serves no more; absent while it does.
+    pub(crate) failure: Option<String>,
+    /// How often, by the rung of the ladder.
+    pub(crate) counts: BTreeMap<String, u64>,
+    /// What happened to it, the newest last.
+    pub(crate) events: Vec<String>,
 }
 
 /// One kind of operation. Percentiles are absent until there was one.

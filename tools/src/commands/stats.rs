@@ -4,7 +4,7 @@ use super::Context;
 use crate::cli::DeviceId;
 use crate::client::{ask, unexpected};
 use crate::exit::Failure;
-use crate::protocol::{Answer, CacheStats, Command, OperationStats, Stats};
+use crate::protocol::{Answer, CacheStats, Command, DriveStats, OperationStats, Stats};
 use crate::table;
 use uaio_driver::url::ByteSize;
 
@@ -39,6 +39,20 @@ fn table_of(stats: &Stats) -> String {
         text.push('\n');
         text.push_str(&table::pairs(cache_pairs(cache)));
     }
+    if let Some(drive) = &stats.drive {
+        text.push('\n');
+        text.push_str(&drive_table(drive));
+    }
+    text
+}
+
+fn drive_table(drive: &DriveStats) -> String {
+    let state = drive.failure.clone().map_or("serves".into(), |why| format!("given up: {why}"));
+    let counts =
+        drive.counts.iter().map(|(name, count)| (name.replace('_', " "), count.to_string()));
+    let pairs: Vec<_> = std::iter::once(("drive".to_owned(), state)).chain(counts).collect();
+    let mut text = table::pairs(pairs.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    drive.events.iter().for_each(|event| text.push_str(&format!("event: {event}\n")));
     text
 }
 
@@ -131,6 +145,34 @@ mod tests {
     }
 
     #[test]
+    fn the_ladder_of_a_drive_is_shown_rung_by_rung() {
+        let mut statistics = uaio_driver::nvme::ErrorStatistics::NONE;
+        (statistics.resets, statistics.sent_again) = (1, 7);
+        let drive = DriveStats {
+            failure: None,
+            counts: statistics.fields().map(|(name, count)| (name.into(), count)).collect(),
+            events: vec![
+                uaio_driver::nvme::Event::Reset(uaio_driver::nvme::Failure::Fatal).to_string(),
+                uaio_driver::nvme::Event::Back.to_string(),
+            ],
+        };
+        let text = drive_table(&drive);
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        for wanted in [
+            vec!["drive", "serves"],
+            vec!["resets", "1"],
+            vec!["sent", "again", "7"],
+            vec!["given", "up", "0"],
+            vec!["event:", "it", "serves", "again"],
+        ] {
+            assert!(lines.contains(&wanted), "{wanted:?} in {text}");
+        }
+        assert!(text.contains("event: reset: the controller reports a fatal status"), "{text}");
+        let gone = DriveStats { failure: Some("gone".into()), ..drive };
+        assert!(drive_table(&gone).contains("given up: gone"));
+    }
+
+    #[test]
     fn a_number_has_its_unit_and_what_did_not_happen_has_a_dash() {
         let operation = OperationStats {
             name: "read".into(),
@@ -149,6 +191,7 @@ mod tests {
             in_flight: 1,
             operations: vec![operation],
             cache: Some(cache()),
+            drive: None,
         };
         assert_eq!(
             table_of(&stats),

@@ -29,7 +29,7 @@ mod sizing;
 mod stack;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -177,6 +177,7 @@ fn start(
         barrier: Mutex::new(stack.barrier.take()),
         cache: stack.cache.clone(),
         bottom: Arc::clone(&stack.bottom),
+        drive: stack.drive.as_ref().map_or_else(Weak::new, Arc::downgrade),
         orders: wires.orders,
         unanswered: wires.unanswered,
     });

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use uaio_driver::ublk::{self, OpKind, ServerError};
@@ -14,7 +14,7 @@ use super::control::Answers;
 use super::detach::Started;
 use super::shutdown::{Order, Stage, Stoppable};
 use super::sizing;
-use super::stack::Stack;
+use super::stack::{Drive, Stack};
 use crate::cli::DeviceId;
 use crate::exit::{Exit, Failure};
 use crate::holders::{self, Holder};
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) barrier: Mutex<Option<Barrier>>,
     pub(crate) cache: Option<Arc<Cache>>,
     pub(crate) bottom: Arc<dyn BlockDevice>,
+    /// The drive, if it is a namespace of one; its stack closes it.
+    pub(crate) drive: Weak<Drive>,
     /// To the control thread.
     pub(crate) orders: Sender<Event>,
     /// Told when the answer to a stop has been sent.
@@ -241,6 +243,7 @@ impl Shared {
             in_flight: server.in_flight,
             operations: server.ops().map(operation).collect(),
             cache: self.cache.as_ref().map(|cache| cache_stats(cache)),
+            drive: self.drive.upgrade().map(|drive| drive.stats()),
         }
     }
 

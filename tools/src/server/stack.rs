@@ -1,7 +1,8 @@
 //! What is under the block device: backend, cache, flusher, all over one pool of DMA memory.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uaio_driver::nvme::{ControllerOptions, NvmeController};
 use uaio_driver::ram::RamDevice;
@@ -15,6 +16,7 @@ use super::flusher::FlusherThread;
 use super::sizing::{self, Wanted};
 use crate::cli::{AddArgs, Mode};
 use crate::exit::{Exit, Failure};
+use crate::protocol::DriveStats;
 use uaio_driver::url::Backend;
 use uaio_driver::url::ByteSize;
 
@@ -35,7 +37,7 @@ pub(crate) struct Stack {
     /// How the backend is written.
     pub(crate) backend: Backend,
     /// The drive that the backend is a namespace of, closed with its last namespace.
-    drive: Option<Arc<Drive>>,
+    pub(crate) drive: Option<Arc<Drive>>,
     /// How many queues to serve.
     pub(crate) queues: u16,
     /// How many requests in each.
@@ -47,8 +49,34 @@ pub(crate) struct Stack {
 }
 
 /// A drive that is closed by the last of its namespaces.
-struct Drive {
+pub(crate) struct Drive {
     controller: Arc<NvmeController>,
+    /// What happened to it, the newest last.
+    events: Mutex<VecDeque<String>>,
+}
+
+/// How many of its events are kept.
+const EVENTS_MAX: usize = 32;
+
+impl Drive {
+    fn new(controller: Arc<NvmeController>) -> Self {
+        Self { controller, events: Mutex::default() }
+    }
+
+    /// What had to be done about its failures.
+    pub(crate) fn stats(&self) -> DriveStats {
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        events.extend(self.controller.take_events().iter().map(ToString::to_string));
+        while events.len() > EVENTS_MAX {
+            events.pop_front();
+        }
+        let counts = self.controller.error_statistics();
+        DriveStats {
+            failure: self.controller.failure().map(|failure| failure.to_string()),
+            counts: counts.fields().map(|(name, count)| (name.into(), count)).collect(),
+            events: events.iter().cloned().collect(),
+        }
+    }
 }
 
 /// A backend as it was opened.
@@ -116,8 +144,14 @@ impl<'a> Plan<'a> {
         let mut stacks: Vec<Stack> = Vec::new();
         let mut drive = None;
         for backend in &self.args.backends {
-            let stack = open_backend(backend, self.block_size, &pool, &mut drive)
-                .and_then(|opened| Stack::on(opened, backend, self));
+            let stack = open_backend(
+                backend,
+                self.block_size,
+                &pool,
+                self.args.drive.options(),
+                &mut drive,
+            )
+            .and_then(|opened| Stack::on(opened, backend, self));
             match stack {
                 Ok(stack) => stacks.push(stack),
                 Err(failure) => {
@@ -229,7 +263,7 @@ impl Stack {
             .close()
             .map_err(|error| Failure::device(format!("close {}", device.name()), &error))?;
         match self.drive.take().and_then(Arc::into_inner) {
-            Some(Drive { controller }) => controller
+            Some(Drive { controller, .. }) => controller
                 .close()
                 .map_err(|error| Failure::device(format!("shut {} down", self.backend), &error)),
             None => Ok(()),
@@ -257,6 +291,7 @@ fn open_backend(
     backend: &Backend,
     block_size: Option<u32>,
     pool: &DmaPool,
+    options: ControllerOptions,
     drive: &mut Option<Arc<Drive>>,
 ) -> Result<Opened, Failure> {
     let failed = |error| Failure::device(backend, &error);
@@ -270,7 +305,7 @@ fn open_backend(
         Backend::Nvme { address, namespace } => {
             let drive = match drive {
                 Some(drive) => Arc::clone(drive),
-                None => Arc::clone(drive.insert(open_drive(*address, pool)?)),
+                None => Arc::clone(drive.insert(open_drive(*address, pool, options)?)),
             };
             open_namespace(backend, drive, *namespace)
         }
@@ -295,11 +330,14 @@ fn open_file(
     Ok(Opened { file, created, ..Opened::plain(device) })
 }
 
-fn open_drive(address: PciAddress, pool: &DmaPool) -> Result<Arc<Drive>, Failure> {
+fn open_drive(
+    address: PciAddress,
+    pool: &DmaPool,
+    options: ControllerOptions,
+) -> Result<Arc<Drive>, Failure> {
     let clock = Arc::new(SystemClock::new());
-    let options = ControllerOptions::default();
     match NvmeController::open(address, pool.clone(), options, clock) {
-        Ok(controller) => Ok(Arc::new(Drive { controller })),
+        Ok(controller) => Ok(Arc::new(Drive::new(controller))),
         Err(error) => Err(Failure::drive(address, &error)),
     }
 }

@@ -7,6 +7,7 @@
 //! until he has read it, its event does not come again.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 
 use crate::nvme::admin::{AdminError, AdminQueue, Purpose, Ticket};
 use crate::nvme::failure::{Failure, Violation};
@@ -83,6 +84,32 @@ impl Event {
             _ if log_page == log::CHANGED_ZONES => Self::ZonesChanged(nsid),
             _ => Self::Other { kind, info, log_page },
         })
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Error(info) => write!(f, "error {info:#04x} that no command carries"),
+            Self::Health(0) => f.write_str("health: less reliable"),
+            Self::Health(1) => f.write_str("health: temperature"),
+            Self::Health(2) => f.write_str("health: few spare blocks"),
+            Self::Health(info) => write!(f, "health: {info:#04x}"),
+            Self::NamespaceChanged(u32::MAX) => f.write_str("many namespaces changed"),
+            Self::NamespaceChanged(nsid) => write!(f, "namespace {nsid} changed"),
+            Self::FirmwareActivation => f.write_str("new firmware begins to run"),
+            Self::Telemetry => f.write_str("telemetry was saved"),
+            Self::Reservation => f.write_str("a reservation or registration was taken away"),
+            Self::ZonesChanged(nsid) => write!(f, "zones of namespace {nsid} changed"),
+            Self::Sanitized => f.write_str("a sanitize operation ended"),
+            Self::QueueFailed(violation) => write!(f, "a queue was given up: {violation}"),
+            Self::Reset(failure) => write!(f, "reset: {failure}"),
+            Self::Back => f.write_str("it serves again"),
+            Self::CacheLost => f.write_str("its volatile cache may be lost"),
+            Self::Other { kind, info, log_page } => {
+                write!(f, "event {kind}, information {info:#04x}, log page {log_page:#04x}")
+            }
+        }
     }
 }
 
