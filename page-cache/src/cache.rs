@@ -8,7 +8,7 @@ use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind,
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
 use crate::index::hash;
-use crate::limits::DirtyLimits;
+use crate::limits::{Amount, DirtyLimits};
 use crate::page::Blocks;
 use crate::readahead::Streams;
 use crate::room::DirtyRoom;
@@ -153,7 +153,8 @@ pub(crate) struct Size {
 impl Size {
     /// The most pages that may be dirty.
     pub(crate) fn dirty_max(&self) -> usize {
-        self.dirty.hard.pages(self.frames)
+        let most = Amount::Percent(DirtyLimits::HARD_MAX_PERCENT).pages(self.frames);
+        self.dirty.hard.pages(self.frames).min(most)
     }
 }
 
@@ -276,6 +277,8 @@ impl Cache {
                     Arc::clone(&stability),
                 ));
                 let room = DirtyRoom::new(number, room_pages.max(1));
+                // Until there is a flusher nobody makes room.
+                room.set_broken(Some(NO_FLUSHER), &mut Wakes::default());
                 room.set_background(dirty.background.pages(frames) / shards);
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0) }
             })
@@ -468,11 +471,11 @@ impl Cache {
         self.frames.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> {
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> + Clone {
         self.shards.iter().map(|cell| &cell.lock)
     }
 
-    pub(crate) fn rooms(&self) -> impl Iterator<Item = &DirtyRoom> {
+    pub(crate) fn rooms(&self) -> impl Iterator<Item = &DirtyRoom> + Clone {
         self.shards.iter().map(|cell| &cell.room)
     }
 

@@ -496,9 +496,9 @@ impl Core {
             }
             match result {
                 Ok(()) => shard.stats.written_back += 1,
-                Err(_) => {
+                Err(error) => {
                     shard.stats.writeback_errors += 1;
-                    shard.set_failed(slot, true);
+                    shard.failed(slot, error);
                     failed(&cache, page, oldest);
                 }
             }
@@ -1023,10 +1023,25 @@ impl Lane {
 }
 
 impl Drop for Lane {
-    /// Drains: every operation is stepped to its end. Bounded by the device's own deadlines, and for
-    /// flushes and room by the flusher, which outlives the lanes.
+    /// Cancels what waits, and drains what the device has, bounded by the device's own deadlines. It waits
+    /// for nobody else: neither for the flusher nor for another lane, which may be the same thread's.
     fn drop(&mut self) {
+        for token in self.entries.tokens() {
+            let left = self.core.leave_queue(token);
+            let Some(entry) = self.entries.get_mut(token) else { continue };
+            entry.abandoned = true;
+            if let Some(work) = &mut entry.work {
+                work.stop();
+            }
+            // What was woken already is stepped when that arrives: it may have been handed something.
+            if left {
+                self.step(token, Wakeup::Retry);
+            }
+        }
         while !self.entries.is_empty() || self.core.in_flight() > 0 {
+            while let Some(token) = self.core.group.abandon() {
+                self.step(token, Wakeup::Ended(Err(CANCELLED)));
+            }
             if !self.turn() {
                 std::thread::yield_now();
             }
