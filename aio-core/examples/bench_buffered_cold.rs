@@ -1,8 +1,9 @@
 //! `buffered-cold`: cold 4 KiB random reads of a file at depth 32, every block once, through our
-//! cache, against fio with libaio and with io_uring through the kernel's.
+//! cache, against fio with libaio and with io_uring through the kernel's; and with io_uring past it, with
+//! O_DIRECT, which is what disk and kernel give at most.
 //!
 //! Each side starts with nothing of the file in its cache, and takes its turn; each round prints
-//! `ROUND libaio OURS_IOPS PEER_IOPS` and the same for `io_uring`.
+//! `ROUND libaio OURS_IOPS PEER_IOPS` and the same for `io_uring` and `io_uring-direct`.
 //!
 //! `bench_buffered_cold [ROUNDS]`, 9 rounds by default.
 
@@ -24,17 +25,19 @@ fn main() -> Result<()> {
     let served = Served::new(&file, frames_for(&file))?;
     for round in 0..=rounds as u64 {
         // Who goes first changes, and the first round of all only warms up.
-        let (mut ours, mut libaio, mut io_uring) = (0.0, 0.0, 0.0);
-        for side in 0..3 {
-            match (side + round) % 3 {
+        let (mut ours, mut libaio, mut io_uring, mut direct) = (0.0, 0.0, 0.0, 0.0);
+        for side in 0..4 {
+            match (side + round) % 4 {
                 0 => ours = cold_reads(&served, &every_block(&file, round))?,
                 1 => libaio = Fio::cold_random_reads(&file, "libaio", round + 1)?.iops,
-                _ => io_uring = Fio::cold_random_reads(&file, "io_uring", round + 1)?.iops,
+                2 => io_uring = Fio::cold_random_reads(&file, "io_uring", round + 1)?.iops,
+                _ => direct = Fio::direct_random_reads(&file, "io_uring", round + 1)?.iops,
             }
         }
         if round > 0 {
             println!("ROUND libaio {ours:.0} {libaio:.0}");
             println!("ROUND io_uring {ours:.0} {io_uring:.0}");
+            println!("ROUND io_uring-direct {ours:.0} {direct:.0}");
         }
     }
     served.close()

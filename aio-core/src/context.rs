@@ -18,11 +18,14 @@ use crate::refusal::{Refusal, Refused};
 use crate::request::Request;
 use crate::ticket::Ticket;
 
+/// The most events that a context holds.
+pub const EVENTS_MAX: usize = 1 << 20;
+
 /// How a context is to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct ContextOptions {
-    /// How many commands and events not taken out it holds, at least 1 (`nr_events` of
-    /// `io_setup`).
+    /// How many commands and events not taken out it holds, at least 1, at most [`EVENTS_MAX`]
+    /// (`nr_events` of `io_setup`).
     pub events: usize,
     /// Make an eventfd that counts events; it needs a reactor with a thread.
     pub eventfd: bool,
@@ -69,12 +72,17 @@ impl Context {
         if events == 0 {
             return Err(DeviceError::Invalid("a context without events is not possible".into()));
         }
+        if events > EVENTS_MAX {
+            let what = format!("a context of more than {EVENTS_MAX} events is not possible");
+            return Err(DeviceError::Invalid(what));
+        }
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let eventfd = notify
             .then(|| eventfd(0, flags))
             .transpose()
             .map_err(|error| DeviceError::Os { what: "eventfd".into(), source: error.into() })?;
         let queue = EventQueue::new(shared.next_context(), events, eventfd);
+        shared.add_slots(events);
         Ok(Self { queue, shared, given_up: false })
     }
 
@@ -150,7 +158,7 @@ impl Context {
         let mut taken = 0;
         let mut batch = self.batch();
         while let Some(iocb) = iocbs.pop_front() {
-            match batch.submit(iocb, None) {
+            match batch.submit(iocb) {
                 Ok(_) => taken += 1,
                 Err(Refused { iocb, reason }) => {
                     iocbs.push_front(iocb);
@@ -161,8 +169,18 @@ impl Context {
         Ok(taken)
     }
 
-    /// Submissions that the devices see together, when it is dropped.
-    pub(crate) fn batch(&self) -> Batch<'_> {
+    /// Submissions that the devices see together: those of this, when it is dropped.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use uaio_core::{Context, Handle, Iocb, Refused, Ticket};
+    /// # fn example(context: &Context, handle: &Handle) -> Vec<Result<Ticket, Refused>> {
+    /// let mut batch = context.batch();
+    /// (0..32).map(|page| batch.submit(Iocb::pread(handle, page * 4096, vec![0; 4096]))).collect()
+    /// # }
+    /// ```
+    pub fn batch(&self) -> Batch<'_> {
         Batch { context: self, stations: [const { None }; 4] }
     }
 
@@ -299,6 +317,12 @@ impl Context {
         Ok(taken)
     }
 
+    /// Ends every wait of [`get_events`](Context::get_events), now and from now on: it gives what there
+    /// is, also when that is less than `min`. For who is about to take the context away.
+    pub fn end_waits(&self) {
+        self.queue.end_waits();
+    }
+
     /// Waits for the event of the only command of a sync call.
     pub(crate) fn wait_event(&self) -> Event {
         let mut only = None;
@@ -326,7 +350,7 @@ impl Context {
             let bell = turns.then(|| self.shared.bell());
             loop {
                 taken += queue.take(max - taken, &mut out);
-                if taken >= need {
+                if taken >= need || queue.has_ended_waits() {
                     return true;
                 }
                 queue.wait_events(waiting.id, need - taken, bell);
@@ -350,6 +374,7 @@ impl Drop for Context {
         if self.given_up {
             return;
         }
+        self.shared.remove_slots(self.queue.slots());
         let waiting = Waiting { queue: &self.queue, id: self.queue.name() };
         while self.queue.outstanding() > 0 {
             // Again each time: one may have been linked to a command of a volume.
@@ -388,15 +413,32 @@ impl std::fmt::Debug for Context {
     }
 }
 
-/// Submissions that the devices see together, when it is dropped.
-pub(crate) struct Batch<'a> {
+/// Submissions that the devices see together, when it is dropped; see [`Context::batch`].
+#[must_use = "what is submitted is sent when it is dropped"]
+pub struct Batch<'a> {
     context: &'a Context,
     /// Where something has gone that was not committed.
     stations: [Option<Arc<dyn Serve>>; 4],
 }
 
+impl std::fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Batch").field(self.context).finish()
+    }
+}
+
 impl Batch<'_> {
-    pub(crate) fn submit(
+    /// Submits a command, as [`Context::submit`] but for what the devices see.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::submit`].
+    pub fn submit(&mut self, iocb: Iocb) -> Result<Ticket, Refused> {
+        self.submit_of(iocb, None)
+    }
+
+    /// The same of a list.
+    pub(crate) fn submit_of(
         &mut self,
         iocb: Iocb,
         list: Option<&Arc<List>>,
@@ -481,7 +523,7 @@ mod tests {
             threads.spawn(|| reactor.run());
             std::thread::sleep(Duration::from_millis(20));
             let mut batch = context.batch();
-            batch.submit(Iocb::host(&host, HostOp::Nop), None).unwrap();
+            batch.submit(Iocb::host(&host, HostOp::Nop)).unwrap();
             host.station().with_backend(|_| drop(batch)).unwrap();
             let mut events = Vec::new();
             let taken = context.get_events(1, 1, &mut events, Some(Duration::from_secs(5)));

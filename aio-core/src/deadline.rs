@@ -20,9 +20,14 @@ impl Deadlines {
         Self { heap: BinaryHeap::new(), len_max: 2 * requests.max(1) }
     }
 
+    /// For more requests at once.
+    pub(crate) fn grow(&mut self, requests: usize) {
+        self.len_max = self.len_max.max(2 * requests);
+    }
+
     pub(crate) fn push<T>(&mut self, deadline: Duration, token: Token, requests: &Slots<T>) {
-        if self.heap.capacity() == 0 {
-            self.heap.reserve_exact(self.len_max);
+        if self.heap.capacity() < self.len_max {
+            self.heap.reserve_exact(self.len_max - self.heap.len());
         }
         if self.heap.len() >= self.len_max {
             self.heap.retain(|Reverse((_, token))| requests.get(*token).is_some());

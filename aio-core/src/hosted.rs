@@ -15,7 +15,9 @@ use crate::station::{Backend, Outcome, Station, Turned};
 /// How the host is to be served.
 #[derive(Clone, Copy, Debug)]
 pub struct HostOptions {
-    /// Operations in progress at once, at least 1; those beyond wait in the inbox.
+    /// Operations in progress at once, at least 1, at most [`DEPTH_MAX`](crate::host::DEPTH_MAX). As many as
+    /// the reactor's contexts have slots are, if that is more: an operation that waits for ever keeps none
+    /// waiting that would end it.
     pub operations: usize,
     /// Operations that can wait in the inbox; those beyond are refused.
     pub inbox: usize,
@@ -188,6 +190,12 @@ impl Backend for Hosted {
 
     fn has_room(&self) -> bool {
         self.engine.in_flight() < self.engine.depth()
+    }
+
+    fn grow(&mut self, operations: usize) -> usize {
+        self.engine.grow(operations);
+        self.names.resize(self.engine.depth(), None);
+        self.engine.depth()
     }
 
     fn start(&mut self, token: Token, request: &mut Request) {

@@ -154,7 +154,7 @@ mod watch;
 pub use buffers::Buffers;
 pub use call::CallError;
 pub use cancel::Cancel;
-pub use context::{Context, ContextOptions, InvalidRange};
+pub use context::{Batch, Context, ContextOptions, EVENTS_MAX, InvalidRange};
 pub use event::Event;
 pub use future::{AsyncContext, EventStream, Finished, Running};
 pub use hosted::{Host, HostOptions, HostReply};

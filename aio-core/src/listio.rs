@@ -62,7 +62,7 @@ impl Context {
         let mut batch = self.batch();
         let mut not_taken = 0;
         for iocb in iocbs {
-            match batch.submit(iocb, Some(&list)) {
+            match batch.submit_of(iocb, Some(&list)) {
                 Ok(ticket) => listed.tickets.push(ticket),
                 Err(refused) => {
                     not_taken += refused.iocb.count();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::signal::Signal;
 
@@ -55,7 +55,11 @@ impl Notify {
 /// An eventfd that notices count on: it is readable from the first one until it is read, and works
 /// with epoll. Cloning it is another name for the same descriptor.
 #[derive(Clone, Debug)]
-pub struct NoticeFd(Arc<OwnedFd>);
+pub struct NoticeFd {
+    fd: Arc<OwnedFd>,
+    /// Writing to it could wait.
+    blocks: bool,
+}
 
 impl NoticeFd {
     /// A new one, not readable.
@@ -65,33 +69,48 @@ impl NoticeFd {
     /// When the process has no descriptor left.
     pub fn new() -> std::io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(fd)))
+        Ok(Self { fd: Arc::new(fd), blocks: false })
     }
 
     /// One that is there already: an eventfd of the caller's. Whatever else it is, 8 bytes are
-    /// written to it at each notice, so it should not block.
+    /// written to it at each notice. One that would block then (it is not `EFD_NONBLOCK`, and its counter
+    /// is full) is not written to, which the context counts as a lost notice.
     pub fn from_fd(eventfd: Arc<OwnedFd>) -> Self {
-        Self(eventfd)
+        let flags = rustix::fs::fcntl_getfl(&eventfd);
+        let blocks = !flags.is_ok_and(|flags| flags.contains(rustix::fs::OFlags::NONBLOCK));
+        Self { fd: eventfd, blocks }
     }
 
     /// How many notices came since the last time, without waiting; 0 when none did.
     pub fn take(&self) -> u64 {
         let mut count = [0; 8];
-        match rustix::io::read(&self.0, &mut count) {
+        if self.blocks && !self.is_ready(PollFlags::IN) {
+            return 0;
+        }
+        match rustix::io::read(&self.fd, &mut count) {
             Ok(8) => u64::from_ne_bytes(count),
             _ => 0,
         }
     }
 
     pub(crate) fn ring(&self) -> bool {
+        if self.blocks && !self.is_ready(PollFlags::OUT) {
+            return false;
+        }
         // The counter holds 2^64 - 2 notices, so one of ours cannot be full.
-        rustix::io::write(&self.0, &1u64.to_ne_bytes()).is_ok()
+        rustix::io::write(&self.fd, &1u64.to_ne_bytes()).is_ok()
+    }
+
+    fn is_ready(&self, wanted: PollFlags) -> bool {
+        let mut fds = [PollFd::new(&self.fd, wanted)];
+        // Interrupted is as good as no.
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
     }
 }
 
 impl AsFd for NoticeFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::thread::Thread;
 
@@ -32,6 +32,8 @@ pub(crate) struct EventQueue {
     eventfd: Option<OwnedFd>,
     /// Notices that did not arrive.
     lost: AtomicU64,
+    /// Nobody waits for events any more.
+    waits_ended: AtomicBool,
 }
 
 /// An entry of a thread or task that waits; woken once.
@@ -98,6 +100,7 @@ impl EventQueue {
             next_id: AtomicU64::new(0),
             eventfd,
             lost: AtomicU64::new(0),
+            waits_ended: AtomicBool::new(false),
         })
     }
 
@@ -195,7 +198,7 @@ impl EventQueue {
     fn take_satisfied(&self, entries: &mut Vec<Entry>) -> Option<Entry> {
         let there = self.ring.len();
         let at = entries.iter().position(|entry| match &entry.wants {
-            Wants::Events(need) => *need <= there,
+            Wants::Events(need) => *need <= there || self.has_ended_waits(),
             Wants::Submissions(watch) => watch.is_over(),
             Wants::All => self.outstanding() == 0,
         })?;
@@ -210,6 +213,16 @@ impl EventQueue {
             self.give_slots(count);
         }
         count
+    }
+
+    /// Ends every wait for events, and every one to come.
+    pub(crate) fn end_waits(&self) {
+        self.waits_ended.store(true, Ordering::Relaxed);
+        self.wake(None);
+    }
+
+    pub(crate) fn has_ended_waits(&self) -> bool {
+        self.waits_ended.load(Ordering::Relaxed)
     }
 
     /// A name for an entry.

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::baton::{Baton, Place};
 use crate::cached::{Cached, FlusherBell};
 use crate::cancel::Cancel;
 use crate::context::{Context, ContextOptions};
-use crate::host::{Engine, EngineError, EngineOptions};
+use crate::host::{DEPTH_MAX, Engine, EngineError, EngineOptions};
 use crate::hosted::{Host, HostOptions, Hosted};
 use crate::queue::EventQueue;
 use crate::request::Request;
@@ -32,6 +32,8 @@ pub const POLL_FOR: Duration = Duration::from_micros(50);
 /// [`POLL_FOR`] this is the bound on what sleeping adds to the latency of a polled device, the
 /// kernel's own slack (50 µs) aside. A device that can tell ends the sleep itself.
 pub const NAP_MAX: Duration = Duration::from_micros(100);
+/// The most commands that one volume or host has in progress, and in its inbox.
+const REQUESTS_MAX: usize = 1 << 20;
 /// Sync calls at once whose queue and memory are kept for the next.
 const CALLS_KEPT: usize = 16;
 
@@ -78,6 +80,10 @@ impl Reactor {
     /// What the device said.
     pub fn attach(&self, cache: Arc<Cache>, options: VolumeOptions) -> Result<Volume, DeviceError> {
         let options = VolumeOptions { operations: options.operations.max(1), ..options };
+        if options.operations > REQUESTS_MAX || options.inbox > REQUESTS_MAX {
+            let what = format!("more than {REQUESTS_MAX} operations at once, or in the inbox");
+            return Err(DeviceError::Invalid(what));
+        }
         let bell = &self.shared.bell;
         let wake: Arc<dyn Wake> = bell.clone();
         let lane = Lane::new(Arc::clone(&cache), options.operations, options.depth, wake)?;
@@ -107,14 +113,19 @@ impl Reactor {
     /// When there is no io_uring to be had, and why.
     pub fn attach_host(&self, options: HostOptions) -> Result<Host, EngineError> {
         let HostOptions { operations, inbox, workers } = options;
-        let depth = operations.max(1);
+        if operations > DEPTH_MAX || inbox > REQUESTS_MAX {
+            return Err(EngineError::Depth { depth: operations.max(inbox) });
+        }
+        let mut hosts = self.hosts.lock();
+        let depth = self.shared.slots().clamp(operations.max(1), DEPTH_MAX);
         let mut engine = Engine::new(EngineOptions { workers, ..EngineOptions::depth(depth) })?;
         let credentials = engine.take_credentials()?;
         let asleep = self.shared.sleep_on(engine.event_fd());
         asleep.map_err(|error| std::io::Error::other(error.to_string()))?;
         let station = self
             .add_station(|id, shared| Station::new(id, shared, Hosted::new(engine), depth, inbox));
-        self.hosts.lock().push(Arc::clone(&station));
+        hosts.push(Arc::clone(&station));
+        drop(hosts);
         Ok(Host::new(station, credentials))
     }
 
@@ -129,14 +140,18 @@ impl Reactor {
         station
     }
 
-    /// A context for commands on this reactor's volumes.
+    /// A context for commands on this reactor's volumes and hosts. Makes room for as many operations in
+    /// progress on a host as it has slots, and may wait for one turn for that.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Invalid`] for no events, [`DeviceError::Os`] when there is no descriptor left
+    /// [`DeviceError::Invalid`] for no events or more than [`EVENTS_MAX`](crate::EVENTS_MAX), [`DeviceError::Os`] when there is no descriptor left
     /// for the eventfd.
     pub fn context(&self, options: ContextOptions) -> Result<Context, DeviceError> {
-        Context::new(Arc::clone(&self.shared), options)
+        let context = Context::new(Arc::clone(&self.shared), options)?;
+        let hosts = self.hosts.lock();
+        hosts.iter().for_each(|host| host.grow(self.shared.slots()));
+        Ok(context)
     }
 
     /// Turns everything once, if nobody else does; says whether anything went on. For who steps the
@@ -267,6 +282,8 @@ pub(crate) struct Shared {
     stations: Mutex<Arc<[Arc<dyn Serve>]>>,
     /// How many contexts there have been.
     contexts: AtomicU32,
+    /// How many slots the contexts that there are have in all.
+    slots: AtomicUsize,
     /// Queues of one event for sync calls.
     pub(crate) calls: ArrayQueue<Arc<EventQueue>>,
     /// Memory for sync calls.
@@ -286,6 +303,7 @@ impl Shared {
             epoll,
             stations: Mutex::new(Arc::new([])),
             contexts: AtomicU32::new(0),
+            slots: AtomicUsize::new(0),
             calls: ArrayQueue::new(CALLS_KEPT),
             memory: ArrayQueue::new(CALLS_KEPT),
         };
@@ -315,6 +333,21 @@ impl Shared {
     /// A number that no other context of the reactor has.
     pub(crate) fn next_context(&self) -> u32 {
         self.contexts.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How many slots the contexts that there are have in all.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.load(Ordering::Relaxed)
+    }
+
+    /// There is another context with so many slots.
+    pub(crate) fn add_slots(&self, count: usize) {
+        self.slots.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// There is one less.
+    pub(crate) fn remove_slots(&self, count: usize) {
+        self.slots.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// Turns once, if nobody does; says whether anything went on.

@@ -31,6 +31,9 @@ pub(crate) trait Backend: Send {
     const MAY_WAIT: bool;
     /// Whether it takes another request.
     fn has_room(&self) -> bool;
+    /// Makes room for so many requests, if it can have more than it was made for; says how many it has
+    /// room for then.
+    fn grow(&mut self, operations: usize) -> usize;
     /// Starts a request. There is room.
     fn start(&mut self, token: Token, request: &mut Request);
     /// Steps what can go on.
@@ -383,6 +386,17 @@ impl<B: Backend> Station<B> {
     /// Does something with the backend, unless the station was closed. Waits for one turn at most.
     pub(crate) fn with_backend<R>(&self, with: impl FnOnce(&mut B) -> R) -> Option<R> {
         self.core.lock().as_mut().map(|core| with(&mut core.backend))
+    }
+
+    /// Makes room for so many requests in progress, if its backend can. Waits for one turn at most.
+    pub(crate) fn grow(&self, operations: usize) {
+        if let Some(core) = self.core.lock().as_mut()
+            && operations > core.requests.capacity()
+        {
+            let room = core.backend.grow(operations);
+            core.requests.grow(room);
+            core.deadlines.grow(room);
+        }
     }
 
     /// Cancels one submission, if it is here; it has been marked. `token` says where it was last.

@@ -178,7 +178,10 @@ impl Tickets {
         Some((station, Token::from_u64(cell.token.load(Ordering::Relaxed))))
     }
 
+    /// The cell of a ticket that may be live: the generation of a submission is odd, and that of a cell
+    /// that nobody has is even, which words of a foreign interface may say, too.
     fn cell(&self, ticket: Ticket) -> Option<&Cell> {
-        if ticket.context == self.context { self.cells.get(ticket.slot as usize) } else { None }
+        let is_possible = ticket.context == self.context && ticket.generation % 2 == 1;
+        self.cells.get(ticket.slot as usize).filter(|_| is_possible)
     }
 }

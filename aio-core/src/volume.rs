@@ -13,9 +13,9 @@ use crate::station::Station;
 /// How a volume is to be served.
 #[derive(Clone, Copy, Debug)]
 pub struct VolumeOptions {
-    /// Commands in progress at once, at least 1; those beyond wait in the inbox.
+    /// Commands in progress at once, at least 1, at most 2^20; those beyond wait in the inbox.
     pub operations: usize,
-    /// Commands that can wait in the inbox; those beyond are refused.
+    /// Commands that can wait in the inbox, at most 2^20; those beyond are refused.
     pub inbox: usize,
     /// Requests in flight on the device at once, at most what the device can.
     pub depth: u16,

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use host::{Bench, errno, token};
 use uaio_core::host::{
-    Argument, Call, Cancel, Descriptor, Engine, EngineOptions, HostDone, HostOp, HostRequest,
-    Owner, Position,
+    Argument, Between, Call, Cancel, Descriptor, Engine, EngineOptions, HostDone, HostOp,
+    HostRequest, Owner, Position,
 };
 
 fn read(fd: &Descriptor, len: usize) -> HostOp {
@@ -79,34 +79,79 @@ fn a_cancel_that_comes_too_late_changes_nothing() {
 }
 
 #[test]
-fn a_job_is_cancelled_until_a_worker_has_begun_it() {
-    let options = EngineOptions { workers: 1, ..EngineOptions::depth(8) };
+fn a_call_that_a_worker_has_begun_is_interrupted_where_it_waits() {
+    let mut bench = Bench::new(8);
+    let path = bench.path().join("lock");
+    let held = lock_file(&path);
+    held.lock().unwrap();
+    let first = bench.start(flock(&path, libc::LOCK_EX));
+    let second = flock(&path, libc::LOCK_EX);
+    bench.start(HostRequest::from(second).with_timeout(Duration::from_millis(60)));
+    std::thread::sleep(SHORT);
+    assert_eq!(bench.engine.cancel(first), Cancel::Asked);
+    assert_eq!(bench.engine.cancel(first), Cancel::Asked, "again, to no more effect");
+    let done = bench.wait(1).remove(0);
+    assert!(is_cancelled(&done));
+    assert!(matches!(done.op, Some(HostOp::Call(_))));
+    assert_eq!(bench.engine.cancel(first), Cancel::Done);
+    assert_eq!(bench.wait(1)[0].result, Err(errno(libc::ETIMEDOUT)));
+    // Neither has the lock.
+    held.unlock().unwrap();
+    lock_file(&path).try_lock().unwrap();
+    assert_eq!(bench.run(flock(&path, libc::LOCK_EX)).result, Ok(0), "workers go on");
+}
+
+/// Cancelled at any moment of its way into the call: the signal may come just before it waits.
+#[test]
+fn a_cancel_reaches_a_call_at_any_moment() {
+    let mut bench = Bench::new(8);
+    let path = bench.path().join("lock");
+    let held = lock_file(&path);
+    held.lock().unwrap();
+    for round in 0..seeds(100).end {
+        let id = bench.start(flock(&path, libc::LOCK_EX));
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_micros(round % 100) {}
+        assert_eq!(bench.engine.cancel(id), Cancel::Asked);
+        assert!(is_cancelled(&bench.wait(1)[0]), "{round}");
+    }
+}
+
+/// More calls that wait than there are workers, and then what ends their wait, and anything else that
+/// needs a worker.
+#[test]
+fn calls_that_wait_for_ever_keep_no_other_waiting() {
+    let options = EngineOptions { workers: 2, ..EngineOptions::depth(16) };
     let mut bench = Bench::new(8);
     bench.engine = Engine::new(options).unwrap();
     let path = bench.path().join("lock");
-    let lock = || std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
-    let held = lock();
-    held.lock().unwrap();
-    let flock = || {
-        let fd = Argument::Descriptor(Descriptor::new(lock()));
-        let flag = Argument::Value(libc::LOCK_EX as u64);
-        HostOp::Call(Box::new(Call::new(libc::SYS_flock, vec![fd, flag]).unwrap()))
-    };
-    // The only worker waits for the lock; the second waits for the worker.
-    let first = bench.start(flock());
+    let held = Descriptor::new(lock_file(&path));
+    assert_eq!(bench.run(flock_of(&held, libc::LOCK_EX)).result, Ok(0));
+    for _ in 0..6 {
+        bench.start(flock(&path, libc::LOCK_SH));
+    }
     std::thread::sleep(SHORT);
-    let second = bench.start(HostRequest::from(flock()).with_timeout(Duration::from_secs(60)));
-    let third = bench.start(HostRequest::from(flock()).with_timeout(SHORT));
-    let done = bench.wait(1).remove(0);
-    assert_eq!(done.result, Err(errno(libc::ETIMEDOUT)));
-    assert!(matches!(done.op, Some(HostOp::Call(_))));
-    assert_eq!(bench.engine.cancel(third), Cancel::Done);
-    assert_eq!(bench.engine.cancel(second), Cancel::Asked);
-    assert!(is_cancelled(&bench.wait(1)[0]));
-    assert_eq!(bench.engine.cancel(first), Cancel::Asked);
-    held.unlock().unwrap();
-    // It was begun, so it goes to its end.
-    assert_eq!(bench.wait(1)[0].result, Ok(0));
+    let [mut from, to] = [b"copied".as_slice(), b""].map(|bytes| bench.file(bytes));
+    std::io::Seek::rewind(&mut from).unwrap();
+    let (from, to) = (Descriptor::new(from), Descriptor::new(to));
+    let (from_offset, to_offset, len, flags) = (Some(0), Some(0), 6, 0);
+    let copy = HostOp::Copy(Box::new(Between { from, from_offset, to, to_offset, len, flags }));
+    assert_eq!(bench.run_other(copy).result, Ok(6));
+    assert_eq!(bench.run_other(flock_of(&held, libc::LOCK_UN)).result, Ok(0));
+    assert!(bench.wait(6).iter().all(|done| done.result == Ok(0)));
+}
+
+fn lock_file(path: &std::path::Path) -> std::fs::File {
+    std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap()
+}
+
+fn flock_of(fd: &Descriptor, how: i32) -> HostOp {
+    let arguments = vec![Argument::Descriptor(fd.clone()), Argument::Value(how as u64)];
+    HostOp::Call(Box::new(Call::new(libc::SYS_flock, arguments).unwrap()))
+}
+
+fn flock(path: &std::path::Path, how: i32) -> HostOp {
+    flock_of(&Descriptor::new(lock_file(path)), how)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{names, stack, with_thread};
-use uaio_core::host::{Descriptor, HostOp, Memory, Position};
+use uaio_core::host::{Argument, Call, Descriptor, HostOp, Memory, Position};
 use uaio_core::{
     Cancel, Context, ContextOptions, Event, Host, HostOptions, Iocb, OpenOptions, Reactor,
     VolumeOptions,
@@ -222,4 +222,85 @@ fn closing_the_reactor_cancels_what_waits_at_the_host() {
     assert_eq!(events(&context, 1)[0].result.unwrap_err().kind, IoErrorKind::Cancelled);
     let refused = context.submit(read(&host, &reader, 8)).unwrap_err();
     assert_eq!(refused.reason.errno(), 19, "ENODEV");
+}
+
+fn flock(host: &Host, path: &std::path::Path) -> Iocb {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    let fd = Argument::Descriptor(Descriptor::new(file));
+    let how = Argument::Value(libc::LOCK_EX as u64);
+    let call = Call::new(libc::SYS_flock, vec![fd, how]).unwrap();
+    Iocb::host(host, HostOp::Call(Box::new(call)))
+}
+
+/// A call that waits for ever at a worker is interrupted with its context, and with its reactor.
+#[test]
+fn a_context_and_a_reactor_go_while_a_call_waits_for_ever() {
+    let path = std::env::temp_dir().join(format!("uaio-flock-{}", std::process::id()));
+    let held = std::fs::File::create(&path).unwrap();
+    held.lock().unwrap();
+    let stack = stack(16, VolumeOptions::default());
+    let host = stack.reactor.attach_host(HostOptions::default()).unwrap();
+    let context = stack.reactor.context(ContextOptions::events(8)).unwrap();
+    for _ in 0..6 {
+        context.submit(flock(&host, &path)).unwrap();
+    }
+    drop(context);
+    let context = stack.reactor.context(ContextOptions::events(8)).unwrap();
+    for data in 0..6 {
+        context.submit(flock(&host, &path).with_user_data(data)).unwrap();
+    }
+    // Cancelled by its deadline, too.
+    stack.reactor.close().unwrap();
+    let seen = events(&context, 6);
+    let errno = |event: &Event| event.result.unwrap_err().errno();
+    assert!(seen.iter().all(|event| errno(event) == ECANCELED), "{seen:?}");
+    std::fs::remove_file(path).unwrap();
+}
+
+/// How often this thread has gone to sleep in the kernel.
+fn sleeps() -> i64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+/// Every write makes the file longer, needs blocks for that, and is to be stable: whoever did that in the
+/// submitter's thread would sleep each time.
+#[test]
+fn writes_that_extend_and_allocate_on_a_file_never_block_the_submitter() {
+    const COUNT: usize = 200;
+    const LEN: usize = 64 << 10;
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let path = directory.join(format!("extended-{}", std::process::id()));
+    let file = std::fs::File::create_new(&path).unwrap();
+    let stack = stack(16, VolumeOptions::default());
+    let host = stack.reactor.attach_host(HostOptions::default()).unwrap();
+    let context = stack.reactor.context(ContextOptions::events(COUNT + 1)).unwrap();
+    let fd = Descriptor::new(file.try_clone().unwrap());
+    let write = |number: usize| {
+        let (fd, at) = (fd.clone(), Position::At((number * LEN) as u64));
+        let memory = Memory::from(vec![number as u8; LEN]);
+        Iocb::host(&host, HostOp::Write { fd, memory, at, flags: libc::RWF_DSYNC })
+    };
+    let iocbs: Vec<_> = (0..COUNT).map(write).collect();
+    with_thread(&stack.reactor, || {
+        let before = sleeps();
+        for (number, iocb) in iocbs.into_iter().enumerate() {
+            context.submit(iocb.with_user_data(number as u64)).unwrap();
+        }
+        let slept = sleeps() - before;
+        let seen = events(&context, COUNT);
+        assert!(seen.iter().all(|event| event.result == Ok(LEN)));
+        // A lock of the kernel's may be taken now and then, but no write is waited for.
+        assert!(slept < COUNT as i64 / 10, "{slept} of {COUNT} submissions slept");
+        let allocate = HostOp::Fallocate { fd: fd.clone(), mode: 0, offset: 0, len: 64 << 20 };
+        context.submit(Iocb::host(&host, allocate)).unwrap();
+        assert_eq!(events(&context, 1)[0].result, Ok(0));
+    });
+    let contents = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(contents.len(), 64 << 20);
+    for (number, record) in contents.chunks(LEN).take(COUNT).enumerate() {
+        assert!(record.iter().all(|byte| *byte == number as u8), "record {number}");
+    }
 }

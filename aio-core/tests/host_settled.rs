@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use host::{Bench, errno};
 use uaio_core::host::{
     Argument, Call, Descriptor, Directory, Disabled, Engine, EngineError, EngineOptions, HostOp,
-    HostRequest, Message, Open, Position,
+    HostRequest, Message, Open, Position, Vectored,
 };
 
 fn in_turn() -> MutexGuard<'static, ()> {
@@ -182,6 +182,14 @@ fn sigpipe_is_sent_to_the_submitter_and_to_nobody_else() {
         assert_eq!((stray, signals.take()), (None, Some((SI_TKILL, us))), "{what}");
         assert_eq!(signals.take(), None);
     }
+    // A call that a worker makes.
+    let file = Descriptor::new(bench.file(b"x"));
+    let (to, len) = (Argument::Descriptor(pipe.clone()), Argument::Value(1));
+    let arguments = vec![to, Argument::Descriptor(file), Argument::Null, len];
+    let sendfile = Call::new(libc::SYS_sendfile, arguments).unwrap();
+    let request = settled(HostOp::Call(Box::new(sendfile)).into());
+    assert_eq!(bench.run(request).result, Err(errno(libc::EPIPE)));
+    assert_eq!((signals.take(), signals.take()), (Some((SI_TKILL, us)), None));
     for op in [send(libc::MSG_NOSIGNAL), send_msg(libc::MSG_NOSIGNAL)] {
         assert_eq!(bench.run(settled(op.into())).result, Err(errno(libc::EPIPE)));
         assert_eq!(signals.take(), None);
@@ -231,7 +239,13 @@ fn the_file_size_limit_is_that_of_the_submission_and_sigxfsz_the_submitters() {
     assert_eq!((signals.take().is_some(), signals.take(), len()), (true, None, LIMIT));
     // Where the kernel alone knows, it decides, and its signal is the submitter's all the same.
     set_file_size_max(LIMIT);
-    for request in [appended, grown, allocated] {
+    let byte = [1u8; 8];
+    let list = libc::iovec { iov_base: byte.as_ptr().cast_mut().cast(), iov_len: byte.len() };
+    // SAFETY: the list and its byte outlive the operation, which ends below.
+    let memory = unsafe { Vectored::raw(&raw const list, 1) };
+    let at = Position::At(LIMIT);
+    let listed = settled(HostOp::WriteV { fd: fd.clone(), memory, at, flags: 0 }.into());
+    for request in [appended, grown, allocated, listed] {
         let what = format!("{request:?}");
         let stray = std::thread::scope(|scope| {
             let worker = scope.spawn(|| {

@@ -195,32 +195,42 @@ fn control_data_carries_a_descriptor() {
     let mut bench = Bench::new(8);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
-    // SAFETY: arithmetic.
-    let space = unsafe { libc::CMSG_SPACE(4) } as usize;
-    // SAFETY: arithmetic.
-    let len = unsafe { libc::CMSG_LEN(4) };
-    let mut control = Vec::with_capacity(space);
-    control.extend((len as usize).to_ne_bytes());
-    control.extend(libc::SOL_SOCKET.to_ne_bytes());
-    control.extend(libc::SCM_RIGHTS.to_ne_bytes());
-    control.extend(writer.as_raw_fd().to_ne_bytes());
-    control.resize(space, 0);
-    let sent = Box::new(Message::new(vec![b"x".to_vec()]).with_control(control));
-    let fd = Descriptor::new(ours);
-    assert_eq!(bench.run(HostOp::SendMsg { fd, message: sent, flags: 0 }).result, Ok(1));
-    drop(writer);
-    let room = Box::new(Message::new(vec![vec![0]]).with_control(vec![0; space]));
+    // Sent with the only name that the other side will not have.
+    let sent = Message::new(vec![b"x".to_vec()]).with_descriptors(vec![Descriptor::new(writer)]);
+    let (fd, message_of) = (Descriptor::new(ours), Box::new(sent));
+    assert_eq!(bench.run(HostOp::SendMsg { fd, message: message_of, flags: 0 }).result, Ok(1));
+    let room = Box::new(Message::new(vec![vec![0]]).with_control_room(64));
     let fd = Descriptor::new(theirs);
-    let (_, got) = message(bench.run(HostOp::RecvMsg { fd, message: room, flags: 0 }));
-    assert_eq!((got.control_len, got.flags & libc::MSG_CTRUNC), (space, 0));
-    let number = i32::from_ne_bytes(got.control[16..20].try_into().unwrap());
-    // SAFETY: the kernel has just made it for us.
-    let mut writer = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(number) });
+    let (_, mut got) = message(bench.run(HostOp::RecvMsg { fd, message: room, flags: 0 }));
+    assert_eq!((got.descriptors.len(), got.flags & libc::MSG_CTRUNC), (1, 0));
+    let number = i32::from_ne_bytes(got.control()[16..20].try_into().unwrap());
+    assert_eq!(got.descriptors[0].as_raw_fd(), number);
+    let flags = rustix::io::fcntl_getfd(&got.descriptors[0]).unwrap();
+    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "no child has it");
+    let mut writer = std::fs::File::from(got.descriptors.remove(0));
     writer.write_all(b"through").unwrap();
     drop(writer);
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "through");
+}
+
+/// What nobody takes out of a message is closed with it.
+#[test]
+fn a_descriptor_that_came_with_a_message_is_closed_with_it() {
+    let mut bench = Bench::new(8);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let sent = Message::new(vec![b"x".to_vec()]).with_descriptors(vec![Descriptor::new(writer)]);
+    let (fd, sent) = (Descriptor::new(ours), Box::new(sent));
+    assert_eq!(bench.run(HostOp::SendMsg { fd, message: sent, flags: 0 }).result, Ok(1));
+    let message = Box::new(Message::new(vec![vec![0]]).with_control_room(64));
+    let fd = Descriptor::new(theirs);
+    drop(bench.run(HostOp::RecvMsg { fd, message, flags: 0 }));
+    // The end of the pipe: nobody holds the other side.
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "");
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use common::{names, stack, with_thread};
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use uaio_core::{
-    Callbacks, Cancel, Context, ContextOptions, Event, Iocb, NoticeFd, Notify, OpenOptions,
-    Refusal, Signal, VolumeOptions, suspend,
+    Callbacks, Cancel, Context, ContextOptions, Event, HostOptions, Iocb, NoticeFd, Notify,
+    OpenOptions, Refusal, Signal, Ticket, VolumeOptions, suspend,
 };
 
 const PAGE: usize = 4096;
@@ -325,5 +325,72 @@ fn a_signal_to_a_thread_that_is_gone_is_a_lost_notice_and_the_event_is_there() {
     let _ = events(&context, 1);
     while context.notices_lost() == 0 {
         stack.reactor.turn();
+    }
+}
+
+/// Any words are a ticket, if one of nothing: what is not in progress is over.
+#[test]
+fn words_of_no_submission_name_one_that_is_over() {
+    let stack = stack(16, VolumeOptions::default());
+    let handle = stack.volume.open(OpenOptions::default());
+    let context = stack.reactor.context(ContextOptions::events(2)).unwrap();
+    stack.gate.stick(true);
+    let live = context.submit(Iocb::pread(&handle, 0, vec![0; 10])).unwrap();
+    let (number, word) = live.to_words();
+    for other in [0, 1, word + (1 << 32), word - (1 << 32), u64::MAX, u64::MAX - 1] {
+        let ticket = Ticket::from_words(number, other);
+        assert!(context.is_over(ticket), "{other:#x}");
+        assert_eq!(context.cancel(ticket), Cancel::Over, "{other:#x}");
+        assert!(suspend(&[(&context, ticket)], 1, Some(Duration::from_secs(5))));
+    }
+    assert!(!context.is_over(Ticket::from_words(number, word)));
+    stack.gate.stick(false);
+    assert_eq!(events(&context, 1)[0].result, Ok(10));
+}
+
+/// The counter of an eventfd that blocks is full: the notice is lost, and whoever completes goes on.
+#[test]
+fn a_full_eventfd_costs_its_notice_and_holds_up_nobody() {
+    let stack = stack(16, VolumeOptions::default());
+    let handle = stack.volume.open(OpenOptions::default());
+    let context = stack.reactor.context(ContextOptions::events(2)).unwrap();
+    let full = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let notice = NoticeFd::from_fd(std::sync::Arc::new(full));
+    let read = Iocb::pread(&handle, 0, vec![0; 10]);
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            context.submit(read.with_notify(Notify::Descriptor(notice.clone()))).unwrap();
+            done.send(events(&context, 1).len()).unwrap();
+        });
+        let got = is_done.recv_timeout(Duration::from_secs(10));
+        // So that the thread ends in any case.
+        assert_eq!(notice.take(), u64::MAX - 1);
+        assert_eq!(got, Ok(1));
+    });
+    assert_eq!(context.notices_lost(), 1);
+    assert_eq!(notice.take(), 0, "and does not wait");
+}
+
+#[test]
+fn sizes_that_are_not_possible_are_refused() {
+    let stack = stack(16, VolumeOptions::default());
+    for events in [0, usize::MAX, uaio_core::EVENTS_MAX + 1] {
+        assert!(stack.reactor.context(ContextOptions::events(events)).is_err(), "{events}");
+    }
+    let huge = [
+        VolumeOptions { operations: usize::MAX, ..VolumeOptions::default() },
+        VolumeOptions { inbox: usize::MAX, ..VolumeOptions::default() },
+    ];
+    for options in huge {
+        assert!(stack.reactor.attach(stack.volume.cache().clone(), options).is_err());
+    }
+    let huge = [
+        HostOptions { operations: usize::MAX, ..HostOptions::default() },
+        HostOptions { inbox: usize::MAX, ..HostOptions::default() },
+    ];
+    for options in huge {
+        assert!(stack.reactor.attach_host(options).is_err());
     }
 }

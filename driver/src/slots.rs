@@ -56,6 +56,20 @@ impl<T> Slots<T> {
         }
     }
 
+    /// Makes room for `capacity` tenants, if there is less. Tokens stay what they are; tenants may move,
+    /// and it allocates, so it is not for the data path.
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](Slots::new).
+    pub fn grow(&mut self, capacity: usize) {
+        let count = u32::try_from(capacity).expect("a table of slots is indexed by 32 bits");
+        let old = self.slots.len() as u32;
+        self.slots.extend((old..count).map(|_| Slot { generation: 0, tenant: None }));
+        // Behind those that were used before.
+        self.free.splice(0..0, (old..count).rev());
+    }
+
     /// Puts `tenant` into a free slot, or hands it back when there is none.
     pub fn insert(&mut self, tenant: T) -> Result<Token, T> {
         let Some(slot) = self.free.pop() else { return Err(tenant) };
@@ -140,6 +154,19 @@ impl<T> Slots<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_grows_keeps_its_tenants_and_their_tokens() {
+        let mut slots = Slots::new(1);
+        let first = slots.insert(1).unwrap();
+        slots.grow(3);
+        slots.grow(2);
+        assert_eq!((slots.capacity(), slots.free(), slots.get(first)), (3, 2, Some(&1)));
+        assert_eq!(slots.insert(2).map(|token| token.slot), Ok(1));
+        assert_eq!(slots.insert(3).map(|token| token.slot), Ok(2));
+        assert_eq!(slots.insert(4), Err(4));
+        assert_eq!(slots.remove(first), Some(1));
+    }
 
     #[test]
     fn a_stale_token_never_reaches_the_next_tenant() {

@@ -6,10 +6,13 @@
 //! when all is dropped, all memory is back. And as long as the controller did not lie about having done
 //! something, a read gives what was last acknowledged, or may have been.
 //!
+//! Beside it two threads on one controller that a third fails under them.
+//!
 //! `UAIO_SEED=n` replays a seed, `UAIO_SEEDS=n` runs more, `UAIO_FUZZ_S=n` runs for so many seconds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use uaio_driver::nvme::model::{Aborts, Lie, Model, ModelClock, ModelNamespace, ModelOptions};
@@ -17,7 +20,7 @@ use uaio_driver::nvme::spec::Status;
 use uaio_driver::nvme::{ControllerOptions, NvmeController, NvmeNamespace};
 use uaio_driver::{
     Armed, BlockDevice, Cancel, Clock, Completion, DmaPool, IoErrorKind, IoQueue, Lba, Op,
-    PoolOptions, QueueOptions, Request, SgList, Token,
+    PoolOptions, QueueOptions, Refusal, Request, SgList, Token,
 };
 
 const FRAMES: usize = 700;
@@ -91,7 +94,13 @@ fn model_options(random: &mut fastrand::Rng) -> ModelOptions {
         volatile_cache: random.bool(),
         shuffle: random.bool().then(|| random.u64(..)),
         aborts: random
-            .choice([Aborts::Work, Aborts::Refused, Aborts::Pretended, Aborts::Ignored])
+            .choice([
+                Aborts::Work,
+                Aborts::Refused,
+                Aborts::Pretended,
+                Aborts::Ignored,
+                Aborts::Late,
+            ])
             .expect("some"),
         acl: random.u8(..5),
         aerl: random.u8(..8),
@@ -193,6 +202,7 @@ impl<'a> World<'a> {
                     controller.turn();
                     controller.take_events();
                 }
+                _ if self.random.bool() => self.model.do_late_aborts(),
                 _ => self.model.hold(self.random.bool()),
             }
             self.check_counts();
@@ -427,6 +437,7 @@ impl<'a> World<'a> {
                 self.seats[index].queue.poll(64, &mut out);
                 out.into_iter().for_each(|done| self.answered(index, done));
             }
+            self.model.do_late_aborts();
             self.clock.advance(Duration::from_millis(1));
             assert!(self.clock.now() - before < PATIENCE, "a request waits for ever");
         }
@@ -437,5 +448,133 @@ impl<'a> World<'a> {
         for seat in &self.seats {
             assert_eq!(seat.queue.in_flight(), seat.asked.len());
         }
+    }
+}
+
+/// Two threads with a queue each, and a third that fails the controller under them: what one finds
+/// changes the fate while the other sends, resends or waits. Real threads, so a seed says what is asked
+/// and not what comes between; what must hold holds for every order.
+#[test]
+fn what_two_threads_ask_while_the_controller_fails_is_answered_once_each() {
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let one = number("UAIO_SEED");
+    let seeds = if one.is_some() { 1 } else { number("UAIO_SEEDS").unwrap_or(40) };
+    let first = one.unwrap_or_else(|| fastrand::u64(..1 << 48));
+    for seed in first..first + seeds {
+        let failed = std::panic::catch_unwind(|| run_threads(seed)).is_err();
+        assert!(!failed, "failed with UAIO_SEED={seed}");
+    }
+}
+
+fn run_threads(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let pool = DmaPool::new(PoolOptions::frames(FRAMES)).unwrap();
+    let aborts = random.choice([Aborts::Work, Aborts::Refused, Aborts::Pretended]).expect("some");
+    let options = ModelOptions {
+        namespaces: vec![ModelNamespace::new(BLOCKS * 512, 512)],
+        aborts,
+        never_comes_back: random.u8(..10) == 0,
+        ..ModelOptions::default()
+    };
+    let model = Model::new(options, pool.clone());
+    let clock = ModelClock::new();
+    let how = ControllerOptions { resets_max: 40, ..ControllerOptions::default() };
+    let controller =
+        NvmeController::start(model.clone(), pool.clone(), how, clock.clone()).unwrap();
+    let namespace = controller.namespace(1).unwrap();
+    let stop = AtomicBool::new(false);
+    let (stop, model_of, clock_of) = (&stop, &model, &clock);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..2u64)
+            .map(|lane| {
+                let (random, namespace, pool) = (random.fork(), &namespace, &pool);
+                scope.spawn(move || work(lane, random, namespace, pool))
+            })
+            .collect();
+        let mut random = random.fork();
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                match random.u8(..8) {
+                    0 => model_of.fail_fatally(),
+                    1 => model_of.lie([Lie::Stuck; 2]),
+                    2 => model_of.lie([Lie::Status(Status::ABORT_REQUESTED)]),
+                    3 => model_of.hold(true),
+                    _ => model_of.hold(false),
+                }
+                // All of it passes while the workers go on: time is theirs, too.
+                clock_of.advance(Duration::from_millis(random.u64(..700)));
+                std::thread::yield_now();
+            }
+            model_of.hold(false);
+        });
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop((namespace, controller));
+    drop(model);
+    assert_eq!(pool.free_frames(), FRAMES, "frames were lost");
+}
+
+/// Requests of every kind on the blocks of one half; each is answered once and with its frames.
+fn work(lane: u64, mut random: fastrand::Rng, namespace: &NvmeNamespace, pool: &DmaPool) {
+    const DEPTH: u64 = 12;
+    let mut queue = namespace.open_queue(QueueOptions::polled(DEPTH as u16)).unwrap();
+    let mut asked: BTreeMap<u64, usize> = BTreeMap::new();
+    let (mut next, mut out, mut failed) = (0, Vec::new(), false);
+    for _ in 0..600 {
+        for _ in 0..random.u64(..DEPTH) {
+            let lba = Lba(lane * BLOCKS / 2 + random.u64(..BLOCKS / 2 - 16));
+            let blocks = random.u32(1..=16);
+            let count = SgList::frames_for(0, blocks as usize * 512);
+            let op = match random.u8(..8) {
+                0..3 => Op::Read,
+                3..5 => Op::Write { fua: random.bool() },
+                5 => Op::Flush,
+                6 => Op::Discard,
+                _ => Op::WriteZeroes { may_unmap: true },
+            };
+            let count = if op.has_data() { count } else { 0 };
+            let frames: Vec<_> = (0..count).filter_map(|_| pool.take()).collect();
+            if frames.len() < count {
+                break;
+            }
+            let (lba, blocks) = if op == Op::Flush { (Lba(0), 0) } else { (lba, blocks) };
+            let data = if count > 0 { SgList::new(frames) } else { SgList::empty() };
+            let request = Request { token: Token::from_u64(next), op, lba, blocks, data };
+            match queue.submit(request) {
+                Ok(()) => drop(asked.insert(next, count)),
+                Err(refused) => {
+                    failed |= refused.reason == Refusal::Failed;
+                    assert_eq!(refused.request.data.frames.len(), count);
+                    break;
+                }
+            }
+            next += 1;
+            assert!(queue.in_flight() <= queue.depth());
+        }
+        queue.commit();
+        for _ in 0..random.u32(1..600) {
+            queue.poll(random.usize(1..20), &mut out);
+        }
+        answered(&mut asked, &mut out);
+        if failed {
+            break;
+        }
+    }
+    let start = Instant::now();
+    while queue.in_flight() > 0 {
+        queue.poll(64, &mut out);
+        answered(&mut asked, &mut out);
+        assert!(start.elapsed() < Duration::from_secs(60), "{asked:?} wait for ever");
+    }
+    assert!(asked.is_empty(), "never answered: {asked:?}");
+}
+
+fn answered(asked: &mut BTreeMap<u64, usize>, out: &mut Vec<Completion>) {
+    for done in out.drain(..) {
+        let frames = asked.remove(&done.token.to_u64()).expect("answered twice, or never asked");
+        assert_eq!(done.data.frames.len(), frames);
     }
 }

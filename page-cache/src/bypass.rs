@@ -8,14 +8,14 @@
 
 use uaio_driver::{FRAME_SIZE, IoError, IoErrorKind, IoResult, Op, SgList, Token};
 
-use crate::barrier::BarrierId;
+use crate::barrier::RangeId;
 use crate::buffer::Buffer;
 use crate::cache::Cache;
 use crate::commit::Way;
 use crate::lane::{Core, Io, IoKind};
-use crate::page::{Blocks, Page};
+use crate::page::Blocks;
 use crate::retry::Step;
-use crate::wait::Wakeup;
+use crate::wait::{Wakeup, Wants};
 
 #[derive(Debug)]
 enum Phase {
@@ -40,7 +40,7 @@ pub(crate) struct Bypass {
     /// Of a write that is to be stable when it is over: how it becomes so.
     way: Option<Way>,
     phase: Phase,
-    barrier: Option<BarrierId>,
+    barrier: Option<RangeId>,
     outstanding: usize,
     /// The device was asked to change something.
     sent: bool,
@@ -93,18 +93,33 @@ impl Bypass {
     }
 
     pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
-        if let Wakeup::Ended(Err(error)) = wakeup {
-            self.error = Some(error);
-        }
-        core.give_back(self.waits_for, wakeup);
         let cache = core.cache.clone();
         let per_page = cache.blocks_per_page();
         let pages = self.lba / per_page..self.end_lba.div_ceil(per_page);
+        match wakeup {
+            Wakeup::Ended(Err(error)) => self.error = Some(error),
+            Wakeup::Entered(range) => {
+                self.barrier = Some(range);
+                if matches!(self.phase, Phase::Enter) {
+                    self.phase = Phase::Quiet(pages.start);
+                }
+            }
+            Wakeup::Turn => {
+                // Nobody is busy with the page, nor has filled it to write to it now; and who comes
+                // meets the range.
+                core.give_back(self.waits_for, Wakeup::Turn);
+                if matches!(self.phase, Phase::Quiet(page) if page == self.waits_for) {
+                    self.phase = Phase::Quiet(self.waits_for + 1);
+                }
+            }
+            other => core.give_back(self.waits_for, other),
+        }
         loop {
             match self.phase {
                 Phase::Enter => {
                     let first = pages.start;
-                    let enter = cache.barriers.enter(pages.clone(), || core.waiter(me, false));
+                    let enter =
+                        cache.barriers.enter(pages.clone(), || core.waiter(me, Wants::Anything));
                     let Some(id) = enter else { return Step::Waiting };
                     self.barrier = Some(id);
                     self.phase = Phase::Quiet(first);
@@ -159,14 +174,15 @@ impl Bypass {
     fn is_quiet(&mut self, me: Token, core: &mut Core, page: u64) -> bool {
         let mut shard = core.cache.shard(page);
         let Some(slot) = shard.find(page) else { return true };
-        match shard.page(slot) {
-            Page::Absent | Page::Clean(_) | Page::Dirty(_) => true,
-            Page::Reading { .. } | Page::Writing(_) | Page::Writeback { .. } => {
-                self.waits_for = page;
-                shard.wait_page(slot, core.waiter(me, false));
-                false
-            }
-        }
+        let wants = match (shard.page(slot).is_quiet(), shard.is_reserved(slot)) {
+            (true, false) => return true,
+            // Somebody may have filled it and is about to write to it.
+            (true, true) => Wants::Turn,
+            (false, _) => Wants::Quiet,
+        };
+        self.waits_for = page;
+        shard.wait_page(slot, core.waiter(me, wants));
+        false
     }
 
     /// Sends one command; where the next begins, or `None` when it has to wait.

@@ -185,10 +185,11 @@ impl Enlisted {
 impl Drop for Enlisted {
     /// Whatever entry is still on a queue is taken off.
     fn drop(&mut self) {
+        let mut wakes = Wakes::default();
         for slot in 0..self.entries.operations() {
-            // A wake-up that is on its way finds nobody and needs nobody: only the flusher leaves
-            // an entry behind, and it is handed nothing.
-            self.cache.cancel_wait(&self.entries, slot);
+            // A wake-up that is on its way finds nobody and needs nobody: only a lane that was drained, or
+            // the flusher, which has taken its own, comes here.
+            self.cache.cancel_wait(&self.entries, slot, &mut wakes);
         }
         let lane = self.entries.lane();
         self.cache.shards().for_each(|shard| shard.lock().waiters().leave(lane));
@@ -598,7 +599,7 @@ impl Cache {
 
     /// Takes the entry of an operation off whatever queue it is on. `false` when it is on none: it
     /// waits for nothing, or has been taken out by a waker, and its wake-up will arrive.
-    pub(crate) fn cancel_wait(&self, entries: &Arc<Entries>, slot: u32) -> bool {
+    pub(crate) fn cancel_wait(&self, entries: &Arc<Entries>, slot: u32, wakes: &mut Wakes) -> bool {
         match entries.place(slot) {
             None => false,
             Some(Place::Shard(number)) => {
@@ -607,7 +608,7 @@ impl Cache {
             Some(Place::Room(number)) => {
                 self.shards[number as usize].room.cancel_wait(entries, slot)
             }
-            Some(Place::Barriers) => self.barriers.cancel_wait(entries, slot),
+            Some(Place::Barriers) => self.barriers.cancel_wait(entries, slot, wakes),
             Some(Place::Orders) => {
                 let mut orders = self.orders.lock();
                 let is_it = |ticket: &Ticket| ticket.waiter.is(entries, slot);

@@ -353,3 +353,146 @@ fn a_pinned_page_is_neither_evicted_nor_written_under_its_reader() {
         settle(&cache, &mut [user], None);
     });
 }
+
+/// Two stable writers of one page, each on a lane and thread of its own: whoever comes second waits for its
+/// turn, or does not need to.
+#[test]
+fn a_turn_is_handed_to_a_writer_that_queues_as_the_page_becomes_quiet() {
+    explore(|| {
+        let cache = cache(50);
+        let (mut first, mut second) = (User::new(&cache), User::new(&cache));
+        first.start(1, STABLE, 3, 1);
+        let other = thread::spawn(move || {
+            (0..3).for_each(|_| first.turn());
+            first
+        });
+        second.start(2, STABLE, 3, 2);
+        second.start(3, STABLE, 3, 3);
+        let first = other.join().unwrap();
+        let mut users = [first, second];
+        settle(&cache, &mut users, None);
+        assert_eq!(users[0].result(1), Ok(()));
+        assert_eq!((users[1].result(2), users[1].result(3)), (Ok(()), Ok(())));
+        let page = users[0].run(9, OpKind::Read { direct: true }, 3, 0);
+        assert!([1, 3].contains(&page), "{page} was last, and not first come");
+    });
+}
+
+#[test]
+fn a_turn_handed_to_a_writer_that_is_cancelled_goes_to_the_next() {
+    explore(|| {
+        let cache = cache(50);
+        let (mut first, mut second, mut third) =
+            (User::new(&cache), User::new(&cache), User::new(&cache));
+        first.start(1, STABLE, 3, 1);
+        second.start(2, STABLE, 3, 2);
+        third.start(3, STABLE, 3, 3);
+        // The page becomes quiet, and the turn is the second's, as that is cancelled.
+        let other = thread::spawn(move || {
+            (0..2).for_each(|_| first.turn());
+            first
+        });
+        assert_eq!(second.cancel(2), Cancelled::Finished);
+        let first = other.join().unwrap();
+        let mut users = [first, second, third];
+        settle(&cache, &mut users, None);
+        assert_eq!((users[0].result(1), users[2].result(3)), (Ok(()), Ok(())));
+        assert_eq!(users[0].run(9, OpKind::Read { direct: true }, 3, 0), 3);
+    });
+}
+
+#[test]
+fn a_lane_that_goes_passes_on_the_turn_it_is_handed_just_then() {
+    explore(|| {
+        let cache = cache(50);
+        let (mut first, mut second, mut third) =
+            (User::new(&cache), User::new(&cache), User::new(&cache));
+        first.start(1, STABLE, 3, 1);
+        second.start(2, STABLE, 3, 2);
+        third.start(3, STABLE, 3, 3);
+        _ = second.cancel(2);
+        let other = thread::spawn(move || {
+            (0..2).for_each(|_| first.turn());
+            first
+        });
+        drop(second);
+        third.start(4, READ, 3, 0);
+        let first = other.join().unwrap();
+        let mut users = [first, third];
+        settle(&cache, &mut users, None);
+        assert_eq!((users[1].result(3), users[1].result(4)), (Ok(()), Ok(())));
+    });
+}
+
+#[test]
+fn a_flusher_that_goes_passes_on_the_turn_it_is_handed_just_then() {
+    explore(|| {
+        let cache = cache(50);
+        let mut flusher = flusher(&cache);
+        let (mut first, mut second) = (User::new(&cache), User::new(&cache));
+        // A page dirtied again under a stable write: a flush needs its turn.
+        first.start(1, STABLE, 3, 1);
+        second.start(2, WRITE, 3, 2);
+        second.start(3, OpKind::Flush, 0, 0);
+        flusher.turn(Duration::ZERO);
+        second.start(4, STABLE, 3, 4);
+        let other = thread::spawn(move || drop(flusher));
+        (0..2).for_each(|_| first.turn());
+        other.join().unwrap();
+        let mut users = [first, second];
+        settle(&cache, &mut users, None);
+        assert_eq!((users[0].result(1), users[1].result(4)), (Ok(()), Ok(())));
+        assert!(users[1].result(3).is_err(), "nobody flushed");
+    });
+}
+
+#[test]
+fn readers_look_at_a_page_whose_turn_another_has() {
+    explore(|| {
+        let cache = cache(50);
+        let (mut first, mut second) = (User::new(&cache), User::new(&cache));
+        first.start(1, READ, 3, 9);
+        // Both wait for the same read; who writes takes turns, who reads does not.
+        second.start(2, STABLE, 3, 2);
+        let other = thread::spawn(move || {
+            (0..2).for_each(|_| first.turn());
+            first
+        });
+        second.start(3, READ, 3, 9);
+        second.start(4, STABLE, 3, 4);
+        let first = other.join().unwrap();
+        let mut users = [first, second];
+        settle(&cache, &mut users, None);
+        for id in 2..5 {
+            assert_eq!(users[1].result(id), Ok(()));
+        }
+        let read = users[1].finished.iter().find(|(id, ..)| *id == 3).unwrap().2;
+        assert!([0, 2, 4].contains(&read), "a read gave {read}");
+        assert_eq!(users[0].run(9, READ, 3, 0), 4, "not in their order");
+    });
+}
+
+#[test]
+fn ranges_are_entered_in_order_and_a_cancelled_one_holds_nobody_up() {
+    explore(|| {
+        let zeroes = OpKind::WriteZeroes { may_unmap: false };
+        let cache = cache(50);
+        let (mut first, mut second) = (User::new(&cache), User::new(&cache));
+        first.run(0, WRITE, 3, 7);
+        first.start(1, zeroes, 3, 0);
+        second.start(2, zeroes, 3, 0);
+        second.start(3, zeroes, 3, 0);
+        second.start(4, READ, 3, 9);
+        let other = thread::spawn(move || {
+            (0..2).for_each(|_| first.turn());
+            first
+        });
+        _ = second.cancel(2);
+        let first = other.join().unwrap();
+        let mut users = [first, second];
+        settle(&cache, &mut users, None);
+        assert_eq!((users[0].result(1), users[1].result(3)), (Ok(()), Ok(())));
+        assert_eq!(users[1].result(4), Ok(()));
+        assert_eq!(users[0].run(9, READ, 3, 9), 0);
+    });
+}

@@ -26,7 +26,7 @@ use crate::readahead::{NOBODY, Plan, Readahead};
 use crate::retry::{RunQueue, Step};
 use crate::stability::FlushId;
 use crate::sync::Ordering;
-use crate::wait::{Waiter, Wakes, Wakeup};
+use crate::wait::{Waiter, Wakes, Wakeup, Wants};
 use crate::write::Write;
 
 /// What an operation on the cache does.
@@ -277,8 +277,8 @@ impl Core {
     }
 
     /// An entry for a wait queue, for this lane's operation.
-    pub(crate) fn waiter(&self, operation: Token, reads: bool) -> Waiter {
-        Waiter::new(self.enlisted.entries(), operation, reads)
+    pub(crate) fn waiter(&self, operation: Token, wants: Wants) -> Waiter {
+        Waiter::new(self.enlisted.entries(), operation, wants)
     }
 
     /// Whether a new command could be sent beside one that is being gathered.
@@ -576,12 +576,12 @@ impl Core {
 
     /// Takes an operation off whatever queue it is on, so that it will not be woken; `false` when it
     /// is on none. See [`crate::wait`], "Removal".
-    fn leave_queue(&mut self, operation: Token) -> bool {
+    pub(crate) fn leave_queue(&mut self, operation: Token) -> bool {
         if let Some(at) = self.slot_waiters.iter().position(|waiter| *waiter == operation) {
             self.slot_waiters.remove(at);
             return true;
         }
-        self.cache.cancel_wait(self.enlisted.entries(), operation.slot)
+        self.cache.cancel_wait(self.enlisted.entries(), operation.slot, &mut self.wakes)
     }
 
     /// Whether the device is changing data in the name of an operation, or is at its own frames.
@@ -618,6 +618,9 @@ impl Core {
                 shard.hand_over(&mut self.wakes);
             }
             Wakeup::Room => self.cache.room(page).release(1, &mut self.wakes),
+            Wakeup::Turn => self.cache.shard(page).return_turn(page, &mut self.wakes),
+            Wakeup::Entered(range) => self.cache.barriers.leave(range, &mut self.wakes),
+            Wakeup::Pass(pass) => self.cache.barriers.give_back(pass, &mut self.wakes),
         }
     }
 
@@ -692,7 +695,7 @@ impl Flush {
             _ if self.stopped => Step::Done(Err(CANCELLED)),
             (false, _) => {
                 self.ordered = true;
-                core.cache.order_flush(self.pages.clone(), core.waiter(me, false));
+                core.cache.order_flush(self.pages.clone(), core.waiter(me, Wants::Anything));
                 Step::Waiting
             }
             (true, Wakeup::Ended(result)) => {

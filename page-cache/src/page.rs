@@ -310,6 +310,11 @@ impl Page {
         }
     }
 
+    /// Whether nobody is busy with it: an operation on it may begin.
+    pub(crate) fn is_quiet(&self) -> bool {
+        matches!(self, Self::Absent | Self::Clean(_) | Self::Dirty(_))
+    }
+
     /// What readahead noted, when a reader may copy from the page now.
     pub(crate) fn notes_mut(&mut self) -> Option<&mut Notes> {
         match self {

@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::lane::{Core, Io, IoKind, PageSet, Piece, Run};
 use crate::page::{Blocks, Notes, Page};
 use crate::retry::Step;
-use crate::wait::Wakeup;
+use crate::wait::{Wakeup, Wants};
 
 /// A read in progress.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub(crate) struct Read {
     waits_for: u64,
     /// A frame that was handed to us, of the shard of this page.
     granted: Option<(u64, DmaBuf)>,
+    /// The page that it is our turn to fill; given back at the end of the step.
+    turn: Option<u64>,
 }
 
 /// What looking at a page came to.
@@ -71,6 +73,7 @@ impl Read {
             error: None,
             waits_for: first_page,
             granted: None,
+            turn: None,
         }
     }
 
@@ -123,6 +126,7 @@ impl Read {
 
     pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
         let page = self.waits_for;
+        let mut pass = None;
         match wakeup {
             Wakeup::Filled(frame, valid) => {
                 let todo = self.todo.contains((page - self.first_page) as usize);
@@ -133,11 +137,17 @@ impl Read {
             }
             Wakeup::Frame(frame) => self.granted = Some((page, frame)),
             Wakeup::Ended(Err(error)) => self.error = Some(error),
-            other @ (Wakeup::Retry | Wakeup::Room | Wakeup::Ended(Ok(()))) => {
-                core.give_back(page, other);
+            Wakeup::Turn => self.turn = Some(page),
+            Wakeup::Pass(of) => pass = Some(of),
+            other @ (Wakeup::Retry | Wakeup::Room | Wakeup::Entered(_) | Wakeup::Ended(Ok(()))) => {
+                core.give_back(page, other)
             }
         }
-        self.go_on(me, core)
+        let step = self.go_on(me, core);
+        if let Some(pass) = pass {
+            core.give_back(page, Wakeup::Pass(pass));
+        }
+        step
     }
 
     fn go_on(&mut self, me: Token, core: &mut Core) -> Step<IoResult> {
@@ -163,6 +173,9 @@ impl Read {
         // No hold and wait: a frame that was not needed after all goes to the next.
         if let Some((page, frame)) = self.granted.take() {
             core.give_back(page, Wakeup::Frame(frame));
+        }
+        if let Some(page) = self.turn.take() {
+            core.give_back(page, Wakeup::Turn);
         }
         step
     }
@@ -221,11 +234,15 @@ impl Read {
                 }
                 missing = missing.without(content.valid);
             }
-            if !matches!(shard.page(slot), Page::Clean(_) | Page::Dirty(_)) {
+            let others = shard.is_reserved(slot) && self.turn != Some(page);
+            if others || !shard.page(slot).is_quiet() {
                 if may_wait {
                     shard.stats.merged += 1;
                     self.waits_for = page;
-                    shard.wait_page(slot, core.waiter(me, true));
+                    // What can be read now lacks what we want: we are to fill it.
+                    let fills = shard.page(slot).readable().is_some();
+                    let wants = if fills { Wants::Turn } else { Wants::Read };
+                    shard.wait_page(slot, core.waiter(me, wants));
                 }
                 return Visit::Blocked;
             }
@@ -233,7 +250,7 @@ impl Read {
         if cache.barriers.covers(page) {
             if may_wait {
                 self.waits_for = page;
-                if !cache.barriers.wait(page, core.waiter(me, false)) {
+                if !cache.barriers.wait(page, core.waiter(me, Wants::Anything)) {
                     return Visit::Forward;
                 }
             }
@@ -274,7 +291,7 @@ impl Read {
         let Some(frame) = granted.or_else(|| shard.take_frame(slot)) else {
             if may_wait {
                 self.waits_for = page;
-                if let Some(frame) = shard.wait_frame(slot, core.waiter(me, false)) {
+                if let Some(frame) = shard.wait_frame(slot, core.waiter(me, Wants::Anything)) {
                     self.granted = Some((page, frame));
                     return Visit::Forward;
                 }
@@ -295,13 +312,14 @@ impl Read {
             self.merging.remove(place);
         }
         if !past {
-            let slot = slot.unwrap_or_else(|| shard.find_or_add(page));
+            let slot = slot.unwrap_or_else(|| shard.add(page));
             let begin = |page: Page| match page.begin_read() {
                 Ok(reading) => (reading, ()),
                 Err((page, _)) => panic!("a read begins on {page:?}"),
             };
             let ((), released) = shard.transition(slot, &mut core.wakes, begin);
             debug_assert_eq!(released.room, 0, "a read frees no room");
+            self.turn = self.turn.filter(|of| *of != page);
         }
         drop(shard);
         if self.careful {
@@ -401,7 +419,7 @@ impl Read {
 }
 
 /// Installs a frame that the device has filled, or has failed to, or keeps. With `pin` the page is
-/// pinned before anybody can evict it. A page that was nowhere before gets `notes`.
+/// pinned before anybody can evict it, and the caller has the next turn at it. A page that was nowhere before gets `notes`.
 pub(crate) fn end_fill(
     core: &mut Core,
     page: u64,
@@ -418,6 +436,10 @@ pub(crate) fn end_fill(
     let kept_by_device = frame.is_none();
     let waited = shard.page_waiters_len();
     let held = shard.page(slot).content().is_some();
+    if pin {
+        // Whoever fills a page to write to it is next.
+        shard.reserve(slot);
+    }
     let end = |page: Page| page.end_read(frame, blocks, ok, block_size);
     let (left, released) = shard.transition(slot, &mut core.wakes, end);
     match left {

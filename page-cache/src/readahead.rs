@@ -128,6 +128,20 @@ pub(crate) struct Streams {
     current: usize,
 }
 
+/// Which streams a read may belong to, by their places.
+struct Looked {
+    /// It goes on with this sequence; then the others are not looked for.
+    followed: Option<usize>,
+    /// It is one of this stream's strides.
+    strided: Option<usize>,
+    /// It lies nearest to the last read of this one, and may make a stride with it.
+    nearest: Option<usize>,
+    /// Its place if it belongs to nothing: of the stream that was used longest ago, where one that is sure
+    /// of itself counts as used later than it was. Its reader has hits for as long as a window lasts, and
+    /// is not seen meanwhile.
+    oldest: usize,
+}
+
 /// What a read comes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -174,8 +188,8 @@ impl Streams {
     ) -> Option<Window> {
         self.clock += 1;
         let used = self.clock;
-        let follows = |stream: &Stream| stream.used > 0 && stream.follows(read.start);
-        if let Some(index) = self.streams.iter().position(follows) {
+        let Looked { followed, strided, nearest, oldest } = self.look(read.start);
+        if let Some(index) = followed {
             self.current = index;
             let stream = &mut self.streams[index];
             // Next to the last read it is hardly by chance; next to an older one it may be.
@@ -184,18 +198,13 @@ impl Streams {
             let lost = read.start < stream.ahead_to && !is_cached(read.start);
             return stream.advance_sequence(&read, most, lost, sure);
         }
-        let strides = |stream: &Stream| stream.used > 0 && stream.strides_to(read.start).is_some();
-        let strided = self.streams.iter().position(strides);
         let index = match strided {
             Some(index) if self.streams[index].is_established() => index,
-            _ => self.newcomer(used)?,
+            _ => oldest,
         };
         // A read at the distance of two others may begin a sequence of its own all the same: until
         // the stride is sure of itself, what it was seen in stays as it is.
-        let known = match strided {
-            Some(other) => Some(self.streams[other]),
-            None => self.nearest(read.start),
-        };
+        let known = strided.or(nearest).map(|other| self.streams[other]);
         self.current = index;
         let stream = &mut self.streams[index];
         *stream = match (strided, known) {
@@ -219,25 +228,33 @@ impl Streams {
         }
     }
 
-    /// The place for a read that belongs to nothing: of the stream that was used longest ago, where
-    /// one that is sure of itself counts as used later than it was. Its reader has hits for as long as
-    /// a window lasts, and is not seen meanwhile.
-    fn newcomer(&self, now: u64) -> Option<usize> {
-        let age = |index: &usize| {
-            let stream = &self.streams[*index];
-            let credit = if stream.is_established() { CREDIT } else { 0 };
-            (stream.used + credit).min(now + CREDIT)
-        };
-        (0..STREAMS).min_by_key(age)
-    }
-
-    /// The read nearest to a new one, of those it may make a stride with.
-    fn nearest(&self, offset: u64) -> Option<Stream> {
-        let apart = |stream: &&Stream| stream.last.abs_diff(offset);
-        let near = |stream: &&Stream| {
-            stream.used > 0 && !stream.is_established() && (1..=NEAR).contains(&apart(stream))
-        };
-        self.streams.iter().filter(near).min_by_key(apart).copied()
+    /// Looks at every stream, once: most reads at random belong to none, and pay for it.
+    fn look(&self, offset: u64) -> Looked {
+        let mut looked = Looked { followed: None, strided: None, nearest: None, oldest: 0 };
+        let (mut oldest, mut nearest) = (u64::MAX, NEAR + 1);
+        for (index, stream) in self.streams.iter().enumerate() {
+            let is_established = stream.is_established();
+            let credit = if is_established { CREDIT } else { 0 };
+            let used = (stream.used + credit).min(self.clock + CREDIT);
+            if used < oldest {
+                (oldest, looked.oldest) = (used, index);
+            }
+            if stream.used == 0 {
+                continue;
+            }
+            if stream.follows(offset) {
+                looked.followed = Some(index);
+                break;
+            }
+            if looked.strided.is_none() && stream.strides_to(offset).is_some() {
+                looked.strided = Some(index);
+            }
+            let apart = stream.last.abs_diff(offset);
+            if !is_established && apart > 0 && apart < nearest {
+                (nearest, looked.nearest) = (apart, Some(index));
+            }
+        }
+        looked
     }
 
     /// Only the first `pages` pages of the window that was planned last could be asked for.
@@ -280,7 +297,14 @@ impl Stream {
     /// How many strides it is from the last read.
     fn strides_to(&self, offset: u64) -> Option<u32> {
         let apart = offset.wrapping_sub(self.last) as i64;
-        if self.distance == 0 || self.is_sequence() || apart.checked_rem(self.distance)? != 0 {
+        if self.distance == 0 || self.is_sequence() {
+            return None;
+        }
+        if self.asked == 0 {
+            // Nearly always, and without a division.
+            return (apart == self.distance).then_some(1);
+        }
+        if apart.checked_rem(self.distance)? != 0 {
             return None;
         }
         let strides = u32::try_from(apart / self.distance).ok()?;
@@ -407,7 +431,7 @@ impl Core {
                 break;
             };
             shard.stats.readahead += 1;
-            let slot = shard.find_or_add(page);
+            let slot = shard.add(page);
             let begin = |page: Page| match page.begin_read() {
                 Ok(reading) => (reading, ()),
                 Err((page, _)) => panic!("readahead begins on {page:?}"),

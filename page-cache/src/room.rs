@@ -131,9 +131,8 @@ impl DirtyRoom {
         let inner = &mut *inner;
         inner.broken = broken;
         if let Some(error) = broken {
-            while let Some(waiter) = inner.entries.pop(&mut inner.waiters) {
-                wakes.push(waiter, Wakeup::Ended(Err(error)));
-            }
+            let answer = |_| Some(Wakeup::Ended(Err(error)));
+            inner.entries.wake(&mut inner.waiters, 0, usize::MAX, wakes, answer);
         }
     }
 
@@ -150,11 +149,8 @@ impl DirtyRoom {
 
 impl Inner {
     fn hand_over(&mut self, wakes: &mut Wakes) {
-        while self.used < self.limit {
-            let Some(waiter) = self.entries.pop(&mut self.waiters) else { return };
-            self.used += 1;
-            wakes.push(waiter, Wakeup::Room);
-        }
+        let free = self.limit.saturating_sub(self.used);
+        self.used += self.entries.wake(&mut self.waiters, 0, free, wakes, |_| Some(Wakeup::Room));
     }
 }
 
@@ -184,7 +180,7 @@ mod tests {
     }
 
     fn waiter(lane: &Arc<Entries>, slot: u32) -> Option<Waiter> {
-        Some(Waiter::new(lane, Token { slot, generation: 0 }, false))
+        Some(Waiter::new(lane, Token { slot, generation: 0 }, crate::wait::Wants::Anything))
     }
 
     #[test]

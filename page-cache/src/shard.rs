@@ -16,7 +16,7 @@ use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stability::{Span, Spans, Stability};
 use crate::stats::ShardStats;
 use crate::sync::Wanted;
-use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
+use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup, Wants};
 
 /// A page's number; aligned like the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,9 +104,24 @@ impl Standing {
     }
 }
 
+/// Those who wait for the pages of one hash: who looks, and who waits for a turn, so that neither has to
+/// be passed over to find the other.
+#[derive(Clone, Copy)]
+struct PageQueues {
+    looking: WaitQueue,
+    in_turn: WaitQueue,
+}
+
+impl PageQueues {
+    const EMPTY: Self = Self { looking: WaitQueue::EMPTY, in_turn: WaitQueue::EMPTY };
+}
+
 /// The records of a shard, by slot.
 struct Records {
     records: Vec<Record>,
+    /// A bit for each slot: its page is quiet, and whose turn it is has been told. Until he has looked
+    /// nobody else changes the page, and it is not evicted.
+    reserved: Vec<u64>,
     /// A page that whoever asks for a victim has in hand.
     keep: Option<u32>,
 }
@@ -127,11 +142,23 @@ impl std::ops::IndexMut<u32> for Records {
     }
 }
 
+impl Records {
+    fn is_reserved(&self, slot: u32) -> bool {
+        self.reserved[slot as usize / 64] >> (slot % 64) & 1 == 1
+    }
+
+    fn reserve(&mut self, slot: u32, reserved: bool) {
+        let (word, bit) = (&mut self.reserved[slot as usize / 64], slot % 64);
+        *word = *word & !(1 << bit) | u64::from(reserved) << bit;
+    }
+}
+
 impl Pages for Records {
     fn usable(&self, slot: u32) -> bool {
         // Pins are taken under the shard's lock, so a frame that is not shared stays so.
         matches!(&self[slot].page, Page::Clean(content) if !content.frame.is_shared())
             && Some(slot) != self.keep
+            && !self.is_reserved(slot)
     }
 
     fn key(&self, slot: u32) -> u64 {
@@ -157,7 +184,7 @@ pub(crate) struct Shard {
     target: usize,
     frame_waiters: WaitQueue,
     /// Those who wait for pages, by a hash of the slot; a power of two of them.
-    page_waiters: Box<[WaitQueue]>,
+    page_waiters: Box<[PageQueues]>,
     /// How many, so that what wakes nobody looks at no queue.
     page_waiters_len: usize,
     /// Whether `frame_waiters` has any, for those who drop a pin without the lock.
@@ -209,14 +236,14 @@ impl Shard {
         let total = frames.len();
         let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
-        let queues = (total / 32).next_power_of_two().clamp(8, 1024);
+        let queues = (total / 64).next_power_of_two().clamp(8, 1024);
         let mut free = FrameSet::default();
         free.extend(frames);
         let (mut links, mut vacant) = (Links::new(total), List::EMPTY);
         (0..total as u32).for_each(|slot| vacant.push_back(&mut links, slot));
         Self {
             index: Index::new(total),
-            records: Records { records, keep: None },
+            records: Records { records, reserved: vec![0; total.div_ceil(64)], keep: None },
             links,
             vacant,
             free,
@@ -224,7 +251,7 @@ impl Shard {
             total,
             target: total,
             frame_waiters: WaitQueue::EMPTY,
-            page_waiters: vec![WaitQueue::EMPTY; queues].into(),
+            page_waiters: vec![PageQueues::EMPTY; queues].into(),
             page_waiters_len: 0,
             wanted,
             entries: WaitTable::new(Place::Shard(number)),
@@ -252,13 +279,14 @@ impl Shard {
     /// Takes the entry of an operation off the queue it was left on here; `false` when it has been
     /// woken meanwhile.
     pub(crate) fn cancel_wait(&mut self, entries: &Entries, slot: u32) -> bool {
-        let Some(key) = self.entries.waits_for(entries, slot) else { return false };
+        let Some((key, wants)) = self.entries.waits_for(entries, slot) else { return false };
         let queue = if key == FOR_A_FRAME {
             &mut self.frame_waiters
         } else {
             self.page_waiters_len -= 1;
             let mask = self.page_waiters.len() - 1;
-            &mut self.page_waiters[key as usize & mask]
+            let queues = &mut self.page_waiters[key as usize & mask];
+            if wants == Wants::Turn { &mut queues.in_turn } else { &mut queues.looking }
         };
         self.entries.remove(queue, entries, slot);
         self.settle_wanted();
@@ -288,7 +316,8 @@ impl Shard {
             + self.links.memory_bytes()
             + self.policy.memory_bytes()
             + self.troubles.capacity() * size_of::<Trouble>()
-            + self.page_waiters.len() * size_of::<WaitQueue>()
+            + self.records.reserved.capacity() * size_of::<u64>()
+            + self.page_waiters.len() * size_of::<PageQueues>()
             + self.gone.memory_bytes()
             + self.free.memory_bytes()
     }
@@ -335,12 +364,10 @@ impl Shard {
         self.page_waiters_len
     }
 
-    /// The slot of `key`, made absent if it was not there. There are as many slots as frames, and a
+    /// A slot for the page of `key`, which is not there: absent. There are as many slots as frames, and a
     /// page comes in with a frame in hand, so there is a vacant one.
-    pub(crate) fn find_or_add(&mut self, key: u64) -> u32 {
-        if let Some(slot) = self.find(key) {
-            return slot;
-        }
+    pub(crate) fn add(&mut self, key: u64) -> u32 {
+        debug_assert!(self.find(key).is_none(), "page {key} is there");
         let Some(slot) = self.vacant.pop_front(&mut self.links) else {
             panic!("more pages than frames: {:?}", self.count())
         };
@@ -351,8 +378,7 @@ impl Shard {
     }
 
     /// Changes a page's state: the one place where pages enter and leave the lists, and where those
-    /// who wait for a page are woken, all of them, when what they wait for has ended. A page that
-    /// becomes absent leaves the shard.
+    /// who wait for a page are shown what has become of it. A page that becomes absent leaves the shard.
     pub(crate) fn transition<T>(
         &mut self,
         slot: u32,
@@ -484,23 +510,65 @@ impl Shard {
         }
     }
 
+    /// Shows those who wait for a page its new state: all who only look, and, when it is quiet, the first
+    /// who waits for its turn. Of a page that has gone there are no turns: all look for it again.
     fn wake_page(&mut self, slot: u32, wakes: &mut Wakes) {
+        let page = &self.records[slot].page;
+        if !page.is_quiet() || matches!(page, Page::Absent) {
+            // Whose turn it was has begun, or there is nothing left to have one of.
+            self.records.reserve(slot, false);
+        }
         if self.page_waiters_len == 0 {
             return;
         }
         let page = &self.records[slot].page;
         let mask = self.page_waiters.len() - 1;
-        let queue = &mut self.page_waiters[slot as usize & mask];
-        let woken = self.entries.take(queue, u64::from(slot), |waiter| {
-            let wakeup = match page.readable() {
-                Some(content) if waiter.reads => {
-                    Wakeup::Filled(content.frame.share(), content.valid)
-                }
-                _ => Wakeup::Retry,
-            };
-            wakes.push(waiter, wakeup);
-        });
+        let queues = &mut self.page_waiters[slot as usize & mask];
+        let key = u64::from(slot);
+        let answer = |wants| wakeup_of(wants, page);
+        let mut woken = self.entries.wake(&mut queues.looking, key, usize::MAX, wakes, answer);
+        if matches!(page, Page::Absent) {
+            let again = |_| Some(Wakeup::Retry);
+            woken += self.entries.wake(&mut queues.in_turn, key, usize::MAX, wakes, again);
+        }
         self.page_waiters_len -= woken;
+        self.hand_turn(slot, wakes);
+    }
+
+    /// Hands the turn at a quiet page to the first who waits for it, unless somebody has it.
+    fn hand_turn(&mut self, slot: u32, wakes: &mut Wakes) {
+        if !self.records[slot].page.is_quiet() || self.records.is_reserved(slot) {
+            return;
+        }
+        let mask = self.page_waiters.len() - 1;
+        let queue = &mut self.page_waiters[slot as usize & mask].in_turn;
+        let turn = |_| Some(Wakeup::Turn);
+        if self.entries.wake(queue, u64::from(slot), 1, wakes, turn) == 1 {
+            self.page_waiters_len -= 1;
+            self.records.reserve(slot, true);
+        }
+    }
+
+    /// Whether a page is reserved for somebody: whoever else wants to change it waits for a turn.
+    pub(crate) fn is_reserved(&self, slot: u32) -> bool {
+        self.records.is_reserved(slot)
+    }
+
+    /// Whoever is busy with a page has the next turn at it, too.
+    pub(crate) fn reserve(&mut self, slot: u32) {
+        self.records.reserve(slot, true);
+    }
+
+    /// A turn at a page was not used: it goes to the next. Of a page that has left meanwhile, or that
+    /// somebody is busy with, there is nothing to hand on: those who waited were woken, or will be.
+    pub(crate) fn return_turn(&mut self, key: u64, wakes: &mut Wakes) {
+        let Some(slot) = self.find(key) else { return };
+        if self.records[slot].page.is_quiet() {
+            self.records.reserve(slot, false);
+            self.hand_turn(slot, wakes);
+            // It may be evicted again.
+            self.hand_over(wakes);
+        }
     }
 
     fn link(&mut self, slot: u32, stands: Standing) {
@@ -564,10 +632,12 @@ impl Shard {
         }
     }
 
-    /// Leaves `waiter` on the page's queue.
+    /// Leaves `waiter` on the page's queue, or of those who wait for a turn at it.
     pub(crate) fn wait_page(&mut self, slot: u32, waiter: Waiter) {
         let mask = self.page_waiters.len() - 1;
-        let queue = &mut self.page_waiters[slot as usize & mask];
+        let queues = &mut self.page_waiters[slot as usize & mask];
+        let turn = waiter.wants() == Wants::Turn;
+        let queue = if turn { &mut queues.in_turn } else { &mut queues.looking };
         self.entries.enqueue(queue, &waiter, u64::from(slot));
         self.page_waiters_len += 1;
     }
@@ -647,9 +717,8 @@ impl Shard {
         if !self.free.is_empty() || self.clean > 0 || self.lent > self.kept {
             return;
         }
-        while let Some(waiter) = self.entries.pop(&mut self.frame_waiters) {
-            wakes.push(waiter, Wakeup::Ended(Err(error)));
-        }
+        let answer = |_| Some(Wakeup::Ended(Err(error)));
+        self.entries.wake(&mut self.frame_waiters, FOR_A_FRAME, usize::MAX, wakes, answer);
         self.settle_wanted();
     }
 
@@ -706,6 +775,7 @@ impl Shard {
         }
         self.records.records.resize_with(self.total, Record::vacant);
         self.troubles.resize(self.total, Trouble::default());
+        self.records.reserved.resize(self.total.div_ceil(64), 0);
         self.links.resize(self.total);
         self.policy.resize(self.total);
         let mut index = Index::new(self.total);
@@ -856,18 +926,39 @@ impl Shard {
         let count = self.count();
         assert_eq!(count.free + count.cached + count.lent, count.total, "{count:?}");
         let mut waiting = 0;
-        for queue in &self.page_waiters {
-            for slot in self.entries.keys(queue) {
+        for queues in &self.page_waiters {
+            let looking = self.entries.waiting(&queues.looking);
+            for (slot, wants) in looking.into_iter().chain(self.entries.waiting(&queues.in_turn)) {
                 let page = &self.records[slot as u32].page;
-                let wakes = matches!(
-                    page,
-                    Page::Reading { .. } | Page::Writing(_) | Page::Writeback { .. }
-                );
-                assert!(wakes, "somebody waits for {page:?}");
+                // What is quiet and reserved has somebody on his way to it.
+                let comes = match wants {
+                    Wants::Turn => !page.is_quiet() || self.is_reserved(slot as u32),
+                    _ => wakeup_of(wants, page).is_none(),
+                };
+                assert!(comes, "somebody waits for {page:?}");
                 waiting += 1;
             }
         }
         assert_eq!(waiting, self.page_waiters_len, "waiters were miscounted");
+        let reserved =
+            (0..self.records.records.len() as u32).filter(|slot| self.is_reserved(*slot));
+        for slot in reserved {
+            let page = &self.records[slot].page;
+            assert!(page.is_quiet() && !matches!(page, Page::Absent), "reserved: {page:?}");
+        }
+    }
+}
+
+/// The wake functions of those who wait for a page: what one is woken with when it has come to this state,
+/// or `None` when it stays.
+fn wakeup_of(wants: Wants, page: &Page) -> Option<Wakeup> {
+    let quiet = page.is_quiet();
+    match (wants, page.readable()) {
+        (_, None) => quiet.then_some(Wakeup::Retry),
+        (Wants::Read, Some(content)) => Some(Wakeup::Filled(content.frame.share(), content.valid)),
+        (Wants::Look, Some(_)) => Some(Wakeup::Retry),
+        (Wants::Quiet, Some(_)) => quiet.then_some(Wakeup::Retry),
+        (Wants::Turn | Wants::Anything, Some(_)) => None,
     }
 }
 
@@ -898,7 +989,8 @@ mod tests {
         let entries = Entries::new(0, 1, run.clone());
         shard.waiters().join(&entries);
         let lent = [shard.take_frame(None).unwrap(), shard.take_frame(None).unwrap()];
-        let waiter = Waiter::new(&entries, Token { slot: 0, generation: 0 }, false);
+        let waiter =
+            Waiter::new(&entries, Token { slot: 0, generation: 0 }, crate::wait::Wants::Anything);
         assert!(shard.wait_frame(None, waiter).is_none());
         let mut wakes = Wakes::default();
         let gone = IoError::new(IoErrorKind::Gone);

@@ -3,10 +3,15 @@
 //!
 //! Whatever in this crate is shared between threads takes them from here, or the model does not see it.
 
+#[cfg(feature = "loom")]
+pub(crate) use loom::thread::yield_now;
 #[cfg(not(feature = "loom"))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(not(feature = "loom"))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+#[cfg(not(feature = "loom"))]
+pub(crate) use std::thread::yield_now;
 
 #[cfg(feature = "loom")]
 pub(crate) use model::{

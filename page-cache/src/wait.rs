@@ -9,8 +9,33 @@
 //! Waking takes entries out under the lock, into a list of wakes, and calls them after it is dropped: every
 //! entry is woken exactly once and no callback runs under a lock.
 //!
+//! # What waking means
+//!
+//! A waker shows an entry what has changed, and the entry's **wake function** decides: it is taken out and
+//! woken with something, or it **stays**. A reader stays while a page is being written to; whoever waits until
+//! nobody is busy with a page stays, too, when a write to it is followed by its writeback. The functions
+//! are a closed set, so an entry names its own (`Wants`) and needs no pointer to code. A waker takes
+//! *one*, *n* or *all* of those who would be woken, first come first.
+//!
+//! # Who is woken
+//!
 //! *Page state wakes everybody. Scarce things are handed over, not advertised*: a frame or room goes
 //! to the first waiter inside its [`Wakeup`], so a newcomer cannot take it in between.
+//!
+//! The right to change a page next is such a thing, for those who keep the page to themselves while the
+//! device is at it: stable writers, and whoever has to fill blocks. They are **exclusive** waiters. When the page
+//! is quiet it is *reserved* and its **turn** handed to the first of them alone ([`Wakeup::Turn`]): a thousand
+//! stable writers of one page are a thousand wake-ups, not half a million. Newcomers queue behind. Who
+//! was handed a turn uses it or gives it back in that step, and it goes to the next; readers and
+//! flushers of what is in flight look, all together, whoever has the turn.
+//!
+//! | who | waits for | exclusive |
+//! |---|---|---|
+//! | a reader | a page that can be read | no |
+//! | a writer to the cache | the same, once; overtaken then, for the page's turn | no; yes |
+//! | a discard, a flush of what is in flight | a page that nobody is busy with | no |
+//! | a stable or partial write, a reader of missing blocks, the flusher for what it is to write | the page's turn | yes |
+//! | anybody | a frame, room, a range under bypass | handed over one by one |
 //!
 //! # Where entries lie
 //!
@@ -31,8 +56,9 @@ use std::sync::Arc;
 
 use uaio_driver::{DmaBuf, IoError, Token};
 
+use crate::barrier::RangeId;
 use crate::page::Blocks;
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// What a waiter is woken with.
 #[derive(Debug)]
@@ -46,6 +72,14 @@ pub enum Wakeup {
     Frame(DmaBuf),
     /// Room for one more dirty page, taken in this waiter's name.
     Room,
+    /// The page is quiet, and it is this waiter's turn to change it: nobody else begins to until it
+    /// was used or given back.
+    Turn,
+    /// The range is this waiter's to bypass the cache in.
+    Entered(RangeId),
+    /// The range that was under bypass is not: nobody enters what overlaps it until all who waited for a
+    /// page of it have looked, and given this back.
+    Pass(RangeId),
     /// What was waited for has ended.
     Ended(Result<(), IoError>),
 }
@@ -57,6 +91,29 @@ pub enum Wakeup {
 pub trait WakeTarget: Send + Sync {
     /// Tells the waiter that `token` names, exactly once for each time it enqueued.
     fn wake(&self, token: Token, wakeup: Wakeup);
+}
+
+/// What a waiter waits for: names the wake function of its entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wants {
+    /// Whatever is handed to it, or that what it waits for has ended.
+    Anything,
+    /// A page that can be read, and a pin of it.
+    Read,
+    /// A page that can be read, or written to while it is under writeback.
+    Look,
+    /// A page that nobody is busy with.
+    Quiet,
+    /// The same, for itself: exclusive.
+    Turn,
+}
+
+impl Wants {
+    fn from_u32(word: u32) -> Self {
+        const ALL: [Wants; 5] =
+            [Wants::Anything, Wants::Read, Wants::Look, Wants::Quiet, Wants::Turn];
+        ALL[word as usize]
+    }
 }
 
 /// The lock under which an entry was left.
@@ -118,7 +175,7 @@ struct Entry {
     /// What it waits for, where several things share a queue; set before it is linked.
     key: AtomicU64,
     generation: AtomicU32,
-    reads: AtomicBool,
+    wants: AtomicU32,
     /// Where it was left, until its wake-up has arrived. The operation's owner's alone.
     place: AtomicU32,
 }
@@ -138,7 +195,7 @@ impl Entries {
             prev: AtomicU64::new(Link::UNLINKED.0),
             key: AtomicU64::new(0),
             generation: AtomicU32::new(0),
-            reads: AtomicBool::new(false),
+            wants: AtomicU32::new(Wants::Anything as u32),
             place: AtomicU32::new(Place::NOWHERE),
         };
         let entries = (0..operations).map(|_| entry()).collect();
@@ -171,14 +228,18 @@ impl Entries {
 pub(crate) struct Waiter {
     entries: Arc<Entries>,
     token: Token,
-    /// It waits to read the page and takes a pin of it.
-    pub(crate) reads: bool,
+    wants: Wants,
 }
 
 impl Waiter {
     /// The entry of a lane's operation.
-    pub(crate) fn new(entries: &Arc<Entries>, token: Token, reads: bool) -> Self {
-        Self { entries: Arc::clone(entries), token, reads }
+    pub(crate) fn new(entries: &Arc<Entries>, token: Token, wants: Wants) -> Self {
+        Self { entries: Arc::clone(entries), token, wants }
+    }
+
+    /// What it waits for.
+    pub(crate) fn wants(&self) -> Wants {
+        self.wants
     }
 
     /// Notes where the entry is left, for what is no [`WaitTable`].
@@ -287,7 +348,7 @@ impl WaitTable {
     ///
     /// When the operation is on a queue already.
     pub(crate) fn enqueue(&self, queue: &mut WaitQueue, waiter: &Waiter, key: u64) {
-        let Waiter { entries, token, reads } = waiter;
+        let Waiter { entries, token, wants } = waiter;
         let link = Link::new(entries.lane, token.slot);
         let entry = &entries.entries[token.slot as usize];
         let prev = entry.prev.load(Ordering::Relaxed);
@@ -295,7 +356,7 @@ impl WaitTable {
         waiter.left_at(self.place);
         entry.key.store(key, Ordering::Relaxed);
         entry.generation.store(token.generation, Ordering::Relaxed);
-        entry.reads.store(*reads, Ordering::Relaxed);
+        entry.wants.store(*wants as u32, Ordering::Relaxed);
         entry.next.store(Link::END.0, Ordering::Relaxed);
         entry.prev.store(queue.tail.0, Ordering::Relaxed);
         match queue.tail {
@@ -321,7 +382,7 @@ impl WaitTable {
         Waiter {
             entries: Arc::clone(self.lane(link)),
             token: Token { slot: link.0 as u32, generation },
-            reads: entry.reads.load(Ordering::Relaxed),
+            wants: Wants::from_u32(entry.wants.load(Ordering::Relaxed)),
         }
     }
 
@@ -333,19 +394,25 @@ impl WaitTable {
         Some(self.unlink(queue, queue.head))
     }
 
-    /// Takes every entry that waits for `key` out, first come first; how many.
-    pub(crate) fn take(
+    /// Wakes those who wait for `key`, first come first, `most` of them. `answer` is their wake
+    /// function: what one is woken with, or `None` when it stays. Says how many were woken.
+    pub(crate) fn wake(
         &self,
         queue: &mut WaitQueue,
         key: u64,
-        mut each: impl FnMut(Waiter),
+        most: usize,
+        wakes: &mut Wakes,
+        mut answer: impl FnMut(Wants) -> Option<Wakeup>,
     ) -> usize {
         let mut count = 0;
         let mut at = queue.head;
-        while at != Link::END {
+        while at != Link::END && count < most {
             let next = self.next(at);
-            if self.entry(at).key.load(Ordering::Relaxed) == key {
-                each(self.unlink(queue, at));
+            let entry = self.entry(at);
+            if entry.key.load(Ordering::Relaxed) == key
+                && let Some(wakeup) = answer(Wants::from_u32(entry.wants.load(Ordering::Relaxed)))
+            {
+                wakes.push(self.unlink(queue, at), wakeup);
                 count += 1;
             }
             at = next;
@@ -353,12 +420,13 @@ impl WaitTable {
         count
     }
 
-    /// What the operation waits for, when its entry is still linked; then it can be
-    /// [removed](WaitTable::remove). `None` when a waker has taken it out.
-    pub(crate) fn waits_for(&self, entries: &Entries, slot: u32) -> Option<u64> {
+    /// What the operation waits for, by key and wake function, when its entry is still linked; then it
+    /// can be [removed](WaitTable::remove). `None` when a waker has taken it out.
+    pub(crate) fn waits_for(&self, entries: &Entries, slot: u32) -> Option<(u64, Wants)> {
         let entry = &entries.entries[slot as usize];
         let linked = Link(entry.prev.load(Ordering::Relaxed)) != Link::UNLINKED;
-        linked.then(|| entry.key.load(Ordering::Relaxed))
+        let wants = || Wants::from_u32(entry.wants.load(Ordering::Relaxed));
+        linked.then(|| (entry.key.load(Ordering::Relaxed), wants()))
     }
 
     /// Takes an entry that is linked into this queue off it; it will not be woken.
@@ -367,15 +435,17 @@ impl WaitTable {
         entries.arrived(slot);
     }
 
-    /// The keys on a queue, in order. For tests.
-    pub(crate) fn keys(&self, queue: &WaitQueue) -> Vec<u64> {
-        let mut keys = Vec::new();
+    /// What those on a queue wait for, in order. For tests.
+    pub(crate) fn waiting(&self, queue: &WaitQueue) -> Vec<(u64, Wants)> {
+        let mut waiting = Vec::new();
         let mut at = queue.head;
         while at != Link::END {
-            keys.push(self.entry(at).key.load(Ordering::Relaxed));
+            let entry = self.entry(at);
+            let wants = Wants::from_u32(entry.wants.load(Ordering::Relaxed));
+            waiting.push((entry.key.load(Ordering::Relaxed), wants));
             at = self.next(at);
         }
-        keys
+        waiting
     }
 }
 
@@ -402,7 +472,11 @@ mod tests {
     }
 
     fn waiter(lane: &Arc<Entries>, slot: u32) -> Waiter {
-        Waiter::new(lane, Token { slot, generation: 0 }, false)
+        wanting(lane, slot, Wants::Anything)
+    }
+
+    fn wanting(lane: &Arc<Entries>, slot: u32, wants: Wants) -> Waiter {
+        Waiter::new(lane, Token { slot, generation: 0 }, wants)
     }
 
     fn wake_all(table: &WaitTable, queue: &mut WaitQueue, wakes: &mut Wakes) {
@@ -445,10 +519,32 @@ mod tests {
         (0..6)
             .for_each(|slot| table.enqueue(&mut queue, &waiter(&lane, slot), u64::from(slot % 3)));
         let mut wakes = Wakes::default();
-        let taken = table.take(&mut queue, 1, |waiter| wakes.push(waiter, Wakeup::Retry));
-        assert_eq!((taken, table.keys(&queue)), (2, vec![0, 2, 0, 2]));
+        let taken = table.wake(&mut queue, 1, usize::MAX, &mut wakes, |_| Some(Wakeup::Retry));
+        let left: Vec<u64> = table.waiting(&queue).into_iter().map(|(key, _)| key).collect();
+        assert_eq!((taken, left), (2, vec![0, 2, 0, 2]));
         wakes.run();
         assert_eq!(*log.0.lock().unwrap(), [1, 4]);
+    }
+
+    #[test]
+    fn one_n_or_all_are_woken_and_who_is_not_stays_in_its_place() {
+        let (log, lane, table) = scene(7);
+        let mut queue = WaitQueue::EMPTY;
+        for slot in 0..7 {
+            let wants = if slot % 2 == 0 { Wants::Read } else { Wants::Quiet };
+            table.enqueue(&mut queue, &wanting(&lane, slot, wants), 0);
+        }
+        let mut wake = |most, wanted| {
+            let mut wakes = Wakes::default();
+            let answer = |wants| (wants == wanted).then_some(Wakeup::Retry);
+            table.wake(&mut queue, 0, most, &mut wakes, answer)
+        };
+        assert_eq!(wake(1, Wants::Quiet), 1);
+        assert_eq!(wake(2, Wants::Read), 2);
+        assert_eq!(wake(usize::MAX, Wants::Turn), 0, "nobody's wake function says so");
+        assert_eq!(wake(usize::MAX, Wants::Read), 2);
+        assert_eq!(wake(usize::MAX, Wants::Quiet), 2);
+        assert_eq!(*log.0.lock().unwrap(), [1, 0, 2, 4, 6, 3, 5]);
     }
 
     #[test]
@@ -458,7 +554,7 @@ mod tests {
             let mut queue = WaitQueue::EMPTY;
             (0..6).for_each(|slot| table.enqueue(&mut queue, &waiter(&lane, slot), 9));
             assert_eq!(lane.place(gone), Some(Place::Barriers));
-            assert_eq!(table.waits_for(&lane, gone), Some(9));
+            assert_eq!(table.waits_for(&lane, gone), Some((9, Wants::Anything)));
             table.remove(&mut queue, &lane, gone);
             assert_eq!((table.waits_for(&lane, gone), lane.place(gone)), (None, None));
             table.enqueue(&mut queue, &waiter(&lane, gone), 9);

@@ -17,7 +17,7 @@ use crate::page::{Blocks, Notes, Page};
 use crate::read::end_fill;
 use crate::retry::Step;
 use crate::room::NoRoom;
-use crate::wait::Wakeup;
+use crate::wait::{Wakeup, Wants};
 
 /// A write in progress.
 #[derive(Debug)]
@@ -47,6 +47,10 @@ pub(crate) struct Write {
     /// The page that was filled for us, pinned until we look at it again: otherwise those who wait
     /// for frames would take it as soon as it is there, and it would be filled for ever.
     filled: Option<DmaBuf>,
+    /// The page that it is our turn to change; given back at the end of the step.
+    turn: Option<u64>,
+    /// We have waited for this page without asking for a turn, and others were quicker.
+    overtaken: bool,
 }
 
 enum Visit {
@@ -87,6 +91,8 @@ impl Write {
             room: false,
             granted: None,
             filled: None,
+            turn: None,
+            overtaken: false,
         }
     }
 
@@ -116,15 +122,23 @@ impl Write {
     }
 
     pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
+        let (page, mut pass) = (self.page, None);
         match wakeup {
             Wakeup::Frame(frame) => self.granted = Some((self.page, frame)),
             Wakeup::Room => self.room = true,
             Wakeup::Ended(Err(error)) => self.error = Some(error),
-            other @ (Wakeup::Retry | Wakeup::Filled(..) | Wakeup::Ended(Ok(()))) => {
-                core.give_back(self.page, other);
-            }
+            Wakeup::Turn => self.turn = Some(page),
+            Wakeup::Pass(of) => pass = Some(of),
+            other @ (Wakeup::Retry
+            | Wakeup::Filled(..)
+            | Wakeup::Entered(_)
+            | Wakeup::Ended(Ok(()))) => core.give_back(page, other),
         }
-        self.go_on(me, core)
+        let step = self.go_on(me, core);
+        if let Some(pass) = pass {
+            core.give_back(page, Wakeup::Pass(pass));
+        }
+        step
     }
 
     fn go_on(&mut self, me: Token, core: &mut Core) -> Step<IoResult> {
@@ -162,6 +176,7 @@ impl Write {
                         core.give_back(self.page, Wakeup::Room);
                     }
                     self.page += 1;
+                    self.overtaken = false;
                 }
                 Visit::Again => {}
                 Visit::Blocked => {
@@ -176,6 +191,9 @@ impl Write {
         // order of what is taken, so it may be kept while waiting for one.
         if let Some((page, frame)) = self.granted.take() {
             core.give_back(page, Wakeup::Frame(frame));
+        }
+        if let Some(page) = self.turn.take() {
+            core.give_back(page, Wakeup::Turn);
         }
         if matches!(step, Step::Done(_)) {
             if std::mem::take(&mut self.room) {
@@ -197,14 +215,19 @@ impl Write {
         // waits for one thing at a time.
         let may_wait = run.is_none() && self.outstanding == 0;
         let mut shard = cache.shard(page);
+        // What was filled for us is ours to write to: who entered a range here since waits for that, or
+        // we would fill it once more after each of a stream of discards.
+        let ours = self.turn == Some(page) && self.filled.is_some();
         // Under the lock nobody evicts it before we have decided.
         if let Some(frame) = self.filled.take().and_then(DmaBuf::release) {
             shard.put_frame(frame);
         }
-        if cache.barriers.covers(page) {
+        if !ours && cache.barriers.covers(page) {
             return match may_wait {
                 false => Visit::Blocked,
-                true if cache.barriers.wait(page, core.waiter(me, false)) => Visit::Queued,
+                true if cache.barriers.wait(page, core.waiter(me, Wants::Anything)) => {
+                    Visit::Queued
+                }
                 true => Visit::Again,
             };
         }
@@ -220,16 +243,23 @@ impl Write {
             Page::Writeback { .. } => self.store || fills,
             Page::Absent | Page::Clean(_) | Page::Dirty(_) => false,
         };
+        // Whoever keeps the page to itself while the device is at it takes turns with the others.
+        let others = state.is_quiet()
+            && self.turn != Some(page)
+            && slot.is_some_and(|slot| shard.is_reserved(slot));
         let takes_room = !fills && !state.holds_room();
         let fresh_needed = fills || state.needs_fresh_frame();
-        if busy {
+        if busy || others {
             let (true, Some(slot)) = (may_wait, slot) else { return Visit::Blocked };
             shard.stats.merged += 1;
-            shard.wait_page(slot, core.waiter(me, false));
+            let in_turn = others || self.store || fills || self.overtaken;
+            self.overtaken = true;
+            let wants = if in_turn { Wants::Turn } else { Wants::Look };
+            shard.wait_page(slot, core.waiter(me, wants));
             return Visit::Queued;
         }
         if takes_room && !self.room {
-            match cache.room(page).take(|| may_wait.then(|| core.waiter(me, false))) {
+            match cache.room(page).take(|| may_wait.then(|| core.waiter(me, Wants::Anything))) {
                 Ok(half) => {
                     self.room = true;
                     if half {
@@ -268,7 +298,7 @@ impl Write {
                 if !may_wait {
                     return Visit::Blocked;
                 }
-                if let Some(frame) = shard.wait_frame(slot, core.waiter(me, false)) {
+                if let Some(frame) = shard.wait_frame(slot, core.waiter(me, Wants::Anything)) {
                     self.granted = Some((page, frame));
                     return Visit::Again;
                 }
@@ -277,7 +307,11 @@ impl Write {
                 return Visit::Queued;
             }
         }
-        let slot = slot.unwrap_or_else(|| shard.find_or_add(page));
+        let slot = slot.unwrap_or_else(|| shard.add(page));
+        if !rewrites {
+            // Used: what begins now is seen by all.
+            self.turn = None;
+        }
         if fills {
             let Some(frame) = fresh else { unreachable!("a fill has its frame") };
             shard.stats.misses += 1;
@@ -332,19 +366,25 @@ impl Write {
         self.buffer.store(position, &frame, offset, len);
         let mut shard = cache.shard(page);
         let seq = cache.next_seq();
-        let end = |page: Page| (page.end_write(touched, seq), ());
-        let ((), _released) = shard.transition(slot, &mut core.wakes, end);
+        // In one change: nobody is told of a page that is quiet for no time at all.
+        let stores = self.store;
+        let end = |page: Page| {
+            let page = page.end_write(touched, seq);
+            if !stores {
+                return (page, None);
+            }
+            match page.begin_writeback(touched) {
+                Ok((page, frame)) => (page, Some(frame)),
+                Err((page, _)) => panic!("a store begins on {page:?}"),
+            }
+        };
+        let (stored, _released) = shard.transition(slot, &mut core.wakes, end);
         // The page has a handle, so this one is not the last.
         drop(frame);
         if !had_room {
             self.room = false;
         }
-        if self.store {
-            let begin = |page: Page| match page.begin_writeback(touched) {
-                Ok(begun) => begun,
-                Err((page, _)) => panic!("a store begins on {page:?}"),
-            };
-            let (frame, _released) = shard.transition(slot, &mut core.wakes, begin);
+        if let Some(frame) = stored {
             drop(shard);
             self.outstanding += core.gather(me, run, store, frame);
         }
@@ -371,6 +411,7 @@ impl Write {
                 let blocks = core.blocks_of(&io, page);
                 self.filled =
                     end_fill(core, page, blocks, frame, result.is_ok(), true, Notes::NONE);
+                self.turn = Some(page);
             }
             core.recycle(frames);
         } else {

@@ -42,7 +42,7 @@ use crate::room::Usage;
 use crate::shard::Shard;
 use crate::stability::FlushId;
 use crate::sync::{Mutex, Ordering};
-use crate::wait::{Waiter, Wakeup};
+use crate::wait::{Waiter, Wakeup, Wants};
 
 /// How old a dirty page may get before it is written without anybody asking, unless something else is
 /// set.
@@ -94,8 +94,10 @@ pub struct Flusher {
     /// Those whose writes were complete before the device flush in flight was sent.
     sharing: Vec<Waiter>,
     flush: Option<Sent>,
-    /// The entry is on the queue of a page that a flush waits for.
-    waiting: bool,
+    /// The page whose queue the entry is on, because a flush waits for it.
+    waits_for: Option<u64>,
+    /// A page that it is the flusher's turn to write.
+    turn: Option<u64>,
     /// When pages are tried again that have failed so often, by [`BACKOFF`], while there are failed ones.
     retry_at: [Option<Duration>; BACKOFF.len()],
     /// By shard, since when what fails holds half of its room.
@@ -184,7 +186,8 @@ impl Flusher {
             batch: Vec::with_capacity(BATCH_PAGES),
             sharing: Vec::with_capacity(64),
             flush: None,
-            waiting: false,
+            waits_for: None,
+            turn: None,
             retry_at: [None; BACKOFF.len()],
             choked: vec![None; cache.shards().count()],
             broken: false,
@@ -200,11 +203,7 @@ impl Flusher {
     /// Does what there is to do now, without blocking. `now` never goes back.
     pub fn turn(&mut self, now: Duration) -> Turn {
         let mut busy = false;
-        while let Some((_, wakeup)) = self.core.pop_woken() {
-            self.core.give_back(0, wakeup);
-            self.waiting = false;
-            busy = true;
-        }
+        busy |= self.take_woken();
         self.pace.tick(now, self.core.in_flight() > 0);
         if self.core.poll() > 0 {
             busy = true;
@@ -256,6 +255,38 @@ impl Flusher {
     /// What rings it.
     pub fn wake(&self) -> &Arc<dyn Wake> {
         &self.wake
+    }
+
+    /// Takes in what its entry was woken with.
+    fn take_woken(&mut self) -> bool {
+        let Some((_, wakeup)) = self.core.pop_woken() else { return false };
+        let page = self.waits_for.take();
+        match wakeup {
+            Wakeup::Turn => self.turn = page,
+            other => self.core.give_back(0, other),
+        }
+        true
+    }
+
+    /// Writes the page that it is its turn to write, if it still is to be written.
+    fn use_turn(&mut self, cache: &Cache, sent: &mut usize) {
+        let Some(page) = self.turn else { return };
+        if !self.core.slots_free(None, 1) {
+            // One comes free by itself.
+            return;
+        }
+        let is_failed = {
+            let shard = cache.shard(page);
+            shard.find(page).is_some_and(|slot| shard.is_failed(slot))
+        };
+        let mut run = None;
+        if !is_failed {
+            self.store(cache, page, &mut run, sent);
+            *sent += self.core.send(ME, &mut run);
+        }
+        if let Some(page) = self.turn.take() {
+            self.core.give_back(page, Wakeup::Turn);
+        }
     }
 
     fn any_failed(&self) -> bool {
@@ -398,6 +429,7 @@ impl Flusher {
         }
         // First what is asked for, of all shards; what is over half of the limit gets what is left.
         let mut sent = 0;
+        self.use_turn(&cache, &mut sent);
         let mut slots_left = self.write_batch(&cache, &mut sent, |since, _| since <= upto);
         slots_left = slots_left && self.write_ranges(&cache, &mut sent);
         slots_left = slots_left && self.write_retried(&cache, &mut sent);
@@ -508,6 +540,10 @@ impl Flusher {
         let mut shard = cache.shard(page);
         let Some(slot) = shard.find(page) else { return true };
         let Page::Dirty(content) = shard.page(slot) else { return true };
+        if shard.is_reserved(slot) && self.turn != Some(page) {
+            // A flush that waits for it queues for a turn.
+            return true;
+        }
         if cache.barriers.covers(page) {
             // About to be discarded; whoever does that rings when it is decided.
             return true;
@@ -534,6 +570,7 @@ impl Flusher {
         };
         let (frame, _released) = shard.transition(slot, &mut self.core.wakes, begin);
         drop(shard);
+        self.turn = self.turn.filter(|of| *of != page);
         *sent += self.core.gather(ME, run, piece, frame);
         true
     }
@@ -577,7 +614,7 @@ impl Flusher {
     /// Leaves the entry on one page that a flush waits for and that somebody is busy with, so that
     /// the flusher turns again when that has ended.
     fn wait_for_page(&mut self, cache: &Cache, tickets: &[Ticket]) {
-        if self.waiting {
+        if self.waits_for.is_some() || self.turn.is_some() {
             return;
         }
         for shard in cache.shards() {
@@ -586,16 +623,20 @@ impl Flusher {
                 let key = shard.key(slot);
                 since.is_some_and(|since| tickets.iter().any(|it| it.covers(key, since)))
             };
-            let busy = shard.dirty().chain(shard.writing()).find(|slot| match shard.page(*slot) {
-                page @ (Page::Reading { .. } | Page::Writing(_)) => {
-                    covered(*slot, page.dirty_since())
+            let found = shard.dirty().chain(shard.writing()).find_map(|slot| {
+                let page = shard.page(slot);
+                let busy = !page.is_quiet() || shard.is_reserved(slot);
+                // What it is to write itself it queues for: a stream of stable writers would leave it no
+                // moment. What is in flight it only looks at.
+                if busy && covered(slot, page.dirty_since()) {
+                    Some((slot, Wants::Turn))
+                } else {
+                    covered(slot, page.written_since()).then_some((slot, Wants::Quiet))
                 }
-                page @ Page::Writeback { .. } => covered(*slot, page.written_since()),
-                Page::Absent | Page::Clean(_) | Page::Dirty(_) => false,
             });
-            if let Some(slot) = busy {
-                shard.wait_page(slot, self.core.waiter(ME, false));
-                self.waiting = true;
+            if let Some((slot, wants)) = found {
+                self.waits_for = Some(shard.key(slot));
+                shard.wait_page(slot, self.core.waiter(ME, wants));
                 return;
             }
         }
@@ -614,6 +655,16 @@ impl Drop for Flusher {
             while let Some((io, result, data)) = self.core.next_completion() {
                 self.settle(io, result, data);
             }
+        }
+        // What its entry was woken with, perhaps by itself just now, goes to the next who waits.
+        self.core.wakes.run();
+        if self.waits_for.is_some() && !self.core.leave_queue(ME) {
+            while !self.take_woken() {
+                crate::sync::yield_now();
+            }
+        }
+        if let Some(page) = self.turn.take() {
+            self.core.give_back(page, Wakeup::Turn);
         }
         // One that is not confirmed, because others turn who have not been heard of yet, counts as none.
         self.sharing.drain(..).for_each(|waiter| {

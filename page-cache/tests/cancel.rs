@@ -5,19 +5,12 @@ mod common;
 
 use common::rig::{MEDIA, PAGE, READ, Rig, STABLE, WRITE, page};
 use uaio_driver::sim::{Effect, Fault, FaultOn};
-use uaio_driver::{IoError, IoErrorKind, Token};
+use uaio_driver::{IoError, IoErrorKind};
 use uaio_page_cache::{Advice, CacheMode, CacheOptions, Cancelled, OpKind};
 
 const CANCELLED: IoError = IoError::new(IoErrorKind::Cancelled);
 
 impl Rig {
-    fn cancel(&mut self, lane: usize, id: u64) -> Cancelled {
-        let outcome = self.lanes[lane].cancel(Token::from_u64(id));
-        self.collect();
-        self.cache.assert_sound();
-        outcome
-    }
-
     /// Nothing is left of what was cancelled: no frame, no entry.
     fn settle(&mut self) {
         self.device.clear_faults();

@@ -134,6 +134,7 @@ fn run(input: &[u8]) -> CacheStats {
         crash: plan >> 5 & 1 == 1,
         gone: plan >> 6 == 3,
         loses: plan >> 6 == 2,
+        depth_one: plan >> 6 == 1,
     };
     let steps: Vec<u64> =
         steps.chunks_exact(2).map(|step| u64::from(step[0]) << 8 | u64::from(step[1])).collect();

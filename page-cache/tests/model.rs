@@ -56,7 +56,7 @@ fn a_schedule_that_fails_is_shortened_to_what_matters() {
 }
 
 fn seeds() -> u64 {
-    std::env::var("UAIO_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(120)
+    std::env::var("UAIO_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(200)
 }
 
 const PLAN: Plan = Plan {
@@ -70,6 +70,7 @@ const PLAN: Plan = Plan {
     crash: false,
     gone: false,
     loses: false,
+    depth_one: false,
 };
 
 #[test]
@@ -92,6 +93,13 @@ fn a_read_gives_what_was_acknowledged_without_a_cache() {
 fn frames_for_one_request_and_one_more_are_enough() {
     explore(Plan { frames: 16 + 1, shards: 1, ..PLAN });
     explore(Plan { frames: 16 + 1, shards: 1, mode: CacheMode::Writethrough, ..PLAN });
+}
+
+#[test]
+fn a_device_queue_of_one_request_is_enough() {
+    explore(Plan { depth_one: true, ..PLAN });
+    explore(Plan { depth_one: true, frames: 17, shards: 1, faults: true, crash: true, ..PLAN });
+    explore(Plan { depth_one: true, mode: CacheMode::Writethrough, ..PLAN });
 }
 
 #[test]

@@ -225,3 +225,58 @@ fn thousands_who_wait_for_one_page_are_each_answered_once() {
     assert_eq!(cache.frames_lent(), 0, "a pin was lost");
     cache.assert_sound();
 }
+
+/// On four threads, each with a thousand stable writers of the same page at once, a third of them taken back.
+/// Each is woken when it is its turn, so the waits are as many as the writers, whatever the threads do.
+#[test]
+fn thousands_of_stable_writers_of_one_page_take_turns() {
+    const WRITERS: u64 = 1000;
+    let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
+    let device = Arc::new(RamDevice::new(1 << 20, 512, pool).unwrap());
+    let cache = Cache::new(device, CacheOptions::frames(64)).unwrap();
+    std::thread::scope(|scope| {
+        for own in 0..THREADS as u64 {
+            let cache = Arc::clone(&cache);
+            scope.spawn(move || {
+                let mut lane =
+                    Lane::new(Arc::clone(&cache), WRITERS as usize, 4, Arc::new(PollsAnyway))
+                        .unwrap();
+                for id in 0..WRITERS {
+                    let (token, handle) = (Token::from_u64(id), cache.open());
+                    let kind = OpKind::Write { stable: true, direct: false };
+                    let buffer = Buffer::Bytes(vec![own as u8 + 1; 512]);
+                    let offset = own * 512;
+                    let operation = Operation { token, kind, offset, len: 512, buffer, handle };
+                    assert!(lane.start(operation).is_ok());
+                }
+                let mut answered = vec![0; WRITERS as usize];
+                let started = std::time::Instant::now();
+                let mut next = 0;
+                while lane.in_flight() > 0 {
+                    if next < WRITERS {
+                        _ = lane.cancel(Token::from_u64(next));
+                        next += 3;
+                    }
+                    if !lane.turn() {
+                        std::thread::yield_now();
+                    }
+                    while let Some(Finished { token, result, .. }) = lane.pop_finished() {
+                        answered[token.to_u64() as usize] += 1;
+                        let taken_back =
+                            matches!(result, Err(error) if error.kind == IoErrorKind::Cancelled);
+                        assert!(result.is_ok() || taken_back, "{result:?}");
+                    }
+                    assert!(started.elapsed().as_secs() < 60, "they hang: {:?}", cache.stats());
+                }
+                assert!(answered.iter().all(|times| *times == 1), "{answered:?}");
+            });
+        }
+    });
+    cache.assert_sound();
+    assert_eq!(cache.frames_lent(), 0);
+    let (waits, writers) = (cache.stats().merged, THREADS as u64 * WRITERS);
+    assert!(waits <= 2 * writers, "{waits} waits of {writers} writers");
+    let mut bytes = [0; 512 * THREADS];
+    assert!(cache.try_read(0, &mut bytes));
+    (0..THREADS).for_each(|own| assert_eq!(bytes[512 * own], own as u8 + 1));
+}

@@ -7,7 +7,8 @@
  * lists, waiting for m of n over several contexts.
  *
  * Every call returns a number that is not negative, or the negative of an errno. All may be called from
- * any thread, and none from a signal handler. A context does not survive fork() into the child.
+ * any thread, and none from a signal handler. In the child of a fork() every call is EINVAL, until it
+ * runs another program.
  *
  * Memory: an iocb and what it points to belong to the library from uaio_submit() until its event has
  * been taken out by uaio_getevents(), or uaio_destroy() has returned; cancelling does not end that. A
@@ -39,15 +40,46 @@ enum uaio_opcode {
     UAIO_PWRITEV = 8,
     UAIO_DISCARD = 16,      /* nbytes, offset: whole blocks. Volumes only. */
     UAIO_WRITE_ZEROES = 17,
+    UAIO_SYNC_RANGE = 18,   /* nbytes, offset: stable when done; host: sync_file_range(2), op_flags */
+    UAIO_READAHEAD = 19,    /* nbytes, offset: into the cache; host: readahead(2) */
+    /* Sockets. */
+    UAIO_ACCEPT = 32,       /* op_flags: SOCK_NONBLOCK; the result is the connection, close-on-exec */
+    UAIO_CONNECT = 33,      /* buf: struct sockaddr, nbytes long */
+    UAIO_SEND = 34,         /* buf, nbytes, op_flags: MSG_... */
+    UAIO_RECV = 35,
+    UAIO_SENDMSG = 36,      /* buf: struct msghdr, op_flags */
+    UAIO_RECVMSG = 37,      /* the same; descriptors that come with it are close-on-exec */
+    UAIO_SHUTDOWN = 38,     /* op_flags: SHUT_RD ... */
 };
 
 enum uaio_iocb_flags {
     UAIO_F_VOLUME = 1, /* fd is a volume of this context, not a descriptor of the host */
     UAIO_F_RESFD = 2,  /* resfd, an eventfd, goes up by one after the event is there */
+    UAIO_F_NOTIFY = 4, /* notify says how its event is told, in the place of resfd */
+    UAIO_F_LINK = 8,   /* the next iocb of this uaio_submit() begins when this one has done all that it
+                          was asked to; otherwise it, and those linked to it, are -ECANCELED. They are
+                          taken together or not at all, cancelled together, and over together. */
 };
 
 /* As ioprio_set(2): orders what waits for the same volume. */
 enum uaio_priority { UAIO_PRIO_DEFAULT = 0, UAIO_PRIO_RT = 1, UAIO_PRIO_BE = 2, UAIO_PRIO_IDLE = 3 };
+
+enum uaio_notify_kind {
+    UAIO_NOTIFY_NONE = 0,
+    UAIO_NOTIFY_SIGNAL = 1,   /* signo with value, SI_ASYNCIO, to the process, or to tid if not 0 */
+    UAIO_NOTIFY_FUNCTION = 2, /* function(value), on a thread of the library's */
+    UAIO_NOTIFY_EVENTFD = 3,  /* fd, an eventfd, goes up by one */
+};
+
+/* How somebody is told (struct sigevent). Read when it is submitted. */
+struct uaio_notify {
+    int32_t kind;
+    int32_t signo;
+    int32_t tid;
+    int32_t fd;
+    void *value;
+    void (*function)(void *value);
+};
 
 /* Set all of it; zeroes are what is usual. */
 struct uaio_iocb {
@@ -63,6 +95,9 @@ struct uaio_iocb {
     uint32_t timeout_ms; /* past it it is cancelled, and its result is -ETIMEDOUT; 0: none */
     int32_t status;      /* out: 0, or why uaio_listio() did not take it */
     uint64_t key;        /* the library's own */
+    const struct uaio_notify *notify;
+    uint32_t op_flags;   /* RWF_..., MSG_... and so on: host only */
+    uint32_t reserved;   /* 0 */
 };
 
 struct uaio_event {
@@ -79,7 +114,7 @@ int uaio_setup(unsigned nr_events, uaio_context_t *context);
 
 /* Cancels what can be cancelled, waits for the rest, throws the events away, writes what the caches of
  * its volumes hold, and closes them. -EIO and the like: not all of that could be made stable.
- * Whoever waits in uaio_getevents() gets EINVAL. */
+ * Whoever waits in uaio_getevents() gets what it has by then, or EINVAL, before this returns. */
 int uaio_destroy(uaio_context_t context);
 
 /* How a volume is to be opened. */
@@ -98,7 +133,7 @@ int uaio_open(uaio_context_t context, const char *url, unsigned flags, uint64_t 
 int64_t uaio_size(uaio_context_t context, int volume);
 
 /* Submits in order until one is refused; says how many it took, or why not the first: EAGAIN (no slot),
- * EINVAL, EBADF, EFAULT, EOPNOTSUPP. Never blocks. */
+ * EINVAL, EBADF, EFAULT, EOPNOTSUPP. The devices see them together. Never blocks. */
 int uaio_submit(uaio_context_t context, long nr, struct uaio_iocb **iocbs);
 
 /* Takes events out: at least min_nr, at most nr, unless timeout (NULL: none) is over first. */
@@ -124,26 +159,10 @@ struct uaio_wait {
  * than there are, or no such context. */
 int uaio_suspend(const struct uaio_wait *list, long nr, long need, const struct timespec *timeout);
 
-enum uaio_notify_kind {
-    UAIO_NOTIFY_NONE = 0,
-    UAIO_NOTIFY_SIGNAL = 1,   /* signo with value, SI_ASYNCIO, to the process, or to tid if not 0 */
-    UAIO_NOTIFY_FUNCTION = 2, /* function(value), on a thread of the library's */
-    UAIO_NOTIFY_EVENTFD = 3,  /* fd, an eventfd, goes up by one */
-};
-
-struct uaio_notify {
-    int32_t kind;
-    int32_t signo;
-    int32_t tid;
-    int32_t fd;
-    void *value;
-    void (*function)(void *value);
-};
-
 enum uaio_list_mode { UAIO_LIST_WAIT = 0, UAIO_LIST_NOWAIT = 1 };
 
-/* Submits a list as lio_listio(3): NULL and what is refused stop nothing else; status says why. Says
- * how many were taken. WAIT returns when all those are over; NOWAIT at once, and notify (NULL: none) is
+/* Submits a list as lio_listio(3): NULL and what is refused stop nothing else; status says why (EINVAL of
+ * one with UAIO_F_LINK: each goes by itself), where it can be written. Says how many were taken. WAIT returns when all those are over; NOWAIT at once, and notify (NULL: none) is
  * given once when they are. */
 int uaio_listio(uaio_context_t context, int mode, struct uaio_iocb **list, long nr,
                 const struct uaio_notify *notify);

@@ -1,15 +1,18 @@
 //! An iocb of C becomes a command, and its event goes back.
 
-use std::sync::Arc;
+use std::os::fd::IntoRawFd;
 use std::time::Duration;
 
-use rustix::fs::readlinkat;
-use uaio_core::host::{Descriptor, HostOp, Memory, Position, TRANSFER_MAX_BYTES, Vectored};
-use uaio_core::{BUFFERS_MAX, Buffers, Event, Handle, Host, Iocb, NoticeFd, Notify, Priority};
+use uaio_core::host::{
+    Accept, Descriptor, HostOp, Memory, Position, SocketAddress, TRANSFER_MAX_BYTES, Vectored,
+};
+use uaio_core::{BUFFERS_MAX, Buffers, Event, Handle, Host, Iocb, Notify, Priority};
 
 use crate::Errno;
 use crate::host;
-use crate::layout::{F_RESFD, F_VOLUME, UaioEvent, UaioIocb, opcode};
+use crate::layout::{F_LINK, F_NOTIFY, F_RESFD, F_VOLUME, UaioEvent, UaioIocb, opcode};
+use crate::notice::notice;
+use crate::state::State;
 use crate::user::{self, Span};
 
 /// What is kept of a command until its event is taken out.
@@ -19,6 +22,8 @@ pub(crate) struct Flight {
     data: u64,
     /// Where the bytes of a read of a volume go.
     into: Vec<Span>,
+    /// The next iocb of the same submission begins when this is done.
+    linked: bool,
 }
 
 impl Flight {
@@ -26,8 +31,13 @@ impl Flight {
         self.iocb == iocb
     }
 
-    /// The event as C has it; the bytes of a read go to the caller's memory.
-    pub(crate) fn event(&self, event: &Event) -> UaioEvent {
+    pub(crate) fn is_linked(&self) -> bool {
+        self.linked
+    }
+
+    /// The event as C has it; the bytes of a read go to the caller's memory, and a connection is the
+    /// caller's from here on.
+    pub(crate) fn event(&self, event: Event) -> UaioEvent {
         if let (Ok(len), Buffers::One(bytes)) = (event.result, &event.buffers) {
             let mut rest = &bytes[..len.min(bytes.len())];
             for span in &self.into {
@@ -40,6 +50,9 @@ impl Flight {
             Ok(number) => number as i64,
             Err(error) => -i64::from(error.errno()),
         };
+        if let (Ok(_), Buffers::Host(reply)) = (event.result, event.buffers) {
+            let _ = reply.into_op().into_descriptor().map(IntoRawFd::into_raw_fd);
+        }
         UaioEvent { data: self.data, obj: self.iocb, res, res2: 0 }
     }
 }
@@ -53,19 +66,24 @@ pub(crate) enum Target<'a> {
 /// Reads an iocb of the caller's, checks it, and makes a command of it.
 pub(crate) fn command<'a>(
     address: *mut UaioIocb,
-    host: &'a Host,
+    state: &'a State,
     volume: impl FnOnce(i32) -> Option<&'a Handle>,
 ) -> Result<(Iocb, Flight), Errno> {
     let iocb = user::read(address, 0)?;
-    if iocb.flags & !(F_VOLUME | F_RESFD) != 0 {
+    let told = iocb.flags & (F_RESFD | F_NOTIFY);
+    if iocb.flags & !(F_VOLUME | F_RESFD | F_NOTIFY | F_LINK) != 0
+        || told == F_RESFD | F_NOTIFY
+        || iocb.reserved != 0
+    {
         return Err(Errno::INVAL);
     }
     let target = if iocb.flags & F_VOLUME != 0 {
         Target::Volume(volume(iocb.fd).ok_or(Errno::BADF)?)
     } else {
-        Target::Host(host)
+        Target::Host(state.host())
     };
-    let mut flight = Flight { iocb: address, data: iocb.data, into: Vec::new() };
+    let linked = iocb.flags & F_LINK != 0;
+    let mut flight = Flight { iocb: address, data: iocb.data, into: Vec::new(), linked };
     let command = match target {
         Target::Volume(handle) => on_volume(&iocb, handle, &mut flight.into)?,
         Target::Host(host) => Iocb::host(host, on_host(&iocb)?),
@@ -74,9 +92,11 @@ pub(crate) fn command<'a>(
     if iocb.timeout_ms != 0 {
         command = command.with_timeout(Duration::from_millis(iocb.timeout_ms.into()));
     }
-    if iocb.flags & F_RESFD != 0 {
-        command = command.with_notify(Notify::Descriptor(eventfd(iocb.resfd)?));
-    }
+    command = match told {
+        F_RESFD => command.with_notify(Notify::Descriptor(state.eventfd(iocb.resfd)?)),
+        F_NOTIFY => command.with_notify(notice(state, iocb.notify)?),
+        _ => command,
+    };
     Ok((command, flight))
 }
 
@@ -87,18 +107,6 @@ fn priority(priority: i16) -> Result<Priority, Errno> {
         3 => Ok(Priority::Idle),
         _ => Err(Errno::INVAL),
     }
-}
-
-/// An eventfd of the caller's, by a name of our own: it may close its own at any time.
-pub(crate) fn eventfd(fd: i32) -> Result<NoticeFd, Errno> {
-    let own = user::duplicate(fd)?;
-    let link = format!("/proc/self/fd/{fd}");
-    let name = readlinkat(rustix::fs::CWD, link, Vec::new())?;
-    // As eventfd_ctx_fdget in fs/eventfd.c: EINVAL for any other kind of descriptor.
-    if name.as_bytes() != b"anon_inode:[eventfd]" {
-        return Err(Errno::INVAL);
-    }
-    Ok(NoticeFd::from_fd(Arc::new(own)))
 }
 
 /// The memory that an iocb names, one span a buffer.
@@ -145,7 +153,13 @@ fn memory(bytes: usize) -> Result<Vec<u8>, Errno> {
 fn on_volume(iocb: &UaioIocb, handle: &Handle, into: &mut Vec<Span>) -> Result<Iocb, Errno> {
     let transfers =
         matches!(iocb.opcode, opcode::PREAD | opcode::PWRITE | opcode::PREADV | opcode::PWRITEV);
-    let ranged = matches!(iocb.opcode, opcode::DISCARD | opcode::WRITE_ZEROES);
+    let ranged = matches!(
+        iocb.opcode,
+        opcode::DISCARD | opcode::WRITE_ZEROES | opcode::SYNC_RANGE | opcode::READAHEAD
+    );
+    if iocb.op_flags != 0 {
+        return Err(Errno::INVAL);
+    }
     let offset = u64::try_from(iocb.offset);
     let offset = if transfers || ranged { offset.map_err(|_| Errno::INVAL)? } else { 0 };
     match iocb.opcode {
@@ -153,6 +167,8 @@ fn on_volume(iocb: &UaioIocb, handle: &Handle, into: &mut Vec<Span>) -> Result<I
         opcode::FDSYNC => return Ok(Iocb::fdatasync(handle)),
         opcode::DISCARD => return Ok(Iocb::discard(handle, offset, iocb.nbytes)),
         opcode::WRITE_ZEROES => return Ok(Iocb::write_zeroes(handle, offset, iocb.nbytes)),
+        opcode::SYNC_RANGE => return Ok(Iocb::sync_range(handle, offset, iocb.nbytes)),
+        opcode::READAHEAD => return Ok(Iocb::readahead(handle, offset, iocb.nbytes)),
         opcode::POLL | opcode::NOOP => return Err(Errno::OPNOTSUPP),
         _ if !transfers => return Err(Errno::INVAL),
         _ => {}
@@ -202,17 +218,57 @@ fn on_host(iocb: &UaioIocb) -> Result<HostOp, Errno> {
         Span::of(iocb.buf.cast::<libc::iovec>(), count)?;
         Ok(host::vectored(iocb.buf, count as u32))
     };
+    // As the flags of the system call are: bits, whatever the sign.
+    let flags = iocb.op_flags.cast_signed();
+    let takes_flags = !matches!(
+        iocb.opcode,
+        opcode::FSYNC | opcode::FDSYNC | opcode::POLL | opcode::READAHEAD | opcode::CONNECT
+    );
+    if !takes_flags && flags != 0 {
+        return Err(Errno::INVAL);
+    }
+    let range = || -> Result<(u64, u32), Errno> {
+        let offset = u64::try_from(iocb.offset).map_err(|_| Errno::INVAL)?;
+        Ok((offset, u32::try_from(iocb.nbytes).map_err(|_| Errno::INVAL)?))
+    };
     Ok(match iocb.opcode {
-        opcode::PREAD => HostOp::Read { fd, memory: one()?, at: at()?, flags: 0 },
-        opcode::PWRITE => HostOp::Write { fd, memory: one()?, at: at()?, flags: 0 },
-        opcode::PREADV => HostOp::ReadV { fd, memory: many()?, at: at()?, flags: 0 },
-        opcode::PWRITEV => HostOp::WriteV { fd, memory: many()?, at: at()?, flags: 0 },
+        opcode::PREAD => HostOp::Read { fd, memory: one()?, at: at()?, flags },
+        opcode::PWRITE => HostOp::Write { fd, memory: one()?, at: at()?, flags },
+        opcode::PREADV => HostOp::ReadV { fd, memory: many()?, at: at()?, flags },
+        opcode::PWRITEV => HostOp::WriteV { fd, memory: many()?, at: at()?, flags },
         opcode::FSYNC => HostOp::Fsync { fd, data_only: false },
         opcode::FDSYNC => HostOp::Fsync { fd, data_only: true },
         opcode::POLL => {
             let events = u32::try_from(iocb.nbytes).map_err(|_| Errno::INVAL)?;
             HostOp::Poll { fd, events, multishot: false }
         }
+        opcode::SYNC_RANGE => {
+            let (offset, len) = range()?;
+            HostOp::SyncFileRange { fd, offset, len, flags: iocb.op_flags }
+        }
+        opcode::READAHEAD => {
+            let (offset, len) = range()?;
+            HostOp::Readahead { fd, offset, len }
+        }
+        opcode::ACCEPT => {
+            let address = SocketAddress::empty();
+            HostOp::Accept(Box::new(Accept { fd, flags, address, accepted: None }))
+        }
+        opcode::CONNECT => {
+            let mut bytes = Vec::new();
+            let span = Span::of(iocb.buf.cast::<u8>(), usize_of(iocb.nbytes)?)?;
+            if span.len() > size_of::<libc::sockaddr_storage>() {
+                return Err(Errno::INVAL);
+            }
+            span.append_to(&mut bytes);
+            let address = SocketAddress::from_bytes(&bytes).ok_or(Errno::INVAL)?;
+            HostOp::Connect { fd, address: Box::new(address) }
+        }
+        opcode::SEND => HostOp::Send { fd, memory: one()?, flags },
+        opcode::RECV => HostOp::Recv { fd, memory: one()?, flags },
+        opcode::SENDMSG => HostOp::SendMsg { fd, message: host::message(iocb.buf)?, flags },
+        opcode::RECVMSG => HostOp::RecvMsg { fd, message: host::message(iocb.buf)?, flags },
+        opcode::SHUTDOWN => HostOp::Shutdown { fd, how: flags },
         opcode::DISCARD | opcode::WRITE_ZEROES => return Err(Errno::OPNOTSUPP),
         _ => return Err(Errno::INVAL),
     })

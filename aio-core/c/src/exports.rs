@@ -1,16 +1,17 @@
 //! The calls of `uaio.h`.
 #![expect(unsafe_code, reason = "symbols are exported by their names")]
 
-use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_long, c_uint};
+use std::ptr::null;
 use std::sync::Arc;
 use std::time::Duration;
 
-use uaio_core::{Cancel, Notify, Signal, Ticket, suspend};
+use uaio_core::{Cancel, Ticket, suspend};
 
 use crate::Errno;
-use crate::command::eventfd;
 use crate::errno::answer;
 use crate::layout::{LIST_NOWAIT, LIST_WAIT, UaioEvent, UaioIocb, UaioNotify, UaioWait};
+use crate::notice;
 use crate::state::{self, State};
 use crate::user::{self, Span};
 
@@ -81,15 +82,7 @@ pub extern "C" fn uaio_size(context: u64, volume: c_int) -> i64 {
 pub extern "C" fn uaio_submit(context: u64, nr: c_long, iocbs: *mut *mut UaioIocb) -> c_int {
     answer((|| {
         let (state, nr) = (state::find(context)?, length(nr)?);
-        for at in 0..nr {
-            let submitted = user::read(iocbs, at).and_then(|iocb| state.submit(iocb));
-            match submitted {
-                Ok(_) => {}
-                Err(errno) if at == 0 => return Err(errno),
-                Err(_) => return Ok(at),
-            }
-        }
-        Ok(nr)
+        state.submit(nr, |at| user::read(iocbs, at))
     })())
 }
 
@@ -183,7 +176,8 @@ pub extern "C" fn uaio_listio(
         if mode != LIST_WAIT && mode != LIST_NOWAIT {
             return Err(Errno::INVAL);
         }
-        let notify = notice(&state, notify, mode)?;
+        let notify = if mode == LIST_WAIT { null() } else { notify };
+        let notify = notice::notice(&state, notify)?;
         let iocbs = (0..nr).map(|at| user::read(list, at)).collect::<Result<Vec<_>, _>>()?;
         let tickets = state.list(iocbs.into_iter().filter(|iocb| !iocb.is_null()), notify)?;
         if mode == LIST_WAIT {
@@ -193,36 +187,4 @@ pub extern "C" fn uaio_listio(
         }
         Ok(tickets.len())
     })())
-}
-
-/// The caller's function and its argument.
-struct Function(extern "C" fn(*mut c_void), *mut c_void);
-
-// SAFETY: `uaio.h` says that it is called on another thread; the value is only passed on.
-unsafe impl Send for Function {}
-
-impl Function {
-    fn call(self) {
-        (self.0)(self.1);
-    }
-}
-
-fn notice(state: &State, notify: *const UaioNotify, mode: c_int) -> Result<Notify, Errno> {
-    if notify.is_null() || mode == LIST_WAIT {
-        return Ok(Notify::None);
-    }
-    let UaioNotify { kind, signo, tid, fd, value, function } = user::read(notify, 0)?;
-    let signal =
-        |signal: std::io::Result<Signal>| signal.map(Notify::Signal).map_err(|_| Errno::INVAL);
-    match kind {
-        0 => Ok(Notify::None),
-        1 if tid == 0 => signal(Signal::to_process(signo, value.expose_provenance())),
-        1 => signal(Signal::to_thread(tid, signo, value.expose_provenance())),
-        2 => {
-            let function = Function(function.ok_or(Errno::FAULT)?, value);
-            Ok(Notify::callback(&state.callbacks, move || function.call()))
-        }
-        3 => Ok(Notify::Descriptor(eventfd(fd)?)),
-        _ => Err(Errno::INVAL),
-    }
 }

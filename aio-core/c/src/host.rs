@@ -3,9 +3,11 @@
 
 use std::ffi::c_void;
 
-use uaio_core::host::{Descriptor, Memory, Vectored};
+use uaio_core::host::{Descriptor, Memory, Message, Vectored};
 
+use crate::Errno;
 use crate::command::Flight;
+use crate::user::Span;
 
 // SAFETY: the address of the iocb is only compared and given back; nothing is read through it but in
 // `user`, on the word of the caller, who may use any thread.
@@ -32,7 +34,16 @@ pub(crate) fn vectored(list: *mut c_void, count: u32) -> Vectored {
     unsafe { Vectored::raw(list.cast_const().cast(), count) }
 }
 
-/// Whether a descriptor has positions: a file or a device, not a pipe, socket or terminal.
+/// A message of the caller's, by its header.
+pub(crate) fn message(header: *mut c_void) -> Result<Box<Message>, Errno> {
+    let header = header.cast::<libc::msghdr>();
+    Span::of(header.cast_const(), 1)?;
+    // SAFETY: `uaio.h`: as for memory, the header and all it points to.
+    Ok(Box::new(unsafe { Message::raw(header) }))
+}
+
+/// Whether a descriptor has positions: a file or a device, not a pipe, socket or terminal. An eventfd and its like
+/// say so, too: they take any.
 pub(crate) fn has_positions(fd: i32) -> bool {
     // SAFETY: asks for the position and moves nothing; any number may be given.
     unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) >= 0 }

@@ -30,6 +30,12 @@ pub struct UaioIocb {
     pub status: i32,
     /// By which the library finds it.
     pub key: u64,
+    /// How its event is told, with `F_NOTIFY`.
+    pub notify: *const UaioNotify,
+    /// Flags of the system call of its name.
+    pub op_flags: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// `struct uaio_event`.
@@ -96,12 +102,34 @@ pub mod opcode {
     pub const DISCARD: u16 = 16;
     /// Blocks become zeroes.
     pub const WRITE_ZEROES: u16 = 17;
+    /// Make a range stable; of the host, have it written.
+    pub const SYNC_RANGE: u16 = 18;
+    /// Bring a range into the cache.
+    pub const READAHEAD: u16 = 19;
+    /// Take a connection.
+    pub const ACCEPT: u16 = 32;
+    /// Make a connection.
+    pub const CONNECT: u16 = 33;
+    /// Send bytes.
+    pub const SEND: u16 = 34;
+    /// Receive bytes.
+    pub const RECV: u16 = 35;
+    /// Send with an address and control data.
+    pub const SENDMSG: u16 = 36;
+    /// Receive with an address and control data.
+    pub const RECVMSG: u16 = 37;
+    /// End one or both directions.
+    pub const SHUTDOWN: u16 = 38;
 }
 
 /// `UAIO_F_VOLUME`.
 pub const F_VOLUME: u32 = 1;
 /// `UAIO_F_RESFD`.
 pub const F_RESFD: u32 = 2;
+/// `UAIO_F_NOTIFY`.
+pub const F_NOTIFY: u32 = 4;
+/// `UAIO_F_LINK`.
+pub const F_LINK: u32 = 8;
 /// `UAIO_O_DIRECT`.
 pub const O_DIRECT: u32 = 1;
 /// `UAIO_O_DSYNC`.

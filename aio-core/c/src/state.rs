@@ -1,16 +1,18 @@
 //! Contexts by name, each with its reactor, its volumes and what is in flight.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use uaio_core::host::EngineError;
 use uaio_core::{
-    Callbacks, Context, ContextOptions, Handle, Host, HostOptions, Listed, Notify, OpenOptions,
-    Reactor, Refused, Ticket, VolumeOptions,
+    Batch, Callbacks, Context, ContextOptions, Handle, Host, HostOptions, Iocb, Listed, NoticeFd,
+    Notify, OpenOptions, Reactor, Refused, Ticket, VolumeOptions,
 };
 use uaio_driver::url::Backend;
 use uaio_driver::{Clock, DmaPool, PoolOptions, Slots, SystemClock, Token};
@@ -18,6 +20,7 @@ use uaio_page_cache::{Cache, CacheOptions};
 
 use crate::Errno;
 use crate::command::{Flight, command};
+use crate::forked;
 use crate::layout::{O_DIRECT, O_DSYNC, UaioEvent, UaioIocb};
 use crate::user;
 
@@ -29,8 +32,10 @@ const EVENTS_MAX: usize = 65536;
 const CACHE_BYTES: u64 = 64 << 20;
 const CACHE_BYTES_MIN: u64 = 64 << 10;
 const CACHE_BYTES_MAX: u64 = 1 << 40;
-/// How often who waits without end looks whether its context is still there.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often who destroys a context looks whether it is quiet.
+const LOOK: Duration = Duration::from_micros(200);
+/// Eventfds of the caller's that a context keeps a name of.
+const EVENTFDS_MAX: usize = 64;
 
 /// What has been set up.
 fn contexts() -> &'static RwLock<HashMap<u64, Arc<State>>> {
@@ -44,6 +49,10 @@ pub(crate) struct State {
     host: Host,
     volumes: RwLock<Vec<Handle>>,
     flights: Mutex<Slots<(Flight, Option<Ticket>)>>,
+    /// Those that commands named last, by the caller's number.
+    eventfds: Mutex<VecDeque<(i32, NoticeFd)>>,
+    /// Threads that take events out, and so write to memory of the caller's.
+    taking: AtomicUsize,
     pub(crate) callbacks: Callbacks,
     reactor: Arc<Reactor>,
     clock: Arc<dyn Clock>,
@@ -53,6 +62,7 @@ pub(crate) struct State {
 
 /// A context by its name.
 pub(crate) fn find(name: u64) -> Result<Arc<State>, Errno> {
+    forked::check()?;
     contexts().read().get(&name).cloned().ok_or(Errno::INVAL)
 }
 
@@ -62,13 +72,14 @@ pub(crate) fn set_up(events: usize) -> Result<u64, Errno> {
     if events == 0 || events > EVENTS_MAX {
         return Err(Errno::INVAL);
     }
+    forked::watch()?;
     if contexts().read().len() >= CONTEXTS_MAX {
         return Err(Errno::AGAIN);
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let reactor = Arc::new(Reactor::new(Arc::clone(&clock))?);
     let host = reactor
-        .attach_host(HostOptions { operations: events.min(4096), inbox: events, workers: 2 })
+        .attach_host(HostOptions { operations: events, inbox: events, workers: 2 })
         .map_err(|error: EngineError| Errno(error.errno()))?;
     let context = reactor.context(ContextOptions::events(events))?;
     let callbacks = Callbacks::new();
@@ -77,6 +88,8 @@ pub(crate) fn set_up(events: usize) -> Result<u64, Errno> {
         host,
         volumes: RwLock::default(),
         flights: Mutex::new(Slots::new(events)),
+        eventfds: Mutex::default(),
+        taking: AtomicUsize::new(0),
         callbacks: callbacks.clone(),
         reactor: Arc::clone(&reactor),
         clock,
@@ -102,15 +115,19 @@ pub(crate) fn set_up(events: usize) -> Result<u64, Errno> {
 
 /// Ends a context: nothing of the caller's is used when this returns.
 pub(crate) fn destroy(name: u64) -> Result<(), Errno> {
+    forked::check()?;
     let state = contexts().write().remove(&name).ok_or(Errno::INVAL)?;
     state.destroyed.store(true, Ordering::SeqCst);
     // Who submitted before it saw that has its slot by now, or holds this lock.
     drop(state.flights.lock());
+    state.context.end_waits();
     let _ = state.context.cancel_all();
     let mut thrown_away = Vec::new();
-    while state.context.outstanding() > 0 {
-        let _ = state.context.get_events(1, EVENTS_MAX, &mut thrown_away, Some(LOOK));
+    // Who takes events out has perhaps taken one and not copied its bytes yet.
+    while state.context.outstanding() > 0 || state.taking.load(Ordering::SeqCst) > 0 {
+        let _ = state.context.get_events(0, EVENTS_MAX, &mut thrown_away, None);
         thrown_away.clear();
+        std::thread::sleep(LOOK);
     }
     let closed = state.reactor.close();
     state.stop();
@@ -159,27 +176,81 @@ impl State {
         handle.map(|handle| handle.volume().size_bytes()).ok_or(Errno::BADF)
     }
 
-    /// Submits one iocb of the caller's.
-    pub(crate) fn submit(&self, iocb: *mut UaioIocb) -> Result<Ticket, Errno> {
+    /// Submits iocbs of the caller's in order, until one is refused, and says how many were taken; the
+    /// devices see them together. Those that are linked are taken together or not at all.
+    pub(crate) fn submit(
+        &self,
+        nr: usize,
+        iocb: impl Fn(usize) -> Result<*mut UaioIocb, Errno>,
+    ) -> Result<usize, Errno> {
         let volumes = self.volumes.read();
+        let mut batch = self.context.batch();
+        let mut taken = 0;
+        while taken < nr {
+            match self.submit_chain(&volumes, &mut batch, taken..nr, &iocb) {
+                Ok(count) => taken += count,
+                Err(errno) if taken == 0 => return Err(errno),
+                Err(_) => break,
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Submits the next iocb, and those it is linked to; says how many they were.
+    fn submit_chain(
+        &self,
+        volumes: &[Handle],
+        batch: &mut Batch<'_>,
+        range: Range<usize>,
+        iocb: impl Fn(usize) -> Result<*mut UaioIocb, Errno>,
+    ) -> Result<usize, Errno> {
         let volume = |number: i32| volumes.get(usize::try_from(number).ok()?.wrapping_sub(1));
-        let (command, flight) = command(iocb, &self.host, volume)?;
+        let mut made = Vec::with_capacity(1);
+        for at in range {
+            let address = iocb(at)?;
+            let (command, flight) = command(address, self, volume)?;
+            let is_linked = flight.is_linked();
+            made.push((address, command, flight));
+            if !is_linked {
+                break;
+            }
+        }
+        let count = made.len();
         // Held until the ticket is there: whoever takes the event out waits for it.
         let mut flights = self.flights.lock();
         if self.destroyed.load(Ordering::SeqCst) {
             return Err(Errno::INVAL);
         }
-        let Ok(token) = flights.insert((flight, None)) else { return Err(Errno::AGAIN) };
-        user::set_key(iocb, token.to_u64())?;
-        match self.context.submit(command.with_user_data(token.to_u64())) {
+        if flights.free() < count {
+            return Err(Errno::AGAIN);
+        }
+        let mut tokens = Vec::with_capacity(count);
+        let mut chain: Option<Iocb> = None;
+        for (address, command, flight) in made {
+            let Ok(token) = flights.insert((flight, None)) else { unreachable!("there is room") };
+            tokens.push(token);
+            if let Err(errno) = user::set_key(address, token.to_u64()) {
+                tokens.iter().for_each(|token| drop(flights.remove(*token)));
+                return Err(errno);
+            }
+            let command = command.with_user_data(token.to_u64());
+            chain = Some(match chain {
+                Some(chain) => chain.then(command),
+                None => command,
+            });
+        }
+        let Some(chain) = chain else { return Ok(0) };
+        match batch.submit(chain) {
             Ok(ticket) => {
-                if let Some((_, noted)) = flights.get_mut(token) {
-                    *noted = Some(ticket);
+                for token in tokens {
+                    if let Some((_, noted)) = flights.get_mut(token) {
+                        *noted = Some(ticket);
+                    }
                 }
-                Ok(ticket)
+                Ok(count)
             }
             Err(Refused { reason, .. }) => {
-                flights.remove(token);
+                tokens.iter().for_each(|token| drop(flights.remove(*token)));
                 Err(Errno(reason.errno()))
             }
         }
@@ -199,18 +270,24 @@ impl State {
         }
         let (mut commands, mut taken) = (Vec::new(), Vec::new());
         for iocb in iocbs {
-            let made = command(iocb, &self.host, volume).and_then(|(command, flight)| {
+            let made = command(iocb, self, volume).and_then(|(command, flight)| {
+                if flight.is_linked() {
+                    // Each of a list goes by itself.
+                    return Err(Errno::INVAL);
+                }
                 let token = flights.insert((flight, None)).map_err(|_| Errno::AGAIN)?;
+                let noted = user::set_key(iocb, token.to_u64());
+                let noted = noted.and_then(|()| user::set_status(iocb, 0));
+                noted.inspect_err(|_| drop(flights.remove(token)))?;
                 Ok((command.with_user_data(token.to_u64()), token))
             });
             match made {
                 Ok((command, token)) => {
-                    user::set_key(iocb, token.to_u64())?;
-                    user::set_status(iocb, 0)?;
                     commands.push(command);
                     taken.push((token, iocb));
                 }
-                Err(errno) => user::set_status(iocb, -errno.0)?,
+                // What cannot be written to cannot be told why it was not taken.
+                Err(errno) => drop(user::set_status(iocb, -errno.0)),
             }
         }
         let Listed { tickets, refused } = self.context.listio(commands, notify);
@@ -231,6 +308,29 @@ impl State {
         Ok(tickets)
     }
 
+    /// An eventfd of the caller's, by a name of our own: it may close its own at any time. One that is
+    /// named again and again is duplicated once.
+    pub(crate) fn eventfd(&self, fd: i32) -> Result<NoticeFd, Errno> {
+        let mut known = self.eventfds.lock();
+        if let Some(at) = known.iter().position(|(number, _)| *number == fd) {
+            if user::is_same_file(known[at].1.as_fd(), fd) {
+                return Ok(known[at].1.clone());
+            }
+            // Another file has the number by now.
+            known.remove(at);
+        }
+        let eventfd = NoticeFd::from_fd(Arc::new(user::eventfd(fd)?));
+        if known.len() == EVENTFDS_MAX {
+            known.pop_front();
+        }
+        known.push_back((fd, eventfd.clone()));
+        Ok(eventfd)
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// The ticket of an iocb whose event has not been taken out.
     pub(crate) fn ticket(&self, iocb: *mut UaioIocb) -> Result<Ticket, Errno> {
         let token = Token::from_u64(user::read(iocb, 0)?.key);
@@ -247,27 +347,45 @@ impl State {
         out: *mut UaioEvent,
         timeout: Option<Duration>,
     ) -> Result<usize, Errno> {
-        let until = timeout.map(|timeout| Instant::now() + timeout);
-        let mut taken = Vec::with_capacity(max.min(self.context.slots()));
-        loop {
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let wait = left.map_or(LOOK, |left| left.min(LOOK));
-            let (need, most) = (min.saturating_sub(taken.len()), max - taken.len());
-            self.context
-                .get_events(need, most, &mut taken, Some(wait))
-                .map_err(|_| Errno::INVAL)?;
-            if taken.len() >= min || left == Some(Duration::ZERO) {
-                break;
-            }
-            if self.destroyed.load(Ordering::SeqCst) {
-                return Err(Errno::INVAL);
-            }
+        let _taking = Taking::new(self);
+        // After that: who destroys the context waits for us, or we see that it did.
+        if self.destroyed.load(Ordering::SeqCst) {
+            return Err(Errno::INVAL);
         }
-        for (at, event) in taken.iter().enumerate() {
-            let flight = self.flights.lock().remove(Token::from_u64(event.user_data));
-            let (flight, _) = flight.expect("one event a command");
+        let mut taken = Vec::with_capacity(max.min(self.context.slots()));
+        let got = self.context.get_events(min, max, &mut taken, timeout);
+        got.map_err(|_| Errno::INVAL)?;
+        if taken.is_empty() && min > 0 && self.destroyed.load(Ordering::SeqCst) {
+            return Err(Errno::INVAL);
+        }
+        let mut over = Vec::with_capacity(taken.len());
+        let mut flights = self.flights.lock();
+        for event in &taken {
+            let flight = flights.remove(Token::from_u64(event.user_data));
+            over.push(flight.expect("one event a command").0);
+        }
+        // The bytes are copied without the lock.
+        drop(flights);
+        let count = taken.len();
+        for (at, (event, flight)) in taken.into_iter().zip(over).enumerate() {
             user::write(out, at, flight.event(event))?;
         }
-        Ok(taken.len())
+        Ok(count)
+    }
+}
+
+/// A thread that takes events out.
+struct Taking<'a>(&'a State);
+
+impl<'a> Taking<'a> {
+    fn new(state: &'a State) -> Self {
+        state.taking.fetch_add(1, Ordering::SeqCst);
+        Self(state)
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.0.taking.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -5,7 +5,9 @@
 #![expect(unsafe_code, reason = "a caller in C gives addresses")]
 
 use std::ffi::{CStr, c_char};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::readlinkat;
 
 use crate::Errno;
 use crate::layout::UaioIocb;
@@ -108,6 +110,25 @@ pub(crate) fn duplicate(fd: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: not -1; it is used for this one call, which says EBADF if it is not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     rustix::io::fcntl_dupfd_cloexec(borrowed.as_fd(), 0).map_err(Errno::from)
+}
+
+/// A descriptor of its own for an eventfd.
+pub(crate) fn eventfd(fd: i32) -> Result<OwnedFd, Errno> {
+    let own = duplicate(fd)?;
+    let link = format!("/proc/self/fd/{}", own.as_raw_fd());
+    let name = readlinkat(rustix::fs::CWD, link, Vec::new())?;
+    // As eventfd_ctx_fdget in fs/eventfd.c: EINVAL for any other kind of descriptor.
+    if name.as_bytes() == b"anon_inode:[eventfd]" { Ok(own) } else { Err(Errno::INVAL) }
+}
+
+/// Whether `fd` is the same open file as one of ours, as far as the kernel says (kcmp(2)).
+pub(crate) fn is_same_file(own: BorrowedFd<'_>, fd: i32) -> bool {
+    const KCMP_FILE: i32 = 0;
+    let process = std::process::id();
+    // SAFETY: compares two descriptors of this process; any number may be given.
+    let order =
+        unsafe { libc::syscall(libc::SYS_kcmp, process, process, KCMP_FILE, own.as_raw_fd(), fd) };
+    order == 0
 }
 
 /// Whether `fd` is open.

@@ -73,7 +73,10 @@ fn the_header_has_the_layouts_of_the_library() {
         resfd,
         timeout_ms,
         status,
-        key
+        key,
+        notify,
+        op_flags,
+        reserved
     );
     layout!(UaioEvent, "uaio_event", data, obj, res, res2);
     layout!(UaioWait, "uaio_wait", context, iocb);
@@ -90,6 +93,17 @@ fn the_header_has_the_layouts_of_the_library() {
         ("UAIO_PWRITEV", usize::from(opcode::PWRITEV)),
         ("UAIO_DISCARD", usize::from(opcode::DISCARD)),
         ("UAIO_WRITE_ZEROES", usize::from(opcode::WRITE_ZEROES)),
+        ("UAIO_SYNC_RANGE", usize::from(opcode::SYNC_RANGE)),
+        ("UAIO_READAHEAD", usize::from(opcode::READAHEAD)),
+        ("UAIO_ACCEPT", usize::from(opcode::ACCEPT)),
+        ("UAIO_CONNECT", usize::from(opcode::CONNECT)),
+        ("UAIO_SEND", usize::from(opcode::SEND)),
+        ("UAIO_RECV", usize::from(opcode::RECV)),
+        ("UAIO_SENDMSG", usize::from(opcode::SENDMSG)),
+        ("UAIO_RECVMSG", usize::from(opcode::RECVMSG)),
+        ("UAIO_SHUTDOWN", usize::from(opcode::SHUTDOWN)),
+        ("UAIO_F_NOTIFY", layout::F_NOTIFY as usize),
+        ("UAIO_F_LINK", layout::F_LINK as usize),
         ("UAIO_F_VOLUME", layout::F_VOLUME as usize),
         ("UAIO_F_RESFD", layout::F_RESFD as usize),
         ("UAIO_O_DIRECT", layout::O_DIRECT as usize),

@@ -2,119 +2,18 @@
 //! io_cancel(2), io_destroy(2), lio_listio(3), aio_suspend(3), aio(7) (Linux man-pages 6.9). Those that
 //! do not hold, on purpose, are in the table on the crate's page.
 
-use std::ffi::{CString, c_void};
+mod set;
+
+use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use std::time::{Duration, Instant};
 
+use set::{Endless, NOT_MAPPED, Set, iocb, noop, read, timespec};
 use uaio::exports::{
-    uaio_cancel, uaio_destroy, uaio_getevents, uaio_listio, uaio_open, uaio_setup, uaio_size,
-    uaio_submit, uaio_suspend,
+    uaio_cancel, uaio_destroy, uaio_getevents, uaio_listio, uaio_setup, uaio_size, uaio_submit,
+    uaio_suspend,
 };
-use uaio::layout::{
-    F_VOLUME, LIST_NOWAIT, LIST_WAIT, UaioEvent, UaioIocb, UaioNotify, UaioWait, opcode,
-};
-
-/// A context with a volume of 1 MiB, number 1; destroyed at the end.
-struct Set(u64);
-
-impl Set {
-    fn up(events: u32) -> Self {
-        let mut context = 0;
-        assert_eq!(uaio_setup(events, &raw mut context), 0);
-        let url = CString::new("ram:1M").unwrap();
-        assert_eq!(uaio_open(context, url.as_ptr(), 0, 1 << 20), 1);
-        Self(context)
-    }
-
-    fn submit(&self, iocbs: &mut [*mut UaioIocb]) -> i32 {
-        uaio_submit(self.0, iocbs.len() as i64, iocbs.as_mut_ptr())
-    }
-
-    fn events(
-        &self,
-        min: i64,
-        max: usize,
-        timeout: Option<Duration>,
-    ) -> Result<Vec<UaioEvent>, i32> {
-        let mut events = vec![UaioEvent { data: 0, obj: null_mut(), res: 0, res2: 0 }; max];
-        let timeout = timeout.map(timespec);
-        let timeout = timeout.as_ref().map_or(null(), std::ptr::from_ref);
-        match uaio_getevents(self.0, min, max as i64, events.as_mut_ptr(), timeout) {
-            count @ 0.. => Ok(events.drain(..count as usize).collect()),
-            errno => Err(-errno),
-        }
-    }
-
-    fn data(&self, min: i64, max: usize) -> Vec<u64> {
-        let events = self.events(min, max, Some(Duration::from_secs(20))).unwrap();
-        let mut data: Vec<u64> = events.iter().map(|event| event.data).collect();
-        data.sort_unstable();
-        data
-    }
-}
-
-impl Drop for Set {
-    fn drop(&mut self) {
-        uaio_destroy(self.0);
-    }
-}
-
-fn timespec(duration: Duration) -> libc::timespec {
-    libc::timespec { tv_sec: duration.as_secs() as i64, tv_nsec: duration.subsec_nanos().into() }
-}
-
-fn iocb(data: u64, opcode: u16) -> UaioIocb {
-    UaioIocb {
-        data,
-        opcode,
-        priority: 0,
-        fd: 1,
-        buf: null_mut(),
-        nbytes: 0,
-        offset: 0,
-        flags: 0,
-        resfd: 0,
-        timeout_ms: 0,
-        status: 0,
-        key: 0,
-    }
-}
-
-fn noop(data: u64) -> UaioIocb {
-    iocb(data, opcode::NOOP)
-}
-
-/// A read of the volume.
-fn read(data: u64, buffer: &mut [u8]) -> UaioIocb {
-    let buf = buffer.as_mut_ptr().cast::<c_void>();
-    UaioIocb { buf, nbytes: buffer.len() as u64, flags: F_VOLUME, ..iocb(data, opcode::PREAD) }
-}
-
-/// A pipe, and a read of it that waits for something to be written.
-struct Endless {
-    ends: [i32; 2],
-    byte: Box<[u8; 1]>,
-}
-
-impl Endless {
-    fn new() -> Self {
-        use std::os::fd::IntoRawFd;
-        let (read, write) = std::io::pipe().unwrap();
-        Self { ends: [read.into_raw_fd(), write.into_raw_fd()], byte: Box::new([0]) }
-    }
-
-    fn read(&mut self, data: u64) -> UaioIocb {
-        let buf = self.byte.as_mut_ptr().cast::<c_void>();
-        UaioIocb { fd: self.ends[0], buf, nbytes: 1, ..iocb(data, opcode::PREAD) }
-    }
-
-    fn end(&self) {
-        let link = format!("/proc/self/fd/{}", self.ends[1]);
-        std::fs::write(link, b"x").unwrap();
-    }
-}
-
-const NOT_MAPPED: *mut UaioIocb = std::ptr::without_provenance_mut(0xffff_8000_0000_0000);
+use uaio::layout::{LIST_NOWAIT, LIST_WAIT, UaioEvent, UaioIocb, UaioNotify, UaioWait};
 
 // io_setup(2), io_destroy(2)
 

@@ -73,8 +73,12 @@ pub struct Served {
 
 impl Served {
     pub fn new(file: &TestFile, frames: usize) -> Result<Self> {
+        Self::with(&UringOptions::existing(file.path()), frames)
+    }
+
+    pub fn with(options: &UringOptions, frames: usize) -> Result<Self> {
         let pool = DmaPool::new(PoolOptions::frames(frames + 64))?;
-        let device = Arc::new(UringDevice::open(&UringOptions::existing(file.path()), pool)?);
+        let device = Arc::new(UringDevice::open(options, pool)?);
         let below: Arc<dyn BlockDevice> = device.clone();
         let cache = Cache::new(below, CacheOptions::frames(frames))?;
         let reactor = Reactor::new(Arc::new(SystemClock::new()))?;
@@ -105,7 +109,7 @@ pub fn every_block(file: &TestFile, seed: u64) -> Vec<u64> {
     offsets
 }
 
-/// What fio says about one pass of cold, buffered 4 KiB random reads at depth 32, every block once.
+/// What fio says about one pass of cold 4 KiB random reads at depth 32, every block once.
 pub struct Fio {
     pub iops: f64,
     /// 99 of 100 submissions took no longer, in nanoseconds.
@@ -114,9 +118,19 @@ pub struct Fio {
 
 impl Fio {
     pub fn cold_random_reads(file: &TestFile, engine: &str, seed: u64) -> Result<Self> {
+        Self::random_reads(file, engine, false, seed)
+    }
+
+    /// The same past the kernel's cache: what the disk and the way to it give at most.
+    pub fn direct_random_reads(file: &TestFile, engine: &str, seed: u64) -> Result<Self> {
+        Self::random_reads(file, engine, true, seed)
+    }
+
+    fn random_reads(file: &TestFile, engine: &str, direct: bool, seed: u64) -> Result<Self> {
         file.drop_caches()?;
         let mut fio = Command::new("fio");
-        fio.args(["--name=cold", "--rw=randread", "--bs=4k", "--iodepth=32", "--direct=0"])
+        fio.args(["--name=cold", "--rw=randread", "--bs=4k", "--iodepth=32"])
+            .arg(format!("--direct={}", u8::from(direct)))
             .args(["--invalidate=1", "--output-format=json", "--slat_percentiles=1"])
             .args(["--percentile_list=99"])
             .arg(format!("--ioengine={engine}"))

@@ -161,14 +161,20 @@ struct Row {
     kinds: &'static [Kind],
     /// The result is a new descriptor.
     opens: bool,
+    /// It may wait for somebody else, for ever.
+    waits: bool,
 }
 
 const fn row(number: i64, name: &'static str, kinds: &'static [Kind]) -> Row {
-    Row { number, name, kinds, opens: false }
+    Row { number, name, kinds, opens: false, waits: false }
+}
+
+const fn waits(number: i64, name: &'static str, kinds: &'static [Kind]) -> Row {
+    Row { number, name, kinds, opens: false, waits: true }
 }
 
 const fn opens(number: i64, name: &'static str, kinds: &'static [Kind]) -> Row {
-    Row { number, name, kinds, opens: true }
+    Row { number, name, kinds, opens: true, waits: false }
 }
 
 use Kind::{Bytes, Dir, Fd, Null, Path, Struct, StructOrNull, Value};
@@ -208,11 +214,11 @@ const LISTED: &[Row] = &[
     row(libc::SYS_newfstatat, "newfstatat", &[Dir, Path, Struct(size_of::<libc::stat>()), Value]),
     row(libc::SYS_getdents64, "getdents64", &[Fd, Bytes]),
     row(libc::SYS_lseek, "lseek", &[Fd, Value, Value]),
-    row(libc::SYS_flock, "flock", &[Fd, Value]),
+    waits(libc::SYS_flock, "flock", &[Fd, Value]),
     row(libc::SYS_sync, "sync", &[]),
     row(libc::SYS_syncfs, "syncfs", &[Fd]),
-    row(libc::SYS_sendfile, "sendfile", &[Fd, Fd, Null, Value]),
-    row(libc::SYS_tee, "tee", &[Fd, Fd, Value, Value]),
+    waits(libc::SYS_sendfile, "sendfile", &[Fd, Fd, Null, Value]),
+    waits(libc::SYS_tee, "tee", &[Fd, Fd, Value, Value]),
     row(libc::SYS_getrandom, "getrandom", &[Bytes, Value]),
     row(libc::SYS_uname, "uname", &[Struct(size_of::<libc::utsname>())]),
     row(libc::SYS_sysinfo, "sysinfo", &[Struct(size_of::<libc::sysinfo>())]),
@@ -222,7 +228,7 @@ const LISTED: &[Row] = &[
     row(libc::SYS_bind, "bind", &[Fd, Bytes]),
     row(libc::SYS_listen, "listen", &[Fd, Value]),
     row(libc::SYS_umount2, "umount2", &[Path, Value]),
-    row(
+    waits(
         libc::SYS_waitid,
         "waitid",
         &[Value, Value, Struct(size_of::<libc::siginfo_t>()), Value, Null],
@@ -419,6 +425,14 @@ impl Call {
             *mode &= !u64::from(super::settled::umask()?);
         }
         Ok(())
+    }
+
+    /// Whether it may wait for somebody else, for ever; of a raw one nobody knows.
+    pub(super) fn may_wait(&self) -> bool {
+        match &self.what {
+            What::Listed { row, .. } => row.waits,
+            What::Raw(_) => true,
+        }
     }
 
     /// The directory that this thread has to be in.

@@ -25,8 +25,8 @@ use super::workers::{Job, Workers};
 pub const DEPTH_MAX: usize = 1 << 16;
 /// How long a dropped engine waits for what the kernel will not let go of.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
-/// How often a cancel is sent that did not find its operation, which may just have been between two
-/// places of the kernel.
+/// How often a cancel is sent at once that did not find its operation, which may just have been between
+/// two places of the kernel. After that it is sent again every 10 ms.
 const CANCELS_MAX: u8 = 8;
 /// `IORING_CQE_F_MORE` (include/uapi/linux/io_uring.h).
 const CQE_MORE: u32 = 1 << 1;
@@ -160,6 +160,25 @@ impl Engine {
             closing: false,
             failed: None,
         })
+    }
+
+    /// Makes room for `depth` operations in flight, if there is less; beyond [`DEPTH_MAX`] for that many.
+    /// Commits; when the kernel is too short of memory to take everything that was started the depth
+    /// stays what it is. Allocates.
+    pub fn grow(&mut self, depth: usize) {
+        let depth = depth.min(DEPTH_MAX);
+        if depth <= self.depth() {
+            return;
+        }
+        // The times that entries in the ring point to lie in the slots, which move. Once an entry is
+        // taken nobody looks there again.
+        self.commit();
+        if self.ring.is_pending() {
+            return;
+        }
+        self.slots.grow(depth);
+        self.backlog.reserve(4 * depth - self.backlog.len());
+        self.answered.reserve(depth - self.answered.len());
     }
 
     /// Takes an operation, and gives it a name. `token` comes back with its answer. Never blocks;
@@ -375,7 +394,11 @@ impl Engine {
             self.working -= 1;
             if let Some(slot) = self.slots.get_mut(job.slot) {
                 slot.request.op = job.op;
-                self.answer(job.slot, job.result);
+                let result = match (job.result, slot.stopped()) {
+                    (Err(Errno::INTR), Some(errno)) => Err(errno),
+                    (result, _) => result,
+                };
+                self.answer(job.slot, result);
             }
         }
     }
@@ -423,6 +446,9 @@ impl Engine {
                 Some(slot) => entry::timeout(&raw const slot.timer),
                 None => return true,
             },
+            Kind::CancelStep if self.slots.get(token).is_some_and(|slot| slot.napping) => {
+                entry::nap()
+            }
             Kind::CancelStep => entry::cancel(word(token, Kind::Step)),
             Kind::CancelTimer => entry::cancel(word(token, Kind::Timer)),
         };
@@ -475,11 +501,10 @@ impl Engine {
         let Some(slot) = self.slots.get_mut(token) else { return Cancel::Done };
         match slot.stage {
             Stage::Answered(_) => return Cancel::Done,
-            _ if slot.stop.is_some() => return Cancel::Asked,
-            _ => slot.stop = Some(why),
+            _ => drop(slot.stop.get_or_insert(why)),
         }
         match slot.stage {
-            Stage::Issued(_) => self.send(token, Kind::CancelStep),
+            Stage::Issued(_) => self.send_cancel(token, false),
             Stage::Working => {
                 let job = self.workers.as_ref().and_then(|workers| workers.take(token));
                 if let Some(job) = job {
@@ -487,12 +512,51 @@ impl Engine {
                     slot.request.op = job.op;
                     let errno = slot.stopped().unwrap_or(Errno::CANCELED);
                     self.answer(token, Err(errno));
+                } else {
+                    self.interrupt(token);
                 }
             }
             // Its entry is not in the ring, and will not be.
             Stage::Waiting | Stage::Answered(_) => {}
         }
         Cancel::Asked
+    }
+
+    /// Sends a cancel, or, with `nap`, a timer after which another is sent. One at a time is on its way.
+    fn send_cancel(&mut self, token: Token, nap: bool) {
+        if let Some(slot) = self.slots.get_mut(token)
+            && !std::mem::replace(&mut slot.cancelling, true)
+        {
+            slot.napping = nap;
+            self.send(token, Kind::CancelStep);
+        }
+    }
+
+    /// Gets the worker out of the call that it has begun for an operation, and comes again until it is.
+    fn interrupt(&mut self, token: Token) {
+        if let Some(workers) = &self.workers {
+            workers.interrupt(token);
+        }
+        self.send_cancel(token, true);
+    }
+
+    /// A cancel has found its operation or not, or it is time for the next.
+    fn cancel_again(&mut self, token: Token, result: i32) {
+        let Some(slot) = self.slots.get_mut(token) else { return };
+        slot.cancelling = false;
+        let napped = std::mem::take(&mut slot.napping);
+        match slot.stage {
+            Stage::Working => self.interrupt(token),
+            Stage::Issued(_) if napped => self.send_cancel(token, false),
+            Stage::Issued(_) if matches!(-result, libc::ENOENT | libc::EALREADY) => {
+                // Between two places of the kernel it is for a moment only; anything else takes longer.
+                let at_once = slot.may_wait_for_ever() && slot.cancels < CANCELS_MAX;
+                slot.cancels = slot.cancels.saturating_add(1);
+                self.send_cancel(token, !at_once);
+            }
+            Stage::Issued(_) | Stage::Waiting | Stage::Answered(_) => return,
+        }
+        self.unfinished = true;
     }
 
     fn enter(&mut self, mut wait: Option<Duration>) {
@@ -582,19 +646,17 @@ impl Engine {
                 return false;
             }
             Kind::CancelStep => {
-                let missed = matches!(-result, libc::ENOENT | libc::EALREADY);
-                let issued = matches!(slot.stage, Stage::Issued(_));
-                if missed && issued && slot.may_wait_for_ever() && slot.cancels < CANCELS_MAX {
-                    slot.cancels += 1;
-                    self.send(token, Kind::CancelStep);
-                    self.unfinished = true;
-                }
+                self.cancel_again(token, result);
                 return false;
             }
             Kind::CancelTimer => return false,
         }
         if !matches!(slot.stage, Stage::Issued(_)) {
             return false;
+        }
+        if result == -libc::ECANCELED {
+            // Whatever it is answered with: it was not begun.
+            take_back(slot);
         }
         if result == -libc::EOPNOTSUPP && self.no_signal && !slot.loud && slot.is_stream_write() {
             // An older kernel: such writes go to its own threads, which take no signals. Or it is
@@ -667,9 +729,6 @@ impl Engine {
         if slot.request.timeout.is_some() {
             self.send(token, Kind::CancelTimer);
             self.unfinished = true;
-        }
-        if result == Err(Errno::CANCELED) {
-            take_back(&mut slot);
         }
         let by_ring = matches!(slot.stage, Stage::Issued(_));
         match (&mut slot.request.op, result) {
@@ -809,6 +868,27 @@ mod tests {
         unsafe { libc::sigpending(&raw mut set) };
         // SAFETY: as above.
         assert_eq!(unsafe { libc::sigismember(&raw const set, libc::SIGPIPE) }, 0);
+    }
+
+    /// A close that the kernel never began comes back open, whatever ended it.
+    #[test]
+    fn a_close_whose_time_was_up_before_it_was_begun_comes_back_open() {
+        for stop in [Stop::Cancelled, Stop::TimedOut] {
+            let mut engine = Engine::new(EngineOptions::depth(4)).unwrap();
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            let close = HostOp::Close { fd: Some(reader.into()) };
+            let id = engine.start(Token::from_u64(1), close.into()).unwrap();
+            engine.slots.get_mut(id.0).unwrap().stop = Some(stop);
+            let mut done = Vec::new();
+            engine.completed(word(id.0, Kind::Step), -libc::ECANCELED, false, &mut done);
+            let HostDone { result, op, .. } = done.remove(0);
+            assert!(matches!(result, Err(Errno::CANCELED | Errno::TIMEDOUT)), "{result:?}");
+            let Some(HostOp::Close { fd: Some(fd) }) = op else { panic!("its descriptor is lost") };
+            io::Write::write_all(&mut writer, b"x").unwrap();
+            assert_eq!(io::Read::read(&mut std::fs::File::from(fd), &mut [0; 2]).unwrap(), 1);
+            // Its entry is in the ring still, and must not be taken: the descriptor is ours.
+            std::mem::forget(engine);
+        }
     }
 
     #[test]

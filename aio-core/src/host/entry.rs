@@ -122,7 +122,8 @@ pub(super) fn step(slot: &mut InFlight, no_signal: bool) -> Entry {
             opcode::SendMsg::new(file(fd), message.header(false)).flags(flags).build()
         }
         HostOp::RecvMsg { fd, message, flags } => {
-            let flags = *flags as u32;
+            // Descriptors that come with it are ours, and nobody else's after an exec.
+            let flags = (*flags | libc::MSG_CMSG_CLOEXEC) as u32;
             opcode::RecvMsg::new(file(fd), message.header(true)).flags(flags).build()
         }
         HostOp::Shutdown { fd, how } => opcode::Shutdown::new(file(fd), *how).build(),
@@ -207,6 +208,12 @@ pub(super) fn timeout(until: *const types::Timespec) -> Entry {
 /// Ends what carries this word.
 pub(super) fn cancel(word: u64) -> Entry {
     opcode::AsyncCancel::new(word).build()
+}
+
+/// A timer that rings after 10 ms.
+pub(super) fn nap() -> Entry {
+    static NAP: types::Timespec = types::Timespec::new().nsec(10_000_000);
+    opcode::Timeout::new(&raw const NAP).build()
 }
 
 /// Waits for the workers' bell.

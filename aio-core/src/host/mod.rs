@@ -61,13 +61,18 @@
 //!   same.
 //! * A settled file that is created as somebody else (a personality that the workers do not have) gets
 //!   the stricter of the umask of its submission and of its making.
-//! * An operation that a worker has begun goes to its end, whatever cancels it.
+//! * A call that a worker has begun is interrupted when it is cancelled, as by a signal: it ends with
+//!   ECANCELED if it waited for something, and goes to its end if it did not. For that the process has a
+//!   handler for one real-time signal, the highest that was free when the first worker started.
+//! * A mode has the umask of its submission also where the directory has a default ACL, which would let
+//!   it out (acl(5)): what is created may get fewer permissions than the call itself would have given.
 //! * [`close`](HostOp::Close) may be cancelled, and then the descriptor is still there.
 
 mod call;
 mod credentials;
 mod engine;
 mod entry;
+mod interrupt;
 mod memory;
 mod op;
 mod ring;

@@ -17,7 +17,8 @@ use super::socket::{Message, SocketAddress};
 /// Where in a file a transfer begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
-    /// At this byte (pread, pwrite). A short transfer is gone on with; see [`HostOp::Read`].
+    /// At this byte (pread, pwrite). A short transfer of a file or block device is gone on with; see
+    /// [`HostOp::Read`].
     At(u64),
     /// Where the descriptor is, which moves it (read, write): the only one for sockets, pipes,
     /// terminals and eventfds. What the kernel moves at once is the result.
@@ -169,7 +170,8 @@ pub enum HostOp {
     /// pread(2), read(2), preadv2(2).
     ///
     /// **Short transfers.** With [`Position::At`] one that is short is gone on with until the memory
-    /// is full, the file ends (a transfer of 0 bytes) or the kernel says an error. When anything was
+    /// is full, the file ends (a transfer of 0 bytes) or the kernel says an error; of anything but a
+    /// regular file or block device it is the result. When anything was
     /// moved the result is how much; an error or cancel after that is not told.
     Read {
         /// What is read.

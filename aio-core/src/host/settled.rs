@@ -50,7 +50,9 @@ impl HostRequest {
         self.settle_place()?;
         let file_size_max = match &self.op {
             HostOp::Write { fd, .. } | HostOp::WriteV { fd, .. } => file_size_max(fd.as_raw_fd()),
-            HostOp::Fallocate { .. } | HostOp::Ftruncate { .. } => process_file_size_max(),
+            HostOp::Fallocate { .. } | HostOp::Ftruncate { .. } | HostOp::Call(_) => {
+                process_file_size_max()
+            }
             HostOp::Copy(between) | HostOp::Splice(between) => {
                 file_size_max(between.to.as_raw_fd())
             }
@@ -103,7 +105,8 @@ impl HostRequest {
                 | HostOp::WriteV { .. }
                 | HostOp::Send { .. }
                 | HostOp::SendMsg { .. }
-                | HostOp::Splice(_),
+                | HostOp::Splice(_)
+                | HostOp::Call(_),
                 libc::EPIPE,
             ) => libc::SIGPIPE,
             (
@@ -112,7 +115,8 @@ impl HostRequest {
                 | HostOp::Fallocate { .. }
                 | HostOp::Ftruncate { .. }
                 | HostOp::Splice(_)
-                | HostOp::Copy(_),
+                | HostOp::Copy(_)
+                | HostOp::Call(_),
                 libc::EFBIG,
             ) if settled.file_size_max != u64::MAX => libc::SIGXFSZ,
             _ => return None,
@@ -125,6 +129,8 @@ impl HostRequest {
     pub(super) fn may_signal_issuer(&self) -> bool {
         let limited = self.settled.is_some_and(|settled| settled.file_size_max != u64::MAX);
         match &self.op {
+            // A list by address is not cut at the limit.
+            HostOp::WriteV { memory, .. } if !memory.is_owned() => limited,
             HostOp::Write { at, flags, .. } | HostOp::WriteV { at, flags, .. } => {
                 limited && (*at == Position::Current || flags & libc::RWF_APPEND != 0)
             }
@@ -197,11 +203,22 @@ fn process_file_size_max() -> u64 {
 }
 
 fn is_regular(fd: RawFd) -> bool {
+    kind(fd) == Some(libc::S_IFREG)
+}
+
+/// Whether a transfer that was short goes on where it ended: of a file or block device. Others (eventfd,
+/// timerfd, inotify, a terminal) say that they have positions and give what there is.
+pub(super) fn has_extent(fd: RawFd) -> bool {
+    matches!(kind(fd), Some(libc::S_IFREG | libc::S_IFBLK))
+}
+
+/// What it is (`S_IFMT`).
+fn kind(fd: RawFd) -> Option<libc::mode_t> {
     // SAFETY: a structure of numbers, for which zero is a value.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the address of a structure of ours; a bad descriptor is an error.
     let result = unsafe { libc::fstat(fd, &raw mut status) };
-    result == 0 && status.st_mode & libc::S_IFMT == libc::S_IFREG
+    (result == 0).then_some(status.st_mode & libc::S_IFMT)
 }
 
 pub(super) fn last_errno() -> Errno {

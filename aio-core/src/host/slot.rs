@@ -1,6 +1,6 @@
 //! An operation in flight: what is known of it, and what each thing that happens makes of it.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::types::Timespec;
 use rustix::io::Errno;
@@ -8,6 +8,7 @@ use uaio_driver::Token;
 
 use super::memory::Descriptor;
 use super::op::{HostOp, HostRequest, Position};
+use super::settled::has_extent;
 
 /// How often an operation that was interrupted, and not by us, is issued anew. A thread that ends
 /// takes what it issued along, and somebody else has to issue it again.
@@ -78,6 +79,10 @@ pub(super) struct InFlight {
     pub(super) closing: RawFd,
     /// Cancels sent again.
     pub(super) cancels: u8,
+    /// A cancel, or the timer before the next, is on its way.
+    pub(super) cancelling: bool,
+    /// It is the timer.
+    pub(super) napping: bool,
     /// The descriptor of an operation that a worker has.
     lent: Option<Descriptor>,
 }
@@ -101,6 +106,8 @@ impl InFlight {
             loud: false,
             closing: -1,
             cancels: 0,
+            cancelling: false,
+            napping: false,
             lent: None,
         }
     }
@@ -168,7 +175,12 @@ impl InFlight {
         // More than asked is a mistake of the kernel's, and less than nothing left.
         self.done_bytes += value.min(self.asked_bytes);
         let ended = value == 0 || self.done_bytes >= len || self.stop.is_some();
-        if ended { Next::Finish(Ok(self.done_bytes)) } else { Next::Issue }
+        // Last: it asks the kernel, and only of what was short.
+        if ended || !self.descriptor().is_some_and(|fd| has_extent(fd.as_raw_fd())) {
+            Next::Finish(Ok(self.done_bytes))
+        } else {
+            Next::Issue
+        }
     }
 
     fn failed(&mut self, errno: i32) -> Next {
@@ -179,10 +191,12 @@ impl InFlight {
         // never a bad address.
         let interrupted = matches!(errno, libc::ECANCELED | libc::EINTR)
             || errno == libc::EFAULT && self.request.op.owns_memory();
+        // An interrupted close has closed.
+        let interrupted = interrupted && self.may_begin_anew(errno);
         if let (true, Some(stopped)) = (interrupted, self.stopped()) {
             return self.finish(stopped);
         }
-        if interrupted && self.retries < RETRIES_MAX && self.may_begin_anew(errno) {
+        if interrupted && self.retries < RETRIES_MAX {
             self.retries += 1;
             // A connection that is being made is waited for only by one who may wait.
             self.away |= matches!(self.request.op, HostOp::Connect { .. });
@@ -253,8 +267,17 @@ mod tests {
         Descriptor::new(std::io::pipe().unwrap().0)
     }
 
+    /// A file, which has an extent.
+    fn file() -> Descriptor {
+        let path = std::env::temp_dir().join(format!("uaio-slot-{}", std::process::id()));
+        let file = std::fs::File::create(&path).unwrap();
+        // Another test may have taken the name away.
+        let _ = std::fs::remove_file(path);
+        Descriptor::new(file)
+    }
+
     fn read(at: Position, len: usize) -> HostOp {
-        HostOp::Read { fd: fd(), memory: Memory::from(vec![0; len]), at, flags: 0 }
+        HostOp::Read { fd: file(), memory: Memory::from(vec![0; len]), at, flags: 0 }
     }
 
     fn issued(op: HostOp, asked_bytes: u64) -> InFlight {
@@ -283,9 +306,13 @@ mod tests {
         let mut slot = issued(read(Position::Current, 100), 100);
         assert_eq!(slot.advance(60, false), Next::Finish(Ok(60)));
         let memory = Vectored::new(vec![vec![0; 3], vec![0; 4]]);
-        let op = HostOp::WriteV { fd: fd(), memory, at: Position::At(0), flags: 0 };
+        let op = HostOp::WriteV { fd: file(), memory, at: Position::At(0), flags: 0 };
         let mut slot = issued(op, 7);
         assert_eq!(slot.advance(5, false), Next::Issue);
+        // What is no file gives what there is.
+        let (memory, at) = (vec![0; 100].into(), Position::At(0));
+        let mut slot = issued(HostOp::Read { fd: fd(), memory, at, flags: 0 }, 100);
+        assert_eq!(slot.advance(8, false), Next::Finish(Ok(8)));
     }
 
     #[test]

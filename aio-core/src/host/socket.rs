@@ -1,13 +1,16 @@
 //! Addresses of sockets, and messages with addresses and control data.
 #![expect(
     unsafe_code,
-    reason = "the kernel's structures are made of zeroes and of their own bytes"
+    reason = "the kernel's structures are made of zeroes and of their own bytes; descriptors come in them"
 )]
 
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+use super::memory::Descriptor;
 
 /// An address of a socket of any family, in the kernel's form.
 #[derive(Clone, Copy)]
@@ -50,6 +53,21 @@ impl SocketAddress {
         }
         let len = std::mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
         Ok(Self::of(address, len))
+    }
+
+    /// An address in the kernel's form, its family first; `None` when it is too short for that, or longer
+    /// than any.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let len = bytes.len();
+        let room = size_of::<libc::sockaddr_storage>();
+        if !(size_of::<libc::sa_family_t>()..=room).contains(&len) {
+            return None;
+        }
+        let mut this = Self { len: len as libc::socklen_t, ..Self::empty() };
+        let to = (&raw mut this.storage).cast::<u8>();
+        // SAFETY: as many bytes as fit, as was asked above, into a structure of numbers.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, len) };
+        Some(this)
     }
 
     /// The address of the Internet's that it is, if it is one.
@@ -128,16 +146,47 @@ impl std::fmt::Debug for SocketAddress {
     }
 }
 
+/// `struct cmsghdr`: a length, a level and a type.
+const CONTROL_HEAD: usize = size_of::<usize>() + 2 * size_of::<i32>();
+/// What the next one begins at a multiple of.
+const CONTROL_ALIGN: usize = size_of::<usize>();
+
+/// The descriptors in control data that the kernel gave.
+fn rights(mut control: &[u8]) -> Vec<RawFd> {
+    let mut found = Vec::new();
+    while let Some((head, rest)) = control.split_at_checked(CONTROL_HEAD) {
+        let (len, kind) = head.split_at(size_of::<usize>());
+        let len = len.try_into().map_or(0, usize::from_ne_bytes);
+        let Some(data) = len.checked_sub(CONTROL_HEAD).and_then(|len| rest.get(..len)) else {
+            break;
+        };
+        let wanted = [libc::SOL_SOCKET.to_ne_bytes(), libc::SCM_RIGHTS.to_ne_bytes()].concat();
+        if kind == wanted {
+            let numbers = data.as_chunks().0.iter();
+            found.extend(numbers.map(|number| RawFd::from_ne_bytes(*number)));
+        }
+        control = control.get(len.next_multiple_of(CONTROL_ALIGN)..).unwrap_or_default();
+    }
+    found
+}
+
 /// A message as sendmsg(2) and recvmsg(2) have it: buffers, an address, control data.
 pub struct Message {
     /// What is sent, or received into; one datagram, or a run of bytes of a stream.
     pub buffers: Vec<Vec<u8>>,
     /// Whom it goes to, or came from. `None` sends to whom the socket is connected to.
     pub address: Option<SocketAddress>,
+    /// Of a received message: the descriptors that came with it, ours from then on and close-on-exec.
+    /// They are closed with this unless they are taken out.
+    pub descriptors: Vec<OwnedFd>,
     /// Control data in the form of cmsg(3): sent as it is, or received into as far as it is long.
-    pub control: Vec<u8>,
+    control: Vec<u8>,
     /// Of a received message: the bytes of `control` that there are.
-    pub control_len: usize,
+    control_len: usize,
+    /// What `control` names.
+    lent: Vec<Descriptor>,
+    /// The kernel's form of it, if somebody else has that.
+    raw: Option<usize>,
     /// Of a received message: `MSG_TRUNC`, `MSG_CTRUNC` and others (recvmsg(2)).
     pub flags: i32,
     header: libc::msghdr,
@@ -145,7 +194,7 @@ pub struct Message {
 }
 
 // SAFETY: the addresses in `header` and `iovecs` are of this message's own heap memory, filled in
-// anew for each operation, and tied to no thread.
+// anew for each operation, and tied to no thread; whoever made a raw one vouched for its memory.
 unsafe impl Send for Message {}
 
 impl Message {
@@ -154,8 +203,30 @@ impl Message {
         let iovecs = Vec::with_capacity(buffers.len());
         // SAFETY: a structure of numbers and addresses, for which zero is a value.
         let header = unsafe { zeroed() };
-        let (control, address) = (Vec::new(), None);
-        Self { buffers, address, control, control_len: 0, flags: 0, header, iovecs }
+        Self {
+            buffers,
+            address: None,
+            descriptors: Vec::new(),
+            control: Vec::new(),
+            control_len: 0,
+            lent: Vec::new(),
+            raw: None,
+            flags: 0,
+            header,
+            iovecs,
+        }
+    }
+
+    /// A message in the kernel's form, with all that it points to. Descriptors that come with it are the
+    /// caller's, in its control data.
+    ///
+    /// # Safety
+    ///
+    /// The header, and the memory that it points to, are the operation's alone until its answer, or until
+    /// its engine was dropped, and may be written if it receives. Descriptors in its control data are
+    /// open and the caller's to send.
+    pub unsafe fn raw(header: *mut libc::msghdr) -> Self {
+        Self { raw: Some(header.expose_provenance()), ..Self::new(Vec::new()) }
     }
 
     /// The same to this address.
@@ -172,15 +243,53 @@ impl Message {
         self
     }
 
-    /// The same with control data.
+    /// The same with these descriptors (`SCM_RIGHTS`, unix(7), which says how many): whoever receives it
+    /// has names of its own for what they are. In the place of other control data.
     #[must_use]
-    pub fn with_control(mut self, control: Vec<u8>) -> Self {
+    pub fn with_descriptors(mut self, descriptors: Vec<Descriptor>) -> Self {
+        let len = CONTROL_HEAD + size_of::<RawFd>() * descriptors.len();
+        let mut control = Vec::with_capacity(len.next_multiple_of(CONTROL_ALIGN));
+        control.extend(len.to_ne_bytes());
+        control.extend(libc::SOL_SOCKET.to_ne_bytes());
+        control.extend(libc::SCM_RIGHTS.to_ne_bytes());
+        for descriptor in &descriptors {
+            control.extend(descriptor.as_raw_fd().to_ne_bytes());
+        }
+        control.resize(len.next_multiple_of(CONTROL_ALIGN), 0);
+        (self.control, self.lent) = (control, descriptors);
+        self
+    }
+
+    /// The same with room for so many bytes of control data to be received.
+    #[must_use]
+    pub fn with_control_room(mut self, len_bytes: usize) -> Self {
+        self.control = vec![0; len_bytes];
+        self
+    }
+
+    /// The same with control data in the form of cmsg(3).
+    ///
+    /// # Safety
+    ///
+    /// Descriptors that it names (`SCM_RIGHTS`) are open, and the caller's to send, until the operation's
+    /// answer.
+    #[must_use]
+    pub unsafe fn with_control(mut self, control: Vec<u8>) -> Self {
         self.control = control;
         self
     }
 
+    /// Of a received message: its control data, in the form of cmsg(3). Descriptors in it are those of
+    /// [`descriptors`](Message::descriptors).
+    pub fn control(&self) -> &[u8] {
+        &self.control[..self.control_len]
+    }
+
     /// The kernel's form of it. `receive`: there is room for an address, whatever it says now.
     pub(super) fn header(&mut self, receive: bool) -> *mut libc::msghdr {
+        if let Some(raw) = self.raw {
+            return std::ptr::with_exposed_provenance_mut(raw);
+        }
         self.iovecs.clear();
         self.iovecs.extend(self.buffers.iter_mut().map(|buffer| libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
@@ -208,12 +317,20 @@ impl Message {
     /// Takes over what the kernel said of a received message. Its lengths may be those of what there
     /// was, more than there is room for.
     pub(super) fn received(&mut self) {
+        if self.raw.is_some() {
+            return;
+        }
         if let Some(address) = &mut self.address {
             let room = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
             address.len = self.header.msg_namelen.min(room);
         }
         self.control_len = self.header.msg_controllen.min(self.control.len());
-        self.flags = self.header.msg_flags;
+        // The kernel says that it heeded it.
+        self.flags = self.header.msg_flags & !libc::MSG_CMSG_CLOEXEC;
+        for number in rights(&self.control[..self.control_len]) {
+            // SAFETY: the kernel has just made this descriptor for us, and says it once.
+            self.descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
+        }
     }
 }
 
@@ -223,6 +340,7 @@ impl std::fmt::Debug for Message {
             .field("buffers", &self.buffers.len())
             .field("address", &self.address)
             .field("control_len", &self.control_len)
+            .field("descriptors", &self.descriptors)
             .field("flags", &self.flags)
             .finish_non_exhaustive()
     }
@@ -239,6 +357,27 @@ mod tests {
             assert_eq!(SocketAddress::from(address).to_inet(), Some(address));
         }
         assert_eq!(SocketAddress::empty().to_inet(), None);
+    }
+
+    #[test]
+    fn control_data_of_any_bytes_names_what_is_in_it_and_nothing_else() {
+        let fd = || Descriptor::new(std::io::pipe().unwrap().0);
+        let (one, two) = (fd(), fd());
+        let numbers = [one.as_raw_fd(), two.as_raw_fd()];
+        let message = Message::new(Vec::new()).with_descriptors(vec![one, two]);
+        assert_eq!(rights(&message.control), numbers);
+        // Behind another one.
+        let mut control = 20usize.to_ne_bytes().to_vec();
+        control.extend([0; 16]);
+        control.extend(&message.control);
+        assert_eq!(rights(&control), numbers);
+        for cut in 0..message.control.len() - 4 {
+            assert!(rights(&message.control[..cut]).is_empty(), "{cut}");
+        }
+        for len in [0, 1, 15, 16, usize::MAX] {
+            control[..8].copy_from_slice(&len.to_ne_bytes());
+            let _ = rights(&control);
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! Threads for what io_uring cannot do: bounded, started when there is work for them.
+//! Threads for what io_uring cannot do: bounded, started when there is work for them; but for calls that
+//! may wait for somebody else (`flock`, `waitid`), which have a thread each, or the one that ends their
+//! wait could be waiting behind them.
 //!
-//! A worker takes no signals, and has a working directory and a umask of its own (`CLONE_FS`), so a
+//! A worker takes no signals but the one that gets it out of a call that was cancelled, and has a working directory and a umask of its own (`CLONE_FS`), so a
 //! file that it creates has exactly the mode that its operation was settled with, and a name begins
 //! where the submitter was. Credentials are its process's: it compares, see
 //! [`credentials`](super::credentials).
@@ -21,8 +23,14 @@ use rustix::io::Errno;
 use uaio_driver::Token;
 
 use super::credentials::Credentials;
+use super::interrupt;
 use super::op::{Between, HostOp, Open};
 use super::settled::last_errno;
+
+/// Threads of the crew for what may wait for ever that stay when there is nothing to do.
+const WAITERS_KEPT: usize = 4;
+/// How often a call is made again that was interrupted by what was meant for the job before it.
+const AGAIN_MAX: usize = 100;
 
 /// An operation on its way through a worker.
 #[derive(Debug)]
@@ -33,42 +41,73 @@ pub(super) struct Job {
     pub(super) result: Result<u64, Errno>,
 }
 
+impl Job {
+    /// Which crew does it: one that may wait for somebody else has a thread of its own, or those who
+    /// would end its wait could be behind it.
+    fn crew(&self) -> usize {
+        usize::from(matches!(&self.op, HostOp::Call(call) if call.may_wait()))
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
-    work: Condvar,
+    /// One for each crew.
+    work: [Condvar; 2],
     /// Written to for each job that is done.
     bell: File,
 }
 
 struct State {
-    queued: VecDeque<Job>,
+    /// For what is done in a bounded time, and for what may wait for ever.
+    crews: [Crew; 2],
+    running: Vec<Running>,
     done: VecDeque<Job>,
+    closed: bool,
+}
+
+struct Crew {
+    queued: VecDeque<Job>,
     /// Threads that wait for work.
     idle: usize,
     threads: usize,
-    closed: bool,
+    threads_max: usize,
+    /// Threads beyond this one go when there is no work.
+    idle_max: usize,
+}
+
+/// A job that a thread has begun.
+struct Running {
+    slot: Token,
+    thread: libc::pid_t,
+    interrupted: bool,
 }
 
 /// The pool.
 pub(super) struct Workers {
     shared: Arc<Shared>,
-    threads_max: usize,
 }
 
 impl Workers {
-    /// A pool of at most `threads_max` threads, none of them yet, for `jobs_max` jobs at once.
+    /// A pool of at most `threads_max` threads, none of them yet, for `jobs_max` jobs at once; what may
+    /// wait for ever has a thread each beside them.
     pub(super) fn new(threads_max: usize, jobs_max: usize) -> io::Result<Self> {
         // Blocking: io_uring waits for one that can be waited for, and a writer never waits here.
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
-        let state = State {
-            queued: VecDeque::with_capacity(jobs_max),
-            done: VecDeque::with_capacity(jobs_max),
+        let crew = |threads_max, idle_max, room| Crew {
+            queued: VecDeque::with_capacity(room),
             idle: 0,
             threads: 0,
+            threads_max,
+            idle_max,
+        };
+        let state = State {
+            crews: [crew(threads_max, threads_max, jobs_max), crew(usize::MAX, WAITERS_KEPT, 0)],
+            running: Vec::with_capacity(threads_max),
+            done: VecDeque::with_capacity(jobs_max),
             closed: false,
         };
-        let shared = Shared { state: Mutex::new(state), work: Condvar::new(), bell: bell.into() };
-        Ok(Self { shared: Arc::new(shared), threads_max })
+        let (state, work) = (Mutex::new(state), [Condvar::new(), Condvar::new()]);
+        Ok(Self { shared: Arc::new(Shared { state, work, bell: bell.into() }) })
     }
 
     /// What is readable when jobs are done.
@@ -80,30 +119,45 @@ impl Workers {
     ///
     /// # Errors
     ///
-    /// The job, when there is no thread and none could be started.
+    /// The job, when there is no thread that will get to it and none could be started.
     pub(super) fn push(&self, job: Job) -> Result<(), Job> {
+        let at = job.crew();
         let mut state = self.shared.state.lock();
-        if state.idle <= state.queued.len() && state.threads < self.threads_max {
+        let crew = &mut state.crews[at];
+        if crew.idle <= crew.queued.len() && crew.threads < crew.threads_max {
             let shared = Arc::clone(&self.shared);
             let builder = std::thread::Builder::new().name("uaio-worker".to_owned());
-            match builder.spawn(move || work(&shared)) {
-                Ok(_) => state.threads += 1,
-                Err(_) if state.threads == 0 => return Err(job),
+            match builder.spawn(move || work(&shared, at)) {
+                Ok(_) => crew.threads += 1,
+                Err(_) if crew.threads == 0 || crew.threads_max == usize::MAX => return Err(job),
                 // Those that there are get to it.
                 Err(_) => {}
             }
         }
-        state.queued.push_back(job);
+        crew.queued.push_back(job);
         drop(state);
-        self.shared.work.notify_one();
+        self.shared.work[at].notify_one();
         Ok(())
     }
 
     /// Takes a job back that no thread has begun.
     pub(super) fn take(&self, slot: Token) -> Option<Job> {
         let mut state = self.shared.state.lock();
-        let at = state.queued.iter().position(|job| job.slot == slot)?;
-        state.queued.remove(at)
+        state.crews.iter_mut().find_map(|crew| {
+            let at = crew.queued.iter().position(|job| job.slot == slot)?;
+            crew.queued.remove(at)
+        })
+    }
+
+    /// Gets the thread that has begun a job out of what it waits in. It may be just about to wait, so
+    /// come again while the job is not done.
+    pub(super) fn interrupt(&self, slot: Token) {
+        let mut state = self.shared.state.lock();
+        if let Some(running) = state.running.iter_mut().find(|running| running.slot == slot) {
+            running.interrupted = true;
+            // Under the lock, which the thread takes before it begins anything else.
+            interrupt::interrupt(running.thread);
+        }
     }
 
     /// The next job that is done.
@@ -116,36 +170,57 @@ impl Drop for Workers {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
         state.closed = true;
-        state.queued.clear();
+        state.crews.iter_mut().for_each(|crew| crew.queued.clear());
+        for running in &mut state.running {
+            running.interrupted = true;
+            interrupt::interrupt(running.thread);
+        }
         drop(state);
         // Threads are not joined: one may be in a call that takes as long as it takes.
-        self.shared.work.notify_all();
+        self.shared.work.iter().for_each(|work| {
+            work.notify_all();
+        });
     }
 }
 
 /// What a thread of the pool does.
-fn work(shared: &Shared) {
-    let alone = set_apart();
+fn work(shared: &Shared, crew: usize) {
+    let (alone, thread) = (set_apart(), interrupt::this_thread());
     let mut state = shared.state.lock();
     loop {
-        while let Some(mut job) = state.queued.pop_front() {
-            drop(state);
-            job.result = alone.and_then(|()| run(&mut job));
-            state = shared.state.lock();
+        while let Some(mut job) = state.crews[crew].queued.pop_front() {
+            let slot = job.slot;
+            state.running.push(Running { slot, thread, interrupted: false });
+            for _ in 0..AGAIN_MAX {
+                drop(state);
+                job.result = alone.and_then(|()| run(&mut job));
+                state = shared.state.lock();
+                // A signal for the job before this one may have come late.
+                let meant = state.running.iter().any(|one| one.slot == slot && one.interrupted);
+                if meant || job.result != Err(Errno::INTR) {
+                    break;
+                }
+            }
+            state.running.retain(|running| running.slot != slot);
             state.done.push_back(job);
             // An eventfd takes 2^64 - 2 of these, and nothing can be done about one that fails.
             let _ = (&shared.bell).write(&1u64.to_ne_bytes());
         }
+        let this = &mut state.crews[crew];
+        if this.idle >= this.idle_max {
+            this.threads -= 1;
+            return;
+        }
         if state.closed {
             return;
         }
-        state.idle += 1;
-        shared.work.wait(&mut state);
-        state.idle -= 1;
+        state.crews[crew].idle += 1;
+        shared.work[crew].wait(&mut state);
+        state.crews[crew].idle -= 1;
     }
 }
 
-/// Takes no signals, and makes working directory and umask those of this thread alone.
+/// Takes no signals but the one that interrupts it, and makes working directory and umask those of this thread alone.
 fn set_apart() -> Result<(), Errno> {
     // SAFETY: a set of signals is numbers, for which zero is a value.
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -157,6 +232,7 @@ fn set_apart() -> Result<(), Errno> {
     if blocked != 0 {
         return Err(Errno::from_raw_os_error(blocked));
     }
+    interrupt::let_through();
     // SAFETY: of this thread alone; it needs no right.
     if unsafe { libc::unshare(libc::CLONE_FS) } < 0 {
         return Err(last_errno());

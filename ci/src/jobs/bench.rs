@@ -101,14 +101,15 @@ fn measure(bench: &Bench, options: &Options) -> Result<Vec<String>> {
 ///
 /// When it cannot be built or run, or is not such a bench.
 pub fn count_instructions(bench: &Bench) -> Result<f64> {
-    let Source::Callgrind { package, example, counted, not_counted, round_requests, .. } =
-        bench.source
+    let Source::Callgrind {
+        package, example, counted, not_counted, device, round_requests, ..
+    } = bench.source
     else {
         bail!("{} is not counted", bench.name);
     };
     let program = built(package, example)?;
-    let shorter = count(&program, COUNTED_ROUNDS, counted, not_counted)?;
-    let longer = count(&program, 2 * COUNTED_ROUNDS, counted, not_counted)?;
+    let shorter = count(&program, COUNTED_ROUNDS, counted, (not_counted, device))?;
+    let longer = count(&program, 2 * COUNTED_ROUNDS, counted, (not_counted, device))?;
     // The difference leaves out what is done once.
     let requests = COUNTED_ROUNDS * u64::from(round_requests);
     let each = longer.saturating_sub(shorter) as f64 / requests as f64;
@@ -132,8 +133,13 @@ fn program_command(program: &cargo::Built) -> Command {
 }
 
 /// The instructions spent inside functions of the name `counted` while `program` makes `rounds` rounds, except those of
-/// functions of the names `not_counted` themselves.
-fn count(program: &cargo::Built, rounds: u64, counted: &str, not_counted: &[&str]) -> Result<u64> {
+/// functions of the names `not_counted` themselves, and those of a `device` with what they call.
+fn count(
+    program: &cargo::Built,
+    rounds: u64,
+    counted: &str,
+    (not_counted, device): (&[&str], &[&str]),
+) -> Result<u64> {
     let lab = Lab::open()?;
     let dir = lab.run_dir("callgrind")?;
     let out = dir.join("out");
@@ -145,27 +151,39 @@ fn count(program: &cargo::Built, rounds: u64, counted: &str, not_counted: &[&str
         .arg(&program.path)
         .arg(rounds.to_string());
     process::quiet(&mut valgrind)?;
-    let cost = self_cost(&fs::read_to_string(&out)?, not_counted);
+    let cost = self_cost(&fs::read_to_string(&out)?, not_counted, device);
     fs::remove_dir_all(dir)?;
     Ok(cost)
 }
 
-/// Sums the self costs in a callgrind profile, but for functions whose name contains one of `not_counted`.
-fn self_cost(profile: &str, not_counted: &[&str]) -> u64 {
-    let (mut sum, mut ours, mut skip) = (0_u64, true, false);
+/// Sums the self costs in a callgrind profile, but for functions whose name contains one of `not_counted`, and for
+/// those of a `device`, which go with all that they call.
+fn self_cost(profile: &str, not_counted: &[&str], device: &[&str]) -> u64 {
+    let is_one_of = |names: &[&str], name: &str| names.iter().any(|part| name.contains(part));
+    let (mut sum, mut of_device) = (0_u64, 0_u64);
+    let (mut counts, mut in_device) = (true, false);
+    // What is called, while the line with what the call cost is still to come.
+    let (mut callee_counts, mut calls) = (true, false);
     for line in profile.lines() {
         if let Some(name) = line.strip_prefix("fn=") {
-            ours = !not_counted.iter().any(|not| name.contains(not));
+            in_device = is_one_of(device, name);
+            counts = !in_device && !is_one_of(not_counted, name);
+        } else if let Some(name) = line.strip_prefix("cfn=") {
+            callee_counts = !is_one_of(device, name) && !is_one_of(not_counted, name);
         } else if line.starts_with("calls=") {
-            // The next line is what the call cost.
-            skip = true;
+            calls = true;
         } else if line.starts_with(|c: char| c.is_ascii_digit()) {
-            let of_a_call = std::mem::take(&mut skip);
+            let of_a_call = std::mem::take(&mut calls);
             let cost = line.split_whitespace().nth(1).and_then(|cost| cost.parse().ok());
-            sum += cost.filter(|_| ours && !of_a_call).unwrap_or(0);
+            let cost: u64 = cost.unwrap_or(0);
+            match (of_a_call, in_device) {
+                (false, _) if counts => sum += cost,
+                (true, true) if callee_counts => of_device += cost,
+                _ => {}
+            }
         }
     }
-    sum
+    sum.saturating_sub(of_device)
 }
 
 /// Runs a bench that is a scenario, and returns what it reported.
@@ -195,8 +213,17 @@ mod tests {
     fn own_costs_are_summed_without_calls_and_without_what_is_not_counted() {
         let profile = "events: Ir\n\nfl=a.rs\nfn=<ours::Queue as x>::poll\n10 7\n11 100\n\
                        cfn=model::f\ncalls=1 20\n12 9000\n13 1\n\nfn=model::f\n20 9000\n\nfn=memcpy\n3 5\n";
-        assert_eq!(self_cost(profile, &["model::"]), 113);
-        assert_eq!(self_cost(profile, &["nothing", "memcpy"]), 9108);
+        assert_eq!(self_cost(profile, &["model::"], &[]), 113);
+        assert_eq!(self_cost(profile, &["nothing", "memcpy"], &[]), 9108);
+    }
+
+    #[test]
+    fn what_a_device_calls_is_the_devices() {
+        let profile = "events: Ir\n\nfn=ours::poll\n1 10\ncfn=ram::poll\ncalls=1 2\n2 500\ncfn=memcpy\n\
+                       calls=1 3\n3 40\n\nfn=ram::poll\n1 100\ncfn=memcpy\ncalls=1 3\n2 380\ncfn=ram::next\n\
+                       calls=1 3\n2 20\n\nfn=ram::next\n1 20\n\nfn=memcpy\n3 420\n";
+        assert_eq!(self_cost(profile, &[], &["ram::"]), 10 + 40);
+        assert_eq!(self_cost(profile, &["ram::"], &[]), 10 + 420);
     }
 
     #[test]

@@ -32,8 +32,10 @@ pub(super) const POLL_INTERVAL: Duration = Duration::from_micros(50);
 pub(super) enum AdminError {
     /// The controller answered with an error; it goes on.
     Status(Status),
-    /// The controller is ended or was reset; the command may have been done or not.
+    /// The controller is ended or is being reset; the command was not sent.
     Failed(Failure),
+    /// The controller was ended or reset while it had the command, which may have been done or not.
+    Lost(Failure),
 }
 
 /// Names an admin command in flight: its Command Identifier, whose upper bits tell successive tenants
@@ -85,8 +87,10 @@ pub(super) struct AdminQueue {
     /// What log pages that events name are read to.
     event_data: DmaRegion,
     slots: [Slot; DEPTH as usize],
-    /// Dword 0 of the events that came.
-    events: Vec<u32>,
+    /// Dwords 0 and 1 of the events that came.
+    events: Vec<u64>,
+    /// A request for events was refused.
+    event_refused: bool,
     timeout: Duration,
     fate: Arc<Fate>,
     clock: Arc<dyn Clock>,
@@ -115,6 +119,7 @@ impl AdminQueue {
             event_data: pool.take_region(1)?,
             slots: std::array::from_fn(|slot| Slot { cid: slot as u16, state: State::Free }),
             events: Vec::with_capacity(usize::from(DEPTH)),
+            event_refused: false,
             timeout,
             fate,
             clock,
@@ -310,6 +315,10 @@ impl AdminQueue {
         AdminError::Failed(self.fate.trouble().unwrap_or(self.fate.reason()))
     }
 
+    fn lost(&self) -> AdminError {
+        AdminError::Lost(self.fate.trouble().unwrap_or(self.fate.reason()))
+    }
+
     fn put(
         &mut self,
         opcode: Opcode,
@@ -351,9 +360,9 @@ impl AdminQueue {
     /// Takes in what has completed, and ends the controller when a command is late. Does not wait.
     pub(super) fn service(&mut self) {
         while let Some(cqe) = self.cq.peek() {
-            let dw0 = self.cq.dw0();
+            let value = self.cq.value();
             self.cq.advance();
-            if let Err(violation) = self.complete(cqe, dw0) {
+            if let Err(violation) = self.complete(cqe, value) {
                 self.fail(Failure::Protocol(violation));
                 return;
             }
@@ -371,7 +380,7 @@ impl AdminQueue {
         }
     }
 
-    fn complete(&mut self, cqe: Cqe, dw0: u32) -> Result<(), Violation> {
+    fn complete(&mut self, cqe: Cqe, value: u64) -> Result<(), Violation> {
         let (sqid, sqhd, cid) = (cqe.sqid(), cqe.sqhd(), cqe.cid());
         match self.sq.fetched(cqe) {
             Err(BadFetch::Queue) => return Err(Violation::WrongQueue { qid: 0, sqid }),
@@ -384,7 +393,7 @@ impl AdminQueue {
         if slot.cid != cid {
             return Err(unknown);
         }
-        slot.state = State::Answered { status: cqe.status(), dw0 };
+        slot.state = State::Answered { status: cqe.status(), dw0: value as u32 };
         match purpose {
             Purpose::Answer => {
                 if long {
@@ -394,9 +403,9 @@ impl AdminQueue {
             }
             // Whether it took shows in the command's own completion.
             Purpose::Abort => {}
-            Purpose::Event if cqe.status().code() == Status::SUCCESS => self.events.push(dw0),
+            Purpose::Event if cqe.status().code() == Status::SUCCESS => self.events.push(value),
             // More were asked for than it takes, or it is being shut down.
-            Purpose::Event => {}
+            Purpose::Event => self.event_refused = true,
         }
         slot.vacate();
         Ok(())
@@ -407,7 +416,7 @@ impl AdminQueue {
         let slot = &mut self.slots[usize::from(ticket.0 & SLOT_MASK)];
         if slot.cid != ticket.0 {
             // The controller was reset meanwhile.
-            return Some(Err(self.failed()));
+            return Some(Err(self.lost()));
         }
         match slot.state {
             State::Answered { status, dw0 } => {
@@ -419,7 +428,7 @@ impl AdminQueue {
             }
             State::InFlight { .. } | State::Free => match self.fate.standing() {
                 Standing::Running(_) | Standing::Reviving => None,
-                _ => Some(Err(self.failed())),
+                _ => Some(Err(self.lost())),
             },
         }
     }
@@ -436,9 +445,14 @@ impl AdminQueue {
         self.slots.iter().filter(is).count()
     }
 
-    /// Dword 0 of the oldest event that came.
-    pub(super) fn next_event(&mut self) -> Option<u32> {
+    /// Dwords 0 and 1 of the oldest event that came.
+    pub(super) fn next_event(&mut self) -> Option<u64> {
         (!self.events.is_empty()).then(|| self.events.remove(0))
+    }
+
+    /// Whether a request for events was refused since the last call.
+    pub(super) fn take_event_refused(&mut self) -> bool {
+        std::mem::take(&mut self.event_refused)
     }
 
     /// Empties rings and slots. Only while the controller is disabled and quiet: then nothing of it is

@@ -19,12 +19,12 @@ use crate::error::DeviceError;
 use crate::vfio::{PciAddress, VfioFunction};
 
 use super::admin::{self, AdminError, AdminQueue, Purpose, Ticket};
-use super::commands::{Command, CommandError, Data};
+use super::commands::{Command, CommandError, Data, NSID_ALL};
 use super::discard::DsmLimits;
 use super::failure::Failure;
 use super::fate::{Fate, Standing};
 use super::info::{ControllerInfo, NamespaceInfo};
-use super::namespace::NvmeNamespace;
+use super::namespace::{NamespaceState, NvmeNamespace};
 use super::queue::QueueMemory;
 use super::registers::{Function, Properties};
 use super::ring::{self, CompletionRing, SubmissionRing};
@@ -121,13 +121,44 @@ struct Shared {
     admin: AdminQueue,
     /// Queue identifiers in use.
     queues: BTreeSet<u16>,
-    /// Namespaces that are open.
-    namespaces: BTreeSet<u32>,
+    /// Namespaces that are open, as block devices or by command queues.
+    opened: Vec<Opened>,
+    /// Namespaces that are being taken away, which nobody may open.
+    claimed: Vec<u32>,
+    /// When the controller's status was last looked at.
+    looked: Duration,
     closed: bool,
     recovery: Recovery,
     listening: Listening,
     /// Admin commands that are part of every bring-up after a reset.
     settings: Vec<(Opcode, SubmissionEntry)>,
+}
+
+/// A namespace that is open.
+#[derive(Debug)]
+struct Opened {
+    /// As it was when it was opened, or refreshed.
+    info: NamespaceInfo,
+    state: Arc<NamespaceState>,
+    /// By a block device, which there is one of.
+    device: bool,
+}
+
+/// Keeps a namespace, or all, from being opened while it is taken away.
+#[derive(Debug)]
+#[must_use = "it ends when it is dropped"]
+pub(super) struct Claim<'a> {
+    controller: &'a NvmeController,
+    nsid: u32,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let claimed = &mut self.controller.lock().claimed;
+        if let Some(at) = claimed.iter().position(|&nsid| nsid == self.nsid) {
+            claimed.swap_remove(at);
+        }
+    }
 }
 
 /// A queue pair that the controller knows of.
@@ -154,7 +185,7 @@ pub(super) struct Parts<'a> {
 
 impl NvmeController {
     /// Takes the NVMe drive at `address`, bound to vfio-pci, maps `pool` for it and starts it.
-    /// Blocks, for at most a few times CAP.TO.
+    /// Blocks, for at most a few times CAP.TO and the admin timeout.
     ///
     /// # Errors
     ///
@@ -233,10 +264,59 @@ impl NvmeController {
                 "{name}: namespace {nsid} is not of the NVM command set; it may be zoned"
             )));
         }
-        if !self.lock().namespaces.insert(nsid) {
-            return Err(DeviceError::Invalid(format!("{name}: namespace {nsid} is open already")));
+        let state = self
+            .put_open(info, true)
+            .map_err(|why| DeviceError::Invalid(format!("{name}: namespace {nsid} {why}")))?;
+        Ok(Arc::new(NvmeNamespace::new(Arc::clone(self), info, state)))
+    }
+
+    /// Counts a namespace as open; or says why it cannot be opened.
+    pub(super) fn put_open(
+        &self,
+        info: &NamespaceInfo,
+        device: bool,
+    ) -> Result<Arc<NamespaceState>, &'static str> {
+        let mut shared = self.lock();
+        let nsid = info.nsid;
+        if shared.claimed.iter().any(|&claimed| claimed == nsid || claimed == NSID_ALL) {
+            return Err("is being formatted, sanitized, deleted or detached");
         }
-        Ok(Arc::new(NvmeNamespace::new(Arc::clone(self), info)))
+        if device && shared.opened.iter().any(|opened| opened.device && opened.info.nsid == nsid) {
+            return Err("is open already");
+        }
+        let state = Arc::new(NamespaceState::default());
+        let opened = Opened { info: info.clone(), state: Arc::clone(&state), device };
+        shared.opened.push(opened);
+        Ok(state)
+    }
+
+    /// Takes the shape that an open namespace has now for what it is compared with after a reset; not,
+    /// when it is another namespace.
+    pub(super) fn reopened(&self, state: &Arc<NamespaceState>, now: &NamespaceInfo) -> bool {
+        let mut shared = self.lock();
+        let is = |opened: &&mut Opened| Arc::ptr_eq(&opened.state, state);
+        let Some(opened) = shared.opened.iter_mut().find(is) else { return false };
+        let same = (opened.info.nguid, opened.info.eui64) == (now.nguid, now.eui64);
+        if same {
+            opened.info = now.clone();
+        }
+        same
+    }
+
+    /// Claims a namespace, or all ([`NSID_ALL`]), to take it away; the one that is open when one is.
+    pub(super) fn claim(&self, nsid: u32) -> Result<Claim<'_>, u32> {
+        let mut shared = self.lock();
+        let is = |opened: &&Opened| nsid == NSID_ALL || opened.info.nsid == nsid;
+        if let Some(opened) = shared.opened.iter().find(is) {
+            return Err(opened.info.nsid);
+        }
+        shared.claimed.push(nsid);
+        Ok(Claim { controller: self, nsid })
+    }
+
+    /// The changed namespaces that were read of before, to tell of them.
+    pub(super) fn changed_before(&self, retain: bool) -> BTreeSet<u32> {
+        self.lock().listening.changed(retain)
     }
 
     /// How it is.
@@ -334,7 +414,8 @@ impl NvmeController {
     ///
     /// [`CommandError::Invalid`] for what is the driver's own (queues, events, shadow doorbells) and for
     /// data larger than the controller takes; [`CommandError::Status`] with what the controller says;
-    /// [`CommandError::Device`] when it does not.
+    /// [`CommandError::Ended`] when a reset, or its end, took the command; [`CommandError::Device`] when
+    /// it was not sent.
     pub fn admin(&self, command: &Command, data: Data<'_>) -> Result<u32, CommandError> {
         self.check_admin(command)?;
         let name = &self.info.name;
@@ -358,13 +439,19 @@ impl NvmeController {
                 command: command.opcode.admin_name(),
                 status,
             }),
-            Err(AdminError::Failed(failure)) => {
+            Err(AdminError::Failed(failure)) => Err(self.failed(failure).into()),
+            Err(AdminError::Lost(failure)) => {
                 if let Some(mut transfer) = transfer
                     && !self.wait_forgotten()
                 {
                     transfer.leak();
                 }
-                Err(self.failed(failure).into())
+                Err(CommandError::Ended {
+                    device: name.clone(),
+                    command: command.opcode.admin_name(),
+                    reason: failure.to_string(),
+                    may_have_been_done: command.may_change(),
+                })
             }
         }
     }
@@ -434,6 +521,11 @@ impl NvmeController {
         self.fate.failure().map_or(Ok(()), |failure| Err(self.failed(failure)))
     }
 
+    /// Why it does not serve just now, if it does not. Does not wait.
+    pub(super) fn trouble(&self) -> Option<DeviceError> {
+        self.fate.trouble().map(|failure| self.failed(failure))
+    }
+
     fn failed(&self, failure: Failure) -> DeviceError {
         failed(&self.info.name, failure)
     }
@@ -489,7 +581,7 @@ impl NvmeController {
         let Err(error) = created else { return Ok((vector, memory)) };
         let forgotten = self.wait_forgotten();
         // A reset came: the queue is one that was lost with it, which its first poll makes anew.
-        if matches!(error, AdminError::Failed(_)) && self.fate.failure().is_none() {
+        if !matches!(error, AdminError::Status(_)) && self.fate.failure().is_none() {
             return Ok((vector, memory));
         }
         if !forgotten {
@@ -649,16 +741,14 @@ impl NvmeController {
         quiet
     }
 
-    /// A namespace is not open any more. Whether it was the last one.
-    pub(super) fn put_namespace(&self, nsid: u32) -> bool {
-        let mut shared = self.lock();
-        shared.namespaces.remove(&nsid);
-        shared.namespaces.is_empty()
+    /// A namespace is not open any more.
+    pub(super) fn put_namespace(&self, state: &Arc<NamespaceState>) {
+        self.lock().opened.retain(|opened| !Arc::ptr_eq(&opened.state, state));
     }
 
-    /// Whether `nsid` is the only namespace that is open.
+    /// Whether `nsid` is the only namespace that is open as a block device.
     pub(super) fn is_last_namespace(&self, nsid: u32) -> bool {
-        self.lock().namespaces.iter().all(|&open| open == nsid)
+        self.lock().opened.iter().all(|opened| !opened.device || opened.info.nsid == nsid)
     }
 
     fn admin_error(&self, what: &str, error: AdminError) -> DeviceError {
@@ -720,7 +810,7 @@ fn failed(name: &str, failure: Failure) -> DeviceError {
 
 fn admin_error(name: &str, what: &str, error: AdminError) -> DeviceError {
     match error {
-        AdminError::Failed(failure) => failed(name, failure),
+        AdminError::Failed(failure) | AdminError::Lost(failure) => failed(name, failure),
         AdminError::Status(status) => DeviceError::Failed {
             device: name.to_owned(),
             reason: format!("the controller refused to {what}: {status}"),

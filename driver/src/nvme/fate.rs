@@ -116,6 +116,8 @@ pub(super) struct Fate {
     /// What happened, for whoever asks.
     events: Mutex<VecDeque<Event>>,
     pauses: Pauses,
+    /// How often the volatile cache may have been lost since the start.
+    cache_losses: AtomicU32,
     patience: Patience,
     pub(super) counters: Counters,
     properties: Properties,
@@ -143,6 +145,7 @@ impl Fate {
             }),
             events: Mutex::new(VecDeque::new()),
             pauses: Pauses::default(),
+            cache_losses: AtomicU32::new(0),
             patience,
             counters: Counters::default(),
             properties: Properties::new(Arc::clone(&function)),
@@ -294,6 +297,16 @@ impl Fate {
     /// When it was last told to stop.
     pub(super) fn told(&self) -> Duration {
         self.lock().told
+    }
+
+    /// The controller's volatile cache may be lost: every queue that is open fails its next flush.
+    pub(super) fn lose_cache(&self) {
+        self.cache_losses.fetch_add(1, Ordering::Relaxed);
+        self.note(Event::CacheLost);
+    }
+
+    pub(super) fn cache_losses(&self) -> u32 {
+        self.cache_losses.load(Ordering::Relaxed)
     }
 
     /// Keeps what happened; of more than 256, the oldest go.

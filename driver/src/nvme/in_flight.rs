@@ -18,7 +18,7 @@
 use crate::request::{Completion, SgList};
 use crate::slots::Token;
 
-use super::record::Record;
+use super::record::{Record, Wish};
 
 /// Bits of a Command Identifier that name the slot.
 const SLOT_BITS: u32 = 10;
@@ -237,6 +237,13 @@ impl InFlight {
             }
             Some(_) | None => Named::Nothing,
         }
+    }
+
+    /// The command in `slot` fails, whatever the controller says, and goes the longer way.
+    pub(super) fn doom(&mut self, slot: u16) {
+        let entry = &mut self.entries[usize::from(slot)];
+        entry.key |= LEADS;
+        entry.record.wish = Wish::CacheLost;
     }
 
     /// An Abort for the command in `slot` is under way.

@@ -76,7 +76,7 @@ impl ControllerInfo {
 }
 
 /// MDTS in bytes, capped by what this driver makes. MDTS is in units of CAP.MPSMIN, 4096 here.
-fn transfer_max_bytes(mdts: u8) -> u32 {
+pub(super) fn transfer_max_bytes(mdts: u8) -> u32 {
     match mdts {
         0 => TRANSFER_MAX_BYTES,
         mdts => 4096u32
@@ -133,6 +133,16 @@ impl NamespaceInfo {
     /// Capacity in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.blocks.saturating_mul(self.block_size)
+    }
+
+    /// Whether `now` is this namespace, with blocks that mean the same: requests for one can be sent to
+    /// the other. One without a name of its own is known by its size.
+    pub(super) fn is_same(&self, now: &Self) -> bool {
+        let named = self.nguid != [0; 16] || self.eui64 != [0; 8];
+        (self.nsid, self.block_size, self.metadata_size)
+            == (now.nsid, now.block_size, now.metadata_size)
+            && (self.nguid, self.eui64) == (now.nguid, now.eui64)
+            && (named || self.blocks == now.blocks)
     }
 
     /// Why this driver does not serve the namespace; `None` when it does.

@@ -65,19 +65,25 @@
 //!
 //! | what | then | in [`ControllerOptions`] |
 //! |---|---|---|
-//! | a request is past its deadline | Abort; ended so, it is sent again | `command_timeout` 30 s, `retries_max` 3 |
+//! | a request is past its deadline | Abort; ended so, also unasked, it is sent again | `command_timeout` 30 s, `retries_max` 3 |
 //! | the Abort does not show | controller reset: CC.EN = 0, RDY = 0, up again, queues made anew | `abort_timeout` 5 s |
 //! | fatal status (CSTS.CFS), an admin command that is late, an admin queue that lies | controller reset | `admin_timeout` 30 s |
 //! | it breaks the protocol on an I/O queue | that queue is deleted and fails; the others go on | - |
-//! | it does not delete the queue | controller reset | `admin_timeout` |
+//! | it does not delete the queue, or one that it made by half | controller reset, which the others see as a delay | `admin_timeout` |
 //! | it does not stop (CAP.TO) | subsystem reset, if allowed; else given up, cut off by the IOMMU | `subsystem_reset` no |
 //! | it does not come back, or fails again | another reset, then given up | `resets_max` 5 in `resets_window` 10 min |
-//! | it comes back as another drive, is gone (all ones), is asked back by the kernel | given up | - |
+//! | after a reset a namespace is gone, or is another one | that namespace fails, its queues with it | - |
+//! | it comes back as another drive, or takes less than before, is gone (all ones), is asked back by the kernel | given up | - |
+//!
+//! No deadline passes while the controller is busy with new firmware (CSTS.PP, as long as MTFA says and
+//! 5 min at most) or with an admin command that may take long (a format, at most its own time limit).
 //!
 //! What a reset or an Abort ended is sent again when doing it twice is doing it once and nobody can
 //! have come between (`queue/trouble.rs` argues it): reads, flushes, and, on a namespace of one
 //! controller, writes, zeroes and discards. The rest is failed. Requests are taken while it is reset.
 //! What a caller had set with Set Features and did not save is back to what was saved after a reset.
+//! A reset of the subsystem may lose what a volatile cache held: every queue that was open fails its next
+//! flush then, once, so that nobody takes lost writes for stable ones.
 //!
 //! A controller that is given up answers every request in flight, once, with the [`Failure`], when it is
 //! quiet: CSTS.RDY = 0, or its memory taken out of its reach by the IOMMU. If neither can be had, frames
@@ -99,10 +105,11 @@
 //! | pools in hugepages; of a NUMA node | -; the call, not the effect | yes; no | no |
 //! | pools above 128 GiB or the limit of locked memory, no rights on the group: refused | the check, the message | no | no |
 //! | orderly shutdown, reopening | yes | yes | no |
-//! | Abort, controller reset with requests in flight, subsystem reset, events | yes | no | no |
+//! | Abort, controller reset with requests in flight, subsystem reset, events | yes; resets also at every look at the state while requests are sent again, and from another thread | no | no |
 //! | the kernel wants the drive back (request interrupt): I/O failed, BAR and device given up | the driver's half | no | no |
 //! | accesses to a BAR that is gone (SIGBUS) read as ones | yes, on a file | no | no |
 //! | lies, lateness, removal, a controller that does not stop | yes, and fuzzed | no | no |
+//! | a namespace gone, replaced or reformatted during a reset | yes | no | no |
 //! | block sizes of 512 and 4096 | yes | yes | no |
 //!
 //! The commands beside these have a table of their own, on the page of [`commands`]. Not done: serving

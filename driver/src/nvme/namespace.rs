@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::block::{BlockDevice, Capabilities, Geometry, Health, IoQueue, QueueOptions};
 use crate::dma::DmaPool;
-use crate::error::DeviceError;
+use crate::error::{DeviceError, IoError, IoErrorKind};
 use crate::request::Request;
 use crate::slots::Token;
 
@@ -26,7 +26,7 @@ pub struct NvmeNamespace {
     nsid: u32,
     shape: Mutex<Shape>,
     controller: Arc<NvmeController>,
-    open_queues: Arc<AtomicUsize>,
+    state: Arc<NamespaceState>,
     closed: AtomicBool,
 }
 
@@ -71,31 +71,59 @@ impl Shape {
     }
 }
 
+/// What a namespace shares with its queues and with its controller.
+#[derive(Debug, Default)]
+pub(super) struct NamespaceState {
+    open_queues: AtomicUsize,
+    /// It was not there any more after a reset, or was another one.
+    gone: AtomicBool,
+}
+
+impl NamespaceState {
+    /// Fails the namespace: its queues answer everything so when they are polled next.
+    pub(super) fn lose(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+}
+
 /// One open queue of a namespace, counted for as long as it lives.
 #[derive(Debug)]
-pub(super) struct NamespaceUse(Arc<AtomicUsize>);
+pub(super) struct NamespaceUse(Arc<NamespaceState>);
 
 impl NamespaceUse {
-    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
+    pub(super) fn new(state: &Arc<NamespaceState>) -> Self {
+        state.open_queues.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
+    }
+
+    /// Whether the namespace is gone, which a reset finds.
+    pub(super) fn is_gone(&self) -> bool {
+        self.0.is_gone()
     }
 }
 
 impl Drop for NamespaceUse {
     fn drop(&mut self) {
         // Release: pairs with the Acquire in `close`, which finds the queue gone with all it did.
-        self.0.fetch_sub(1, Ordering::Release);
+        self.0.open_queues.fetch_sub(1, Ordering::Release);
     }
 }
 
 impl NvmeNamespace {
-    pub(super) fn new(controller: Arc<NvmeController>, info: &NamespaceInfo) -> Self {
+    pub(super) fn new(
+        controller: Arc<NvmeController>,
+        info: &NamespaceInfo,
+        state: Arc<NamespaceState>,
+    ) -> Self {
         Self {
             name: format!("nvme:{}/{}", controller.identify().name, info.nsid),
             nsid: info.nsid,
             shape: Mutex::new(Shape::new(&controller, info)),
-            open_queues: Arc::new(AtomicUsize::new(0)),
+            state,
             closed: AtomicBool::new(false),
             controller,
         }
@@ -111,11 +139,12 @@ impl NvmeNamespace {
     ///
     /// # Errors
     ///
-    /// [`CommandError::Invalid`] while a queue is open, when the namespace is gone, or when its format is
-    /// not supported any more; those of [`NvmeController::admin`]. It stays as it was then.
+    /// [`CommandError::Invalid`] while a queue is open, when the namespace is gone or another one has its
+    /// identifier, or when its format is not supported any more; those of [`NvmeController::admin`]. It
+    /// stays as it was then.
     pub fn refresh(&self) -> Result<bool, CommandError> {
         let mut shape = self.lock();
-        let open = self.open_queues.load(Ordering::Acquire);
+        let open = self.state.open_queues.load(Ordering::Acquire);
         if open > 0 {
             return Err(CommandError::invalid(&self.name, format_args!("{open} queues are open")));
         }
@@ -129,6 +158,11 @@ impl NvmeNamespace {
         if let Some(why) = info.unsupported() {
             return Err(CommandError::invalid(&self.name, why));
         }
+        if !self.controller.reopened(&self.state, &info) {
+            let what = "another namespace has its identifier; close it and open that one";
+            return Err(CommandError::invalid(&self.name, what));
+        }
+        self.state.gone.store(false, Ordering::Relaxed);
         let now = Shape::new(&self.controller, &info);
         Ok(std::mem::replace(&mut *shape, now) != now)
     }
@@ -146,7 +180,7 @@ impl NvmeNamespace {
         // Under the lock: a queue that is counted has the shape that `refresh` leaves alone.
         let (namespace_use, shape) = {
             let shape = self.lock();
-            (NamespaceUse::new(&self.open_queues), *shape)
+            (NamespaceUse::new(&self.state), *shape)
         };
         let Created { qid, vector, memory, serving } = self.controller.create_queue(depth)?;
         let target = QueueTarget {
@@ -200,7 +234,10 @@ impl BlockDevice for NvmeNamespace {
     }
 
     fn health(&self) -> Health {
-        self.controller.health()
+        match self.controller.health() {
+            Health::Good if self.state.is_gone() => Health::Failed(IoError::new(IoErrorKind::Gone)),
+            health => health,
+        }
     }
 
     fn open_queue(&self, options: QueueOptions) -> Result<Box<dyn IoQueue>, DeviceError> {
@@ -214,13 +251,16 @@ impl BlockDevice for NvmeNamespace {
         if self.closed.load(Ordering::Relaxed) {
             return Err(self.failed("it is closed"));
         }
+        if self.state.is_gone() {
+            return Err(self.failed("after a reset it was not there any more, or another one was"));
+        }
         Ok(Box::new(self.queue(options.depth)?))
     }
 
     /// Closes the namespace: flushes what the volatile cache has of it, and shuts the controller down
     /// when no other namespace of it is open.
     fn close(&self) -> Result<(), DeviceError> {
-        let open = self.open_queues.load(Ordering::Acquire);
+        let open = self.state.open_queues.load(Ordering::Acquire);
         if open > 0 {
             return Err(self.failed(format_args!("{open} of its queues are still open")));
         }
@@ -229,11 +269,11 @@ impl BlockDevice for NvmeNamespace {
         }
         if self.controller.is_last_namespace(self.nsid) {
             // The shutdown makes everything stable.
-            self.controller.put_namespace(self.nsid);
+            self.controller.put_namespace(&self.state);
             return self.controller.close();
         }
         let flushed = if self.capabilities().volatile_cache { self.flush() } else { Ok(()) };
-        self.controller.put_namespace(self.nsid);
+        self.controller.put_namespace(&self.state);
         flushed
     }
 }
@@ -241,7 +281,7 @@ impl BlockDevice for NvmeNamespace {
 impl Drop for NvmeNamespace {
     fn drop(&mut self) {
         if !self.closed.load(Ordering::Relaxed) {
-            self.controller.put_namespace(self.nsid);
+            self.controller.put_namespace(&self.state);
         }
     }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 
 use crate::block::{Armed, Cancel, Capabilities, Geometry, IoQueue};
 use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE, PoolMark};
+use crate::error::{IoError, IoErrorKind};
 use crate::request::{Completion, Lba, Op, Refusal, Refused, Request, SgList};
 use crate::sink::Sink;
 use crate::slots::Token;
@@ -27,7 +28,7 @@ use super::in_flight::{Answered, InFlight, Named};
 use super::limits::{FrameLimits, TransferLimits};
 use super::namespace::NamespaceUse;
 use super::prp;
-use super::record::Record;
+use super::record::{Record, Wish};
 use super::registers::Doorbell;
 use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
 use trouble::{Answering, Trouble};
@@ -67,8 +68,7 @@ pub(super) struct QueueTarget {
     pub(super) deallocates_to_zeroes: bool,
     /// Whether another controller may write the namespace too (NMIC).
     pub(super) shared: bool,
-    /// Keeps the namespace from being closed.
-    #[expect(dead_code, reason = "it counts by living")]
+    /// Keeps the namespace from being closed, and says when it is gone.
     pub(super) namespace_use: NamespaceUse,
 }
 
@@ -90,6 +90,8 @@ pub(super) struct NvmeQueue {
     /// The controller's state in which this queue serves, as one word.
     serving: u32,
     trouble: Trouble,
+    /// How often the volatile cache may have been lost, as far as who owns the queue was told.
+    cache_losses: u32,
     sq_doorbell: Doorbell,
     cq_doorbell: Doorbell,
     /// The discards since the last commit.
@@ -129,6 +131,7 @@ impl NvmeQueue {
             pool: parts.pool.clone(),
             fate: Arc::clone(parts.fate),
             serving,
+            cache_losses: parts.fate.cache_losses(),
             trouble: Trouble::new(depth, parts.options.retries_max, target.shared),
             sq_doorbell: Doorbell::submission(parts.function, parts.cap, qid, parts.shadow),
             cq_doorbell: Doorbell::completion(parts.function, parts.cap, qid, parts.shadow),
@@ -196,7 +199,12 @@ impl NvmeQueue {
             }
         };
         let lba = if op == Op::Flush { 0 } else { lba.0 };
+        let slot = vacant.slot();
         vacant.fill(token, data, Record::new(opcode, lba, cdw12));
+        if op == Op::Flush && self.fate.cache_losses() != self.cache_losses {
+            // What it covers may be lost: it fails, however it ends.
+            self.in_flight.doom(slot);
+        }
         self.write_entry(opcode, cid, 0, 0, lba, cdw12);
         Ok(())
     }
@@ -366,6 +374,10 @@ impl NvmeQueue {
         let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { return 0 };
         completion.result = status.to_result();
         self.fate.counters.failed.add(completion.result.is_err().into());
+        if self.in_flight.record(slot).wish == Wish::CacheLost && completion.result.is_ok() {
+            completion.result = Err(IoError::new(IoErrorKind::Device));
+            self.cache_losses = self.fate.cache_losses();
+        }
         self.answering = next.map(|slot| Answering::with(slot, completion.result));
         out.push(completion);
         1

@@ -13,6 +13,8 @@ pub(super) enum Wish {
     Again,
     /// Its owner wants it to end.
     Cancel,
+    /// It is a flush of a volatile cache that may have been lost: it fails.
+    CacheLost,
 }
 
 /// What a command in flight asks, so that it can be asked again. Written with every command, hence

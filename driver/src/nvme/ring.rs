@@ -284,11 +284,6 @@ impl CompletionRing {
         }
     }
 
-    /// Dword 0 of the completion that `peek` gave.
-    pub(super) fn dw0(&self) -> u32 {
-        u64::from_le(self.ring.at(self.head.into())[0].load(Ordering::Relaxed)) as u32
-    }
-
     /// Dwords 0 and 1 of the completion that `peek` gave.
     pub(super) fn value(&self) -> u64 {
         u64::from_le(self.ring.at(self.head.into())[0].load(Ordering::Relaxed))
@@ -497,7 +492,7 @@ mod tests {
             let cqe = ring.peek().unwrap();
             assert_eq!((cqe.sqhd(), cqe.sqid(), cqe.cid()), (3, 7, count as u16));
             assert_eq!(cqe.status(), Status::UNRECOVERED_READ_ERROR);
-            assert_eq!(ring.dw0(), count as u32);
+            assert_eq!(ring.value() as u32, count as u32);
             ring.advance();
             assert_eq!(ring.tell(), Some(((count + 1) % 4) as u16));
             if index == 3 {

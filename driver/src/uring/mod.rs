@@ -46,9 +46,11 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use self::open::Opened;
 use self::queue::UringQueue;
+use self::ring::SubmitThread;
 use crate::block::{BlockDevice, Capabilities, Geometry, Health, IoQueue, QueueOptions};
 use crate::dma::DmaPool;
 use crate::error::{DeviceError, IoError};
@@ -71,13 +73,27 @@ pub struct UringOptions {
     /// Poll for the completions of a device that can be polled. A queue with reads or writes in
     /// flight cannot sleep then.
     pub polled: bool,
+    /// Has a thread of the kernel submit (`IORING_SETUP_SQPOLL`, io_uring_setup(2)), which sleeps after
+    /// this long, rounded up to a millisecond, without anything to do. `commit` then enters the kernel only to
+    /// wake it: worth it where starting a command takes long, as in a virtual machine that leaves for its host
+    /// each time, and a processor is to spare; where none is, everything takes longer. What is polled
+    /// for is still submitted by the caller. When the kernel gives none, there is a warning and the caller
+    /// submits.
+    pub sqpoll_idle: Option<Duration>,
 }
 
 impl UringOptions {
     /// An existing file or device, for reading and writing, polled if it can be.
     pub fn existing(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { path, create_bytes: None, read_only: false, block_size: None, polled: true }
+        Self {
+            path,
+            create_bytes: None,
+            read_only: false,
+            block_size: None,
+            polled: true,
+            sqpoll_idle: None,
+        }
     }
 
     /// A new sparse file of `size_bytes` bytes.
@@ -95,6 +111,7 @@ struct Shared {
     pool: DmaPool,
     /// Reads and writes go to a ring that polls.
     polled: bool,
+    submit_thread: Option<SubmitThread>,
     /// Cleared once the file did not take `FALLOC_FL_ZERO_RANGE`, to spare the next ones the try.
     zero_range: AtomicBool,
     failure: OnceLock<IoError>,
@@ -111,7 +128,7 @@ impl Shared {
 
     fn warn_unregistered(&self, error: &std::io::Error) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        if warnings.is_empty() {
+        if !warnings.iter().any(|warning| warning.contains("RLIMIT_MEMLOCK")) {
             warnings.push(format!(
                 "{}: the memory could not be registered with io_uring, so every request pins its own \
                  pages, which costs time: {error} (raise RLIMIT_MEMLOCK, ulimit -l)",
@@ -144,18 +161,31 @@ impl UringDevice {
             queues_max: QUEUES_MAX,
             depth_max: DEPTH_MAX,
         };
+        let name = format!("file:{}", options.path.display());
+        let mut warnings = Vec::new();
+        let submit_thread = options.sqpoll_idle.and_then(|idle| {
+            let started = SubmitThread::start(idle);
+            started
+                .inspect_err(|error| {
+                    warnings.push(format!(
+                        "{name}: there is no thread of the kernel to submit, so the caller does: {error}"
+                    ));
+                })
+                .ok()
+        });
         let shared = Arc::new(Shared {
-            name: format!("file:{}", options.path.display()),
+            name,
             file,
             geometry,
             capabilities,
             pool,
             polled: options.polled && polls,
+            submit_thread,
             zero_range: AtomicBool::new(true),
             failure: OnceLock::new(),
             queues: AtomicU16::new(0),
             closed: AtomicBool::new(false),
-            warnings: Mutex::new(Vec::new()),
+            warnings: Mutex::new(warnings),
         });
         Ok(Self { shared })
     }

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Shared;
 use super::progress::{Progress, Step};
-use super::ring::{REGISTERED_MAX, Ring};
+use super::ring::{REGISTERED_MAX, Ring, Submits};
 use crate::block::{Armed, Cancel, IoQueue};
 use crate::dma::FRAME_SIZE;
 use crate::error::{DeviceError, IoError, IoErrorKind, IoResult};
@@ -112,9 +112,10 @@ pub(super) struct UringQueue {
 
 impl UringQueue {
     pub(super) fn open(shared: Arc<Shared>, depth: u16) -> Result<Self, DeviceError> {
-        let plain = Ring::new(depth, &shared.file, false)?;
+        let submits = shared.submit_thread.as_ref().map_or(Submits::Caller, Submits::Thread);
+        let plain = Ring::new(depth, &shared.file, submits)?;
         let polled = match shared.polled {
-            true => Some(Ring::new(depth, &shared.file, true)?),
+            true => Some(Ring::new(depth, &shared.file, Submits::Polled)?),
             false => None,
         };
         let rings = [Some(&plain), polled.as_ref()];

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue};
@@ -21,14 +22,44 @@ pub(super) const REGISTERED_MAX: usize = 1 << 30;
 /// `IORING_ENTER_GETEVENTS` (include/uapi/linux/io_uring.h).
 const ENTER_GETEVENTS: u32 = 1;
 
+/// Who has the kernel take what is in a ring.
+#[derive(Clone, Copy)]
+pub(super) enum Submits<'a> {
+    /// The caller, by entering it.
+    Caller,
+    /// The same, in a ring whose completions are polled for.
+    Polled,
+    /// A thread of the kernel (`IORING_SETUP_SQPOLL`).
+    Thread(&'a SubmitThread),
+}
+
+/// A thread of the kernel that submits for all rings of a device: that of a ring of its own, which is
+/// otherwise not used, so that rings may come and go.
+pub(super) struct SubmitThread {
+    ring: IoUring,
+    idle_ms: u32,
+}
+
+impl SubmitThread {
+    /// Starts it; it sleeps after `idle` without anything to submit.
+    pub(super) fn start(idle: Duration) -> io::Result<Self> {
+        let idle_ms = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX).max(1);
+        let ring = IoUring::builder().dontfork().setup_sqpoll(idle_ms).build(1)?;
+        Ok(Self { ring, idle_ms })
+    }
+}
+
 /// A ring, and which of its entries the kernel has not taken yet.
 ///
 /// # Invariants
 ///
-/// `pending` names the entries between the submission ring's head and tail, in their order.
+/// `pending` names the entries between the submission ring's head and tail, in their order; with a thread
+/// that submits, those of them that it has not been told of.
 pub(super) struct Ring {
     ring: IoUring,
     pending: VecDeque<Token>,
+    /// A thread of the kernel takes the entries.
+    has_thread: bool,
 }
 
 impl Ring {
@@ -37,16 +68,26 @@ impl Ring {
     /// `SINGLE_ISSUER` and `DEFER_TASKRUN` are out of the question: they tie a ring to one thread,
     /// and a queue may move. `COOP_TASKRUN` spares the interruption of a running thread for each
     /// completion, and its flag in the ring says when the kernel wants to be entered; kernels before
-    /// 5.19 have neither and interrupt.
-    pub(super) fn new(depth: u16, file: &File, polled: bool) -> Result<Self, DeviceError> {
+    /// 5.19 have neither and interrupt. Where a thread of the kernel submits, completions are its, too.
+    pub(super) fn new(depth: u16, file: &File, submits: Submits<'_>) -> Result<Self, DeviceError> {
         let entries = u32::from(depth).next_power_of_two();
         let build = |modern: bool| {
             let mut builder = IoUring::builder();
             builder.dontfork();
             if modern {
-                builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+                builder.setup_submit_all();
             }
-            if polled {
+            match submits {
+                Submits::Thread(thread) => {
+                    let SubmitThread { ring, idle_ms } = thread;
+                    builder.setup_sqpoll(*idle_ms).setup_attach_wq(ring.as_raw_fd());
+                }
+                Submits::Caller | Submits::Polled if modern => {
+                    builder.setup_coop_taskrun().setup_taskrun_flag();
+                }
+                Submits::Caller | Submits::Polled => {}
+            }
+            if matches!(submits, Submits::Polled) {
                 builder.setup_iopoll();
             }
             builder.build(entries)
@@ -70,7 +111,8 @@ impl Ring {
             what: "registering the file with io_uring".to_owned(),
             source,
         })?;
-        Ok(Self { ring, pending: VecDeque::with_capacity(entries as usize) })
+        let pending = VecDeque::with_capacity(entries as usize);
+        Ok(Self { ring, pending, has_thread: matches!(submits, Submits::Thread(_)) })
     }
 
     /// Registers the whole pool, in buffers of [`REGISTERED_MAX`]: its pages are pinned once instead
@@ -124,7 +166,7 @@ impl Ring {
     }
 
     /// Has the kernel take the entries. It may leave some when it is short of memory: they stay
-    /// pending, for the next call.
+    /// pending, for the next call. Where a thread submits, it is woken if it sleeps, and takes them all.
     ///
     /// # Errors
     ///
@@ -132,6 +174,8 @@ impl Ring {
     pub(super) fn submit(&mut self) -> Result<(), i32> {
         while !self.pending.is_empty() {
             match self.ring.submitter().submit() {
+                // Awake, or woken: it has some already and will have the others.
+                Ok(_) if self.has_thread => self.pending.clear(),
                 Ok(0) => break,
                 Ok(taken) => drop(self.pending.drain(..taken.min(self.pending.len()))),
                 Err(error) => match error.raw_os_error() {

@@ -109,6 +109,30 @@ fn a_file_conforms_in_every_block_size() {
 }
 
 #[test]
+fn a_file_that_a_thread_of_the_kernel_submits_to_conforms_after_that_has_slept_too() {
+    let scratch = Scratch::new();
+    let sqpoll_idle = Some(Duration::from_millis(1));
+    let options =
+        UringOptions { sqpoll_idle, ..UringOptions::create(scratch.path("disk"), SIZE_BYTES) };
+    let device = UringDevice::open(&options, pool()).unwrap();
+    conformance::run(&device);
+    let mut queue = queue_of(&device, 4);
+    for _ in 0..3 {
+        // It sleeps by now: a commit that did not wake it would hang here.
+        std::thread::sleep(Duration::from_millis(20));
+        let data = SgList::new(vec![device.pool().take().unwrap()]);
+        let read = Request { token: TOKEN, op: Op::Read, lba: Lba(0), blocks: 1, data };
+        assert_eq!(one(&mut *queue, read).result, Ok(()));
+    }
+    drop(queue);
+    device.close().unwrap();
+    assert_eq!(device.warnings(), [""; 0]);
+    drop(device);
+    // Nothing of the kernel's holds on to it.
+    drop(UringDevice::open(&UringOptions::existing(scratch.path("disk")), pool()).unwrap());
+}
+
+#[test]
 fn a_created_file_is_sparse_and_has_its_size() {
     let scratch = Scratch::new();
     let device = create(&scratch);

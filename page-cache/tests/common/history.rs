@@ -4,6 +4,9 @@
 //! units with a number of its own. A value is possible if no other write both began after the value's
 //! write had ended and had itself ended (or become stable) before one looks. That is linearizability
 //! of each unit, and for a crash the same with *stable* in place of *ended*.
+//!
+//! A discard is a write of nobody knows what: of zeroes, or of anything that was ever written there, because
+//! the device may do nothing, and what the cache had and the device never got is forgotten.
 
 use std::ops::Range;
 
@@ -21,6 +24,8 @@ struct Write {
     stable: u64,
     /// What its units hold: its number, or 0 for a write of zeroes.
     value: u64,
+    /// Or anything that was ever there.
+    discards: bool,
 }
 
 /// Every write so far, and which units each touched.
@@ -29,6 +34,8 @@ pub struct History {
     /// By number.
     writes: Vec<Write>,
     units: Vec<Vec<WriteId>>,
+    /// By unit, every value that was ever on its way there.
+    values: Vec<Vec<u64>>,
     /// When what had been written to a unit was lost: nothing that had begun by then counts, unless it
     /// was stable.
     lost: Vec<Vec<u64>>,
@@ -36,11 +43,13 @@ pub struct History {
 
 impl History {
     pub fn new(size_bytes: usize) -> Self {
-        let first = Write { bytes: 0..size_bytes, start: 0, end: 0, stable: 0, value: 0 };
+        let first =
+            Write { bytes: 0..size_bytes, start: 0, end: 0, stable: 0, value: 0, discards: false };
         Self {
             now: 1,
             writes: vec![first],
             units: vec![vec![0]; size_bytes / UNIT],
+            values: vec![vec![0]; size_bytes / UNIT],
             lost: vec![Vec::new(); size_bytes / UNIT],
         }
     }
@@ -53,6 +62,15 @@ impl History {
 
     /// A write of these bytes begins; its number.
     pub fn begin(&mut self, offset: usize, len: usize, zeroes: bool) -> WriteId {
+        self.begin_any(offset, len, zeroes, false)
+    }
+
+    /// A discard of these bytes begins; its number.
+    pub fn begin_discard(&mut self, offset: usize, len: usize) -> WriteId {
+        self.begin_any(offset, len, true, true)
+    }
+
+    fn begin_any(&mut self, offset: usize, len: usize, zeroes: bool, discards: bool) -> WriteId {
         let start = self.tick();
         let id = self.writes.len() as WriteId;
         let value = if zeroes { 0 } else { id };
@@ -62,9 +80,11 @@ impl History {
             end: NEVER,
             stable: NEVER,
             value,
+            discards,
         });
         for unit in offset / UNIT..(offset + len) / UNIT {
             self.units[unit].push(id);
+            self.values[unit].push(value);
         }
         id
     }
@@ -166,7 +186,9 @@ impl History {
             let possible = known().any(|write| {
                 let overtaken =
                     |later: &Write| later.start > write.end && settled(later) && kept(later);
-                write.value == value && !known().any(overtaken)
+                let gives =
+                    write.value == value || (write.discards && self.values[unit].contains(&value));
+                gives && !known().any(overtaken)
             });
             if !possible {
                 let known: Vec<_> = known().collect();
@@ -202,5 +224,27 @@ mod tests {
         let torn = [History::data(first, 8), History::data(second, 56)].concat();
         assert!(history.check_read(start, 0, &torn).is_err());
         assert!(history.check_crash(&[History::data(99, 64), vec![0; 64]].concat()).is_err());
+    }
+
+    #[test]
+    fn a_discard_may_leave_what_was_there_and_not_what_comes_from_elsewhere() {
+        let mut history = History::new(64);
+        let first = history.begin(0, 64, false);
+        history.end(first, true);
+        let second = history.begin(0, 64, false);
+        history.end(second, true);
+        let discard = history.begin_discard(0, 64);
+        history.end(discard, true);
+        let start = history.tick();
+        for id in [0, first, second] {
+            assert!(history.check_read(start, 0, &History::data(id, 64)).is_ok());
+            assert!(history.check_crash(&History::data(id, 64)).is_ok());
+        }
+        assert!(history.check_read(start, 0, &History::data(discard, 64)).is_err());
+        let third = history.begin(0, 64, false);
+        history.end(third, true);
+        let start = history.tick();
+        assert!(history.check_read(start, 0, &History::data(second, 64)).is_err());
+        assert!(history.check_crash(&[0; 64]).is_err());
     }
 }

@@ -7,7 +7,8 @@ use uaio_driver::block::PollsAnyway;
 use uaio_driver::sim::{SimDevice, SimOptions};
 use uaio_driver::{BlockDevice, DmaPool, IoError, IoErrorKind, IoResult, PoolOptions, Token};
 use uaio_page_cache::{
-    Buffer, Cache, CacheMode, CacheOptions, Finished, Flusher, Handle, Lane, OpKind, Operation,
+    Buffer, Cache, CacheMode, CacheOptions, Cancelled, Finished, Flusher, Handle, Lane, OpKind,
+    Operation,
 };
 
 pub const PAGE: u64 = 4096;
@@ -48,17 +49,22 @@ impl Rig {
     }
 
     pub fn sized(size_bytes: u64, options: CacheOptions) -> Self {
-        Self::seeded(size_bytes, options, 1)
+        Self::of_lanes(size_bytes, options, 1, 64)
     }
 
     pub fn seeded(size_bytes: u64, options: CacheOptions, seed: u64) -> Self {
+        Self::of_lanes(size_bytes, options, seed, 64)
+    }
+
+    /// With two lanes of so many operations.
+    pub fn of_lanes(size_bytes: u64, options: CacheOptions, seed: u64, operations: usize) -> Self {
         let pool = DmaPool::new(PoolOptions::frames(options.frames + 8)).unwrap();
         let sim = SimOptions { latency_steps: 1..=1, ..SimOptions::sized(size_bytes, 512) };
         let device = SimDevice::new(sim, seed, pool).unwrap();
         let below: Arc<dyn BlockDevice> = Arc::new(device.clone());
         let cache = Cache::new(below, options).unwrap();
         let flusher = Flusher::new(Arc::clone(&cache), 16, Arc::new(PollsAnyway)).unwrap();
-        let lane = || Lane::new(Arc::clone(&cache), 64, 16, Arc::new(PollsAnyway)).unwrap();
+        let lane = || Lane::new(Arc::clone(&cache), operations, 16, Arc::new(PollsAnyway)).unwrap();
         Self {
             lanes: vec![lane(), lane()],
             handle: cache.open(),
@@ -86,6 +92,13 @@ impl Rig {
         };
         assert!(self.lanes[lane].start(operation).is_ok());
         self.collect();
+    }
+
+    pub fn cancel(&mut self, lane: usize, id: u64) -> Cancelled {
+        let outcome = self.lanes[lane].cancel(Token::from_u64(id));
+        self.collect();
+        self.cache.assert_sound();
+        outcome
     }
 
     pub fn collect(&mut self) {

@@ -10,11 +10,11 @@ use uaio_driver::block::PollsAnyway;
 use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
 use uaio_driver::{
     BlockDevice, DmaBuf, DmaPool, Geometry, IoError, IoErrorKind, IoResult, PoolOptions, SgList,
-    Slots,
+    Slots, Token,
 };
 use uaio_page_cache::{
-    Buffer, Cache, CacheMode, CacheOptions, CacheStats, Cancelled, Finished, Flusher, Handle, Lane,
-    OpKind, Operation,
+    Advice, Amount, Buffer, Cache, CacheMode, CacheOptions, CacheStats, Cancelled, DirtyLimits,
+    Finished, Flusher, Handle, Lane, OpKind, Operation,
 };
 
 use super::history::{History, UNIT, WriteId};
@@ -38,6 +38,8 @@ pub struct Plan {
     pub gone: bool,
     /// Flushes that fail take with them what the device's cache holds.
     pub loses: bool,
+    /// Lanes whose device queue holds one request.
+    pub depth_one: bool,
 }
 
 impl Plan {
@@ -80,7 +82,12 @@ pub struct World {
     failed_commands: u64,
     /// Frames for operations with registered memory, those that are in none now.
     registered: Vec<DmaBuf>,
+    /// Frames for the caches that are made after a crash.
+    boot_pool: DmaPool,
 }
+
+/// How many of them.
+const BOOT_FRAMES: usize = SIZE / 4096 + 5;
 
 /// Frames for registered memory: enough for the longest operation, from any block of the first on, and
 /// for another.
@@ -116,8 +123,9 @@ impl World {
         let cache = Cache::new(device.clone(), cache_options).unwrap();
         let depth = random.u16(1..6);
         let flusher = Flusher::new(Arc::clone(&cache), depth, Arc::new(PollsAnyway)).unwrap();
+        let mut depth = || if plan.depth_one { 1 } else { random.u16(1..6) };
         let lanes = (0..plan.lanes)
-            .map(|_| Lane::new(Arc::clone(&cache), 5, random.u16(1..6), Arc::new(PollsAnyway)))
+            .map(|_| Lane::new(Arc::clone(&cache), 5, depth(), Arc::new(PollsAnyway)))
             .map(|lane| lane.unwrap())
             .collect();
         let handles = (0..plan.lanes).map(|_| cache.open()).collect();
@@ -138,6 +146,7 @@ impl World {
             lost: Vec::new(),
             failed_commands: 0,
             registered,
+            boot_pool: DmaPool::new(PoolOptions::frames(BOOT_FRAMES)).unwrap(),
         }
     }
 
@@ -216,7 +225,7 @@ impl World {
     fn administrate(&mut self) {
         let first = self.random.u64(..=SIZE as u64);
         let range = first..self.random.u64(first..=SIZE as u64);
-        match self.random.u8(..6) {
+        match self.random.u8(..8) {
             0 | 1 => {
                 let least = self.plan.shards * CacheOptions::FRAMES_MIN;
                 let frames = self.random.usize(least..=self.plan.frames_max());
@@ -228,6 +237,23 @@ impl World {
                 let percent = self.random.u8(1..=90);
                 self.tell(|| format!("dirty limit {percent} %"));
                 self.cache.set_dirty_max(percent).unwrap();
+            }
+            5 => {
+                let pages = self.random.u64(1..=self.plan.frames_max() as u64);
+                let limits = DirtyLimits {
+                    background: Amount::Bytes(self.random.u64(1..=pages) * 4096),
+                    hard: Amount::Bytes(pages * 4096),
+                    age_max: Duration::from_millis(self.random.u64(100..5000)),
+                };
+                let set = self.cache.set_dirty_limits(limits);
+                self.tell(|| format!("{limits:?}: {set:?}"));
+            }
+            6 => {
+                let advice = [Advice::Normal, Advice::Sequential, Advice::Random, Advice::NoReuse]
+                    [self.random.usize(..4)];
+                let handle = self.random.usize(..self.handles.len());
+                self.tell(|| format!("handle {handle}: {advice:?} for {range:?}"));
+                self.handles[handle].advise(range, advice);
             }
             3 => {
                 self.tell(|| format!("drop clean pages of {range:?}"));
@@ -289,6 +315,7 @@ impl World {
                 stable: self.random.u8(..5) == 0,
                 direct: aligned && self.random.u8(..6) == 0,
             },
+            6 if aligned && self.random.u8(..3) == 0 => OpKind::Discard,
             6 if aligned => OpKind::WriteZeroes { may_unmap: self.random.bool() },
             7 if self.random.u8(..3) == 0 => OpKind::FlushRange,
             7 => OpKind::Flush,
@@ -303,6 +330,7 @@ impl World {
                 (write, Buffer::Bytes(History::data(write, len)))
             }
             OpKind::WriteZeroes { .. } => (self.history.begin(offset, len, true), Buffer::None),
+            OpKind::Discard => (self.history.begin_discard(offset, len), Buffer::None),
             _ => (0, Buffer::Bytes(vec![0xee; len])),
         };
         let direct =
@@ -420,7 +448,7 @@ impl World {
                 }
             }
             (OpKind::Write { stable, .. }, _) => self.history.end(write, stable),
-            (OpKind::WriteZeroes { .. }, _) => self.history.end(write, false),
+            (OpKind::WriteZeroes { .. } | OpKind::Discard, _) => self.history.end(write, false),
             (OpKind::Flush, _) => self.history.flushed(start),
             (OpKind::FlushRange, _) => {
                 self.history.flushed_range(start, offset..offset + len);
@@ -437,6 +465,41 @@ impl World {
         if let Err(wrong) = self.history.check_crash(&image) {
             panic!("after a crash: {wrong}");
         }
+        let read = self.read_again(&image);
+        assert_eq!(read.len(), image.len());
+        if let Err(wrong) = self.history.check_crash(&read) {
+            panic!("after a crash, through a new cache: {wrong}");
+        }
+        assert!(read == image, "a new cache gives what is not on the device");
+    }
+
+    /// What a new cache gives over a device that boots from this image.
+    fn read_again(&self, image: &[u8]) -> Vec<u8> {
+        let Plan { block_size, mode, .. } = self.plan;
+        let options =
+            SimOptions { latency_steps: 0..=3, ..SimOptions::sized(SIZE as u64, block_size) };
+        let device = SimDevice::from_image(options, image.to_vec(), 1, self.boot_pool.clone());
+        let options = CacheOptions { mode, shards: 1, ..CacheOptions::frames(BOOT_FRAMES) };
+        let cache = Cache::new(Arc::new(device.unwrap()), options).unwrap();
+        let mut lane = Lane::new(Arc::clone(&cache), 1, 4, Arc::new(PollsAnyway)).unwrap();
+        let operation = Operation {
+            token: Token::from_u64(1),
+            kind: OpKind::Read { direct: false },
+            offset: 0,
+            len: SIZE as u64,
+            buffer: Buffer::Bytes(vec![0xee; SIZE]),
+            handle: cache.open(),
+        };
+        assert!(lane.start(operation).is_ok());
+        for _ in 0..PATIENCE {
+            if let Some(Finished { result, buffer, .. }) = lane.pop_finished() {
+                assert_eq!(result, Ok(()), "after a crash");
+                let Buffer::Bytes(bytes) = buffer else { unreachable!("it gave bytes") };
+                return bytes;
+            }
+            lane.turn();
+        }
+        panic!("a read after a crash hung: {:?}", cache.stats())
     }
 
     /// Nobody waits for ever for a device that has gone, and no frame is lost; what it does not have

@@ -199,6 +199,8 @@ pub(crate) enum NsCommand {
         /// Controller identifiers, with commas between [default: this controller]
         #[arg(long, value_name = "ID", value_delimiter = ',')]
         controllers: Vec<u16>,
+        #[command(flatten)]
+        yes: Yes,
     },
 }
 
@@ -216,6 +218,13 @@ pub(crate) struct MetadataArgs {
     pub(crate) protection_first: bool,
 }
 
+impl MetadataArgs {
+    /// Whether nothing of it was asked for.
+    pub(crate) fn is_default(self) -> bool {
+        !self.metadata_with_data && self.protection == 0 && !self.protection_first
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum EraseKind {
     /// Nothing is promised about the data
@@ -230,9 +239,9 @@ pub(crate) enum EraseKind {
 pub(crate) struct FormatArgs {
     #[command(flatten)]
     pub(crate) of: OfNamespace,
-    /// Index of the LBA format
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..64))]
-    pub(crate) format: u8,
+    /// Index of the LBA format [default: what the namespace has now, with its protection]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..64))]
+    pub(crate) format: Option<u8>,
     #[command(flatten)]
     pub(crate) metadata: MetadataArgs,
     /// What becomes of the data
@@ -310,6 +319,8 @@ pub(crate) enum FirmwareCommand {
         of: OfDrive,
         /// The image
         file: PathBuf,
+        #[command(flatten)]
+        yes: Yes,
     },
     /// Commit the downloaded image, or activate a slot
     Commit {
@@ -442,7 +453,12 @@ pub(crate) enum ZoneCommand {
     /// Close a zone
     Close(ZoneArgs),
     /// Finish a zone: it is full
-    Finish(ZoneArgs),
+    Finish {
+        #[command(flatten)]
+        zone: ZoneArgs,
+        #[command(flatten)]
+        yes: Yes,
+    },
     /// Reset a zone: its data is gone
     Reset {
         #[command(flatten)]
@@ -459,6 +475,8 @@ pub(crate) enum ZoneCommand {
         zone: Number,
         /// The data, whole blocks
         file: PathBuf,
+        #[command(flatten)]
+        yes: Yes,
     },
 }
 
@@ -516,6 +534,8 @@ pub(crate) enum ReservationCommand {
         /// Take it from the registrant with this key
         #[arg(long, value_name = "KEY")]
         preempt: Option<Number>,
+        #[command(flatten)]
+        yes: Yes,
     },
     /// Release a reservation, or clear it with all registrations
     Release {

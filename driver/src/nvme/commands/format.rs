@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::nvme::NvmeController;
-use crate::nvme::spec::Opcode;
 use crate::nvme::spec::identify::oacs;
+use crate::nvme::spec::{IdentifyNamespace, Opcode};
 
 use super::log::NSID_ALL;
 use super::{Command, CommandError, Data};
@@ -52,6 +52,18 @@ impl Format {
     }
 }
 
+impl Format {
+    /// The format that a namespace has now, nothing erased.
+    pub fn of(id: &IdentifyNamespace) -> Self {
+        Self {
+            metadata_with_data: id.flbas & 1 << 4 != 0,
+            protection: id.dps & 0b111,
+            protection_first: id.dps & 1 << 3 != 0,
+            ..Self::new(id.format_index())
+        }
+    }
+}
+
 /// How a drive is to be sanitized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sanitize {
@@ -83,7 +95,22 @@ pub enum SelfTest {
     Abort,
 }
 
+/// FNA bit 0: a format changes all namespaces; bit 1: so does an erase.
+const fn formats_all(fna: u8, erase: SecureErase) -> bool {
+    let erases = !matches!(erase, SecureErase::None);
+    fna & 1 != 0 || erases && fna & 2 != 0
+}
+
 impl NvmeController {
+    /// Whether a format of one namespace, with this erase, formats all that the controller has.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`admin`](NvmeController::admin).
+    pub fn formats_all(&self, erase: SecureErase) -> Result<bool, CommandError> {
+        Ok(formats_all(self.identify_controller()?.fna, erase))
+    }
+
     /// Formats a namespace, or all ([`NSID_ALL`]): what is on it is gone. Blocks until it is done, an
     /// hour at most.
     ///
@@ -99,14 +126,12 @@ impl NvmeController {
             return Err(CommandError::invalid(&self.identify().name, what));
         }
         let fna = self.identify_controller()?.fna;
-        let erases = format.erase != SecureErase::None;
-        // FNA bit 0: a format changes all namespaces; bit 1: so does an erase.
-        let all = fna & 1 != 0 || erases && fna & 2 != 0;
+        let all = formats_all(fna, format.erase);
         if format.erase == SecureErase::Cryptographic && fna & 4 == 0 {
             let what = "the controller does not erase cryptographically (FNA)";
             return Err(CommandError::unsupported(&self.identify().name, what));
         }
-        self.check_not_open(if all { NSID_ALL } else { nsid })?;
+        let _claim = self.claim_unopened(if all { NSID_ALL } else { nsid })?;
         let erase = match format.erase {
             SecureErase::None => 0,
             SecureErase::UserData => 1,
@@ -156,7 +181,7 @@ impl NvmeController {
             let what = "the controller does not sanitize so (SANICAP)";
             return Err(CommandError::unsupported(&self.identify().name, what));
         }
-        self.check_not_open(NSID_ALL)?;
+        let _claim = self.claim_unopened(NSID_ALL)?;
         let exits = sanitize == Sanitize::ExitFailure;
         let cdw10 = action
             | u32::from(allow_unrestricted && !exits) << 3

@@ -1,5 +1,7 @@
 //! Get Log Page: any page in pieces, and the pages that have names, decoded (Base 2.0c §5.16).
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::nvme::NvmeController;
@@ -18,6 +20,9 @@ pub const NSID_ALL: u32 = u32::MAX;
 
 /// The largest piece that a log page is fetched in, in bytes.
 const PIECE_BYTES: usize = 16 << 10;
+
+/// How long a controller may take to gather its telemetry.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Which part of which page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +90,8 @@ impl NvmeController {
                 .dword(10, cdw10)
                 .dword(11, u32::from(page.specific_id) << 16 | dwords as u32 >> 16)
                 .qword(12, at);
+            let creates = page.id == LogId::TELEMETRY_HOST && page.specific & 1 != 0;
+            let command = if creates { command.within(CREATE_TIMEOUT) } else { command };
             at += piece.len() as u64;
             self.admin(&command, Data::In(piece))?;
         }
@@ -139,8 +146,9 @@ impl NvmeController {
         self.log_as(LogPage::new(LogId::FIRMWARE))
     }
 
-    /// The namespaces that changed since the last call; `None` when they are too many to list. Reading
-    /// it without `retain` clears it and allows the next event.
+    /// The namespaces that changed since the last call without `retain`, also those that the driver has
+    /// read of since, to tell of them by [`Event`](crate::nvme::Event); `None` when they are too many to
+    /// list. Reading it without `retain` clears it and allows the next event.
     ///
     /// # Errors
     ///
@@ -148,8 +156,9 @@ impl NvmeController {
     pub fn changed_namespaces(&self, retain: bool) -> Result<Option<Vec<u32>>, CommandError> {
         let page = LogPage { retain, ..LogPage::new(LogId::CHANGED_NAMESPACES) };
         let log: ChangedNamespaces = self.log_as(page)?;
-        let listed = log.nsids[0] != u32::MAX;
-        Ok(listed.then(|| log.nsids.iter().copied().take_while(|&nsid| nsid != 0).collect()))
+        let mut changed = self.changed_before(retain);
+        changed.extend(log.nsids.iter().copied().take_while(|&nsid| nsid != 0));
+        Ok((!changed.contains(&u32::MAX)).then(|| changed.into_iter().collect()))
     }
 
     /// What each command does to the drive, for command set `csi`.
@@ -211,6 +220,11 @@ impl NvmeController {
         bytes.resize((usize::from(last) + 1) * 512, 0);
         if last > 0 {
             self.log_page(LogPage::new(id), 512, &mut bytes[512..])?;
+        }
+        if controller_initiated {
+            // It was all read: the controller may save the next, and tell of it.
+            let mut again = vec![0; TelemetryHeader::SIZE];
+            self.log_page(LogPage { retain: false, ..LogPage::new(id) }, 0, &mut again)?;
         }
         Ok(Telemetry { header, bytes })
     }
@@ -279,14 +293,15 @@ impl NvmeController {
         self.log_as(LogPage { retain: false, ..LogPage::new(LogId::RESERVATION) })
     }
 
-    /// The zones of a namespace that the controller changed; `None` when they are too many to list.
+    /// The zones of a namespace that the controller changed since the last call; `None` when they are
+    /// too many to list. Reading it allows the next event.
     ///
     /// # Errors
     ///
     /// Those of [`admin`](NvmeController::admin).
     pub fn changed_zones(&self, nsid: u32) -> Result<Option<Vec<u64>>, CommandError> {
         let log: ChangedZones =
-            self.log_as(LogPage { nsid, ..LogPage::new(LogId::CHANGED_ZONES) })?;
+            self.log_as(LogPage { nsid, retain: false, ..LogPage::new(LogId::CHANGED_ZONES) })?;
         let zones = log.zones.iter().copied().take(log.count.into()).collect();
         Ok((log.count != u16::MAX).then_some(zones))
     }

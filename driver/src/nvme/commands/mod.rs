@@ -36,14 +36,16 @@
 //! | SMART log | yes | yes, field by field as nvme-cli |
 //! | error, firmware, effects logs | yes | answered |
 //! | changed namespaces, self-test, telemetry, endurance, persistent event, sanitize, FDP logs | yes | no |
-//! | reservation notification, changed zones logs | empty ones only | no |
+//! | reservation notification log | yes | no |
+//! | changed zones log | empty ones only | no |
 //! | Write with FUA, Flush, Compare, Copy, Write Zeroes, of blocks of 512 and 4096 bytes | yes | yes |
 //! | Dataset Management | yes | answered |
 //! | Verify | yes | no: it does not announce it |
 //! | fused Compare and Write, Write Uncorrectable | yes | no |
 //! | metadata in a buffer of its own | yes | yes, unchecked |
 //! | metadata with the data; protection information made and checked by both sides, 16-bit guard | yes | no |
-//! | guards of 32 and 64 bits, storage tags | decoded by Identify only | no |
+//! | guards of 32 and 64 bits | refused by command queues | no |
+//! | storage tags | decoded by Identify only | no |
 //! | zones: report, finish, reset, append | yes | yes |
 //! | zones: open, close | yes | no |
 //! | zones: offline | refused by it | no |
@@ -120,6 +122,12 @@ impl Command {
         self.dword(number, value as u32).dword(number + 1, (value >> 32) as u32)
     }
 
+    /// Whether it may change anything: every one but those that only give data (Base 2.0c figure 88, the
+    /// opcode's lowest bits).
+    pub(super) const fn may_change(&self) -> bool {
+        self.opcode.0 & 0b11 != 0b10
+    }
+
     /// With a time limit of its own.
     #[must_use]
     pub const fn within(mut self, timeout: Duration) -> Self {
@@ -169,7 +177,20 @@ pub enum CommandError {
     /// It was not sent, because the device says that it does not do it.
     #[error("{0}")]
     Unsupported(String),
-    /// The device did not get it or did not answer.
+    /// It was sent, and ended before it was answered: it was late, or the controller was reset or failed.
+    #[error("{device}: {command} was ended before it was answered: {reason}")]
+    Ended {
+        /// The device.
+        device: String,
+        /// What was sent.
+        command: String,
+        /// Why it was ended.
+        reason: String,
+        /// Whether what it changes may have been changed, in part or in whole. `false` for one that
+        /// changes nothing.
+        may_have_been_done: bool,
+    },
+    /// The device did not get it.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
@@ -179,7 +200,7 @@ impl CommandError {
     pub const fn status(&self) -> Option<Status> {
         match self {
             Self::Status { status, .. } => Some(*status),
-            Self::Invalid(_) | Self::Unsupported(_) | Self::Device(_) => None,
+            Self::Invalid(_) | Self::Unsupported(_) | Self::Ended { .. } | Self::Device(_) => None,
         }
     }
 

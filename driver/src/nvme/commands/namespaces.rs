@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use crate::nvme::NvmeController;
+use crate::nvme::controller::Claim;
 use crate::nvme::spec::Opcode;
 use crate::nvme::spec::identify::{IDENTIFY_SIZE, oacs};
 
-use super::log::NSID_ALL;
 use super::{Command, CommandError, Data};
 
 /// Making and deleting a namespace may take the drive a while.
@@ -93,7 +93,7 @@ impl NvmeController {
     /// [`CommandError::Invalid`] while it is open here; those of [`admin`](NvmeController::admin).
     pub fn delete_namespace(&self, nsid: u32) -> Result<(), CommandError> {
         self.requires(oacs::NAMESPACES, "manage namespaces")?;
-        self.check_not_open(nsid)?;
+        let _claim = self.claim_unopened(nsid)?;
         let command = Command::new(Opcode::NAMESPACE_MANAGEMENT, nsid).dword(10, 1).within(TIMEOUT);
         self.admin(&command, Data::None)?;
         Ok(())
@@ -112,9 +112,7 @@ impl NvmeController {
         controllers: &[u16],
     ) -> Result<(), CommandError> {
         self.requires(oacs::NAMESPACES, "manage namespaces")?;
-        if !attach {
-            self.check_not_open(nsid)?;
-        }
+        let _claim = if attach { None } else { Some(self.claim_unopened(nsid)?) };
         let own = [self.identify().controller_id];
         let controllers = if controllers.is_empty() { &own } else { controllers };
         if controllers.len() > 2047 {
@@ -144,13 +142,11 @@ impl NvmeController {
         ))
     }
 
-    /// Refuses to take away what is open.
-    pub(super) fn check_not_open(&self, nsid: u32) -> Result<(), CommandError> {
-        let open = self.open_namespaces();
-        let Some(open) = open.iter().find(|&&open| open == nsid || nsid == NSID_ALL) else {
-            return Ok(());
-        };
-        let what = format!("namespace {open} is open; close it first");
-        Err(CommandError::invalid(&self.identify().name, what))
+    /// Claims what is to be taken away, which nobody may have open, nor open while it is.
+    pub(super) fn claim_unopened(&self, nsid: u32) -> Result<Claim<'_>, CommandError> {
+        self.claim(nsid).map_err(|open| {
+            let what = format!("namespace {open} is open; close it first");
+            CommandError::invalid(&self.identify().name, what)
+        })
     }
 }

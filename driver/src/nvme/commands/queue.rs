@@ -8,6 +8,7 @@ use crate::block::IoQueue;
 use crate::nvme::NvmeController;
 use crate::nvme::controller::Created;
 use crate::nvme::info::NamespaceInfo;
+use crate::nvme::namespace::NamespaceState;
 use crate::nvme::queue::raw::{Fuse, Pointers};
 use crate::nvme::queue::{NvmeQueue, QueueTarget};
 use crate::nvme::spec::identify::{IdentifyController, IdentifyNamespace};
@@ -16,6 +17,9 @@ use crate::request::Refusal;
 use crate::slots::Token;
 
 use super::{Command, CommandError};
+
+/// The largest block, without metadata, that commands are made for.
+const BLOCK_MAX_BYTES: u64 = 64 << 10;
 
 /// The memory of a command, owned by it until its completion gives it back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,6 +79,7 @@ pub struct Answer {
 #[derive(Debug)]
 struct Held {
     name: String,
+    may_change: bool,
     data: Option<Transfer>,
     metadata: Option<Transfer>,
     data_in: usize,
@@ -96,6 +101,22 @@ pub struct CommandQueue {
     controller_id: IdentifyController,
     nsid: u32,
     controller: Arc<NvmeController>,
+    /// Behind the queue, which is dropped first.
+    #[expect(dead_code, reason = "it counts by living")]
+    open: Open,
+}
+
+/// The namespace, kept from being taken away.
+#[derive(Debug)]
+struct Open {
+    state: Arc<NamespaceState>,
+    controller: Arc<NvmeController>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.controller.put_namespace(&self.state);
+    }
 }
 
 impl NvmeController {
@@ -103,7 +124,8 @@ impl NvmeController {
     ///
     /// # Errors
     ///
-    /// [`CommandError::Invalid`] when there is no such namespace or the depth is out of range;
+    /// [`CommandError::Invalid`] when there is no such namespace, it is being taken away, or the depth is
+    /// out of range; [`CommandError::Unsupported`] for blocks or guards that commands are not made for;
     /// [`DeviceError::NoMoreQueues`](crate::DeviceError::NoMoreQueues); those of
     /// [`admin`](NvmeController::admin).
     pub fn command_queue(
@@ -131,8 +153,21 @@ impl NvmeController {
                 format_args!("namespace {nsid} has no blocks"),
             ));
         };
+        if !(512..=BLOCK_MAX_BYTES).contains(&info.block_size) {
+            let bytes = info.block_size;
+            let what = format!(
+                "namespace {nsid} is formatted with blocks of {bytes} bytes; this driver takes 512 to \
+                 {BLOCK_MAX_BYTES}"
+            );
+            return Err(CommandError::unsupported(name, what));
+        }
+        self.check_guard(&id, nsid)?;
+        let state = self
+            .put_open(&info, false)
+            .map_err(|why| CommandError::invalid(name, format_args!("namespace {nsid} {why}")))?;
+        let open = Open { state, controller: Arc::clone(self) };
         let Created { qid, vector, memory, serving } = self.create_queue(depth)?;
-        let target = QueueTarget::raw(self, &info);
+        let target = QueueTarget::raw(self, &info, &open.state);
         let queue = NvmeQueue::new(Arc::clone(self), qid, vector, depth, memory, target, serving);
         let controller = Arc::clone(self);
         Ok(CommandQueue {
@@ -143,7 +178,26 @@ impl NvmeController {
             controller_id,
             nsid,
             controller,
+            open,
         })
+    }
+
+    /// Refuses protection information with guards of 32 and 64 bits, whose tuples have 16 bytes.
+    fn check_guard(&self, id: &IdentifyNamespace, nsid: u32) -> Result<(), CommandError> {
+        if id.dps & 0b111 == 0 {
+            return Ok(());
+        }
+        let guards = match self.identify_namespace_nvm(nsid) {
+            Ok(nvm) => nvm.elbaf[usize::from(id.format_index()) % nvm.elbaf.len()] >> 7 & 0b11,
+            // One that does not know the question has none of them.
+            Err(CommandError::Status { .. }) => 0,
+            Err(error) => return Err(error),
+        };
+        if guards == 0 {
+            return Ok(());
+        }
+        let what = format!("namespace {nsid} has guards of more than 16 bits");
+        Err(CommandError::unsupported(&self.identify().name, what))
     }
 }
 
@@ -226,6 +280,7 @@ impl CommandQueue {
         let (data_in, metadata_in) = (input(&data), input(&metadata));
         let held = Held {
             name: command.opcode.io_name(),
+            may_change: command.may_change(),
             data: self.filled(data)?,
             metadata: self.filled(metadata)?,
             data_in,
@@ -256,9 +311,9 @@ impl CommandQueue {
     }
 
     fn refused(&self, refusal: Refusal) -> CommandError {
-        match self.controller.check_running() {
-            Err(error) => error.into(),
-            Ok(()) => CommandError::invalid(&self.name(), refusal),
+        match self.controller.trouble() {
+            Some(error) => error.into(),
+            None => CommandError::invalid(&self.name(), refusal),
         }
     }
 
@@ -276,10 +331,12 @@ impl CommandQueue {
             Ok(status) => {
                 Err(CommandError::Status { device: self.name(), command: held.name, status })
             }
-            Err(_) => match self.controller.check_running() {
-                Err(error) => Err(error.into()),
-                Ok(()) => Err(CommandError::invalid(&self.name(), "the command was ended")),
-            },
+            Err(error) => Err(CommandError::Ended {
+                device: self.name(),
+                command: held.name,
+                reason: error.to_string(),
+                may_have_been_done: held.may_change,
+            }),
         };
         let (mut data, mut metadata) = (vec![0; held.data_in], vec![0; held.metadata_in]);
         for (transfer, bytes) in [(&mut held.data, &mut data), (&mut held.metadata, &mut metadata)]

@@ -136,7 +136,9 @@ impl CommandQueue {
         let mut found: Vec<Zone> = Vec::new();
         let mut at = lba;
         while found.len() < most {
-            let wanted = (most - found.len()).min(ZONES_PER_REPORT);
+            let largest = self.controller().identify().transfer_max_bytes as usize;
+            let fits = (largest - ZoneReportHeader::SIZE) / ZoneDescriptor::SIZE;
+            let wanted = (most - found.len()).min(ZONES_PER_REPORT).min(fits);
             let len = ZoneReportHeader::SIZE + wanted * ZoneDescriptor::SIZE;
             // Partial: the number is that of the zones that are in the buffer.
             let command = Command::new(Opcode::ZONE_MANAGEMENT_RECEIVE, 0)

@@ -27,9 +27,6 @@ use super::events::Listening;
 use super::recovery::{Recovery, ready_timeout};
 use super::{ControllerOptions, NvmeController, Shared, Waited, admin_error, failed, wait};
 
-/// Namespaces that this driver lists; a controller may claim 2^32.
-const NAMESPACES_MAX: usize = 1024;
-
 /// What a controller says of itself, as far as it is needed later.
 struct Learnt {
     info: ControllerInfo,
@@ -96,7 +93,9 @@ impl Start {
                 shared: Mutex::new(Shared {
                     admin,
                     queues: BTreeSet::new(),
-                    namespaces: BTreeSet::new(),
+                    opened: Vec::new(),
+                    claimed: Vec::new(),
+                    looked: Duration::ZERO,
                     closed: false,
                     recovery: Recovery::default(),
                     listening: Listening::new(learnt.aerl),
@@ -287,26 +286,29 @@ impl Start {
         let named = |what: &'static str| move |error| admin_error(name, what, error);
         let mut found = Vec::new();
         let mut after = 0;
-        // Each list has up to 1024 identifiers above the last one's; ascending, so it ends.
-        while found.len() < NAMESPACES_MAX {
-            let list = admin.active_namespaces(after).map_err(named("list the namespaces"))?;
-            for nsid in &list {
-                if *nsid <= after {
-                    return Err(DeviceError::Protocol {
-                        device: name.to_owned(),
-                        what: format!("namespace {nsid} is listed after namespace {after}"),
-                    });
-                }
-                after = *nsid;
-                match admin.identify_as::<IdentifyNamespace>(cns::NAMESPACE, *nsid) {
-                    Ok(id) => found.extend(NamespaceInfo::new(*nsid, &id)),
-                    // A namespace of another command set, or one that was detached meanwhile.
-                    Err(AdminError::Status(_)) => {}
-                    Err(error) => return Err(admin_error(name, "identify a namespace", error)),
-                }
+        let start = self.clock.now();
+        // One list, of up to 1024 identifiers: a controller may claim 2^32.
+        for nsid in admin.active_namespaces(0).map_err(named("list the namespaces"))? {
+            if nsid <= after {
+                return Err(DeviceError::Protocol {
+                    device: name.to_owned(),
+                    what: format!("namespace {nsid} is listed after namespace {after}"),
+                });
             }
-            if list.len() < 1024 {
-                break;
+            after = nsid;
+            match admin.identify_as::<IdentifyNamespace>(cns::NAMESPACE, nsid) {
+                Ok(id) => found.extend(NamespaceInfo::new(nsid, &id)),
+                // A namespace of another command set, or one that was detached meanwhile.
+                Err(AdminError::Status(_)) => {}
+                Err(error) => return Err(admin_error(name, "identify a namespace", error)),
+            }
+            // Each within its own bound, a thousand could take a day.
+            let waited = self.clock.now().saturating_sub(start);
+            if waited > self.options.admin_timeout {
+                return Err(DeviceError::TimedOut {
+                    what: format!("{name}: identifying its namespaces"),
+                    waited_ms: waited.as_millis() as u64,
+                });
             }
         }
         Ok(found)

@@ -1,9 +1,12 @@
 //! Asynchronous events (Base 2.0c §5.2): what a controller tells without being asked.
 //!
 //! Requests for events are always with the controller. An event masks its kind until the log page that
-//! it names was read, so each is read, and another request sent.
+//! it names was read. Pages that hold the same for everybody who reads them are read here, so that their
+//! events come again, and another request is sent. A page that gives something once (a reservation's
+//! notification, changed zones, telemetry that the controller has saved) is left to whoever wants it;
+//! until he has read it, its event does not come again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::nvme::admin::{AdminError, AdminQueue, Purpose, Ticket};
 use crate::nvme::failure::{Failure, Violation};
@@ -12,8 +15,8 @@ use crate::nvme::spec::{Opcode, SubmissionEntry};
 
 use super::{NvmeController, Shared};
 
-/// How many log pages are to be read at most; there are as many identifiers.
-const LOGS_MAX: usize = 256;
+/// How many changed namespaces are kept for whoever asks, as many as their log page lists.
+const CHANGED_MAX: usize = 1024;
 /// How many requests for events are with the controller, if it takes that many.
 const REQUESTS_MAX: u8 = 4;
 /// Bytes read of a log page other than the list of changed namespaces: the shortest is 512.
@@ -28,13 +31,20 @@ pub enum Event {
     Error(u8),
     /// Its health needs a look: reliability (0), temperature (1), spare blocks (2).
     Health(u8),
-    /// A namespace was made, deleted, attached, detached, formatted or resized; `u32::MAX` when more
-    /// changed than it lists.
+    /// A namespace was made, deleted, attached, detached, formatted or resized, or was not itself any
+    /// more after a reset; `u32::MAX` when more changed than it lists.
     NamespaceChanged(u32),
     /// New firmware begins to run; commands may wait meanwhile.
     FirmwareActivation,
-    /// The telemetry log changed.
+    /// The controller has saved telemetry: read it with
+    /// [`telemetry`](NvmeController::telemetry), before which this does not come again.
     Telemetry,
+    /// A reservation or a registration was taken away: read which with
+    /// [`reservation_log`](NvmeController::reservation_log), before which this does not come again.
+    Reservation,
+    /// Zones of this namespace changed: read which with
+    /// [`changed_zones`](NvmeController::changed_zones), before which this does not come again.
+    ZonesChanged(u32),
     /// A sanitize operation ended, well or not.
     Sanitized,
     /// It broke the protocol on a queue, which was given up.
@@ -43,6 +53,9 @@ pub enum Event {
     Reset(Failure),
     /// It serves again after a reset.
     Back,
+    /// It was reset with its subsystem and has a volatile cache, which may be lost: every queue that was
+    /// open fails its next flush.
+    CacheLost,
     /// Another: type, information, log page.
     Other {
         /// Event type.
@@ -55,8 +68,9 @@ pub enum Event {
 }
 
 impl Event {
-    /// From dword 0 of the completion; `None` for the change of namespaces, which the log names.
-    fn decode(dw0: u32) -> Option<Self> {
+    /// From dwords 0 and 1 of the completion; `None` for the change of namespaces, which the log names.
+    fn decode(value: u64) -> Option<Self> {
+        let (dw0, nsid) = (value as u32, (value >> 32) as u32);
         let (kind, info, log_page) = (dw0 as u8 & 7, (dw0 >> 8) as u8, (dw0 >> 16) as u8);
         Some(match (kind, info) {
             (event::EVENT_ERROR, info) => Self::Error(info),
@@ -65,6 +79,8 @@ impl Event {
             (EVENT_NOTICE, event::NOTICE_FIRMWARE) => Self::FirmwareActivation,
             (EVENT_NOTICE, event::NOTICE_TELEMETRY) => Self::Telemetry,
             (event::EVENT_COMMAND_SET, _) if log_page == log::SANITIZE => Self::Sanitized,
+            _ if log_page == log::RESERVATION => Self::Reservation,
+            _ if log_page == log::CHANGED_ZONES => Self::ZonesChanged(nsid),
             _ => Self::Other { kind, info, log_page },
         })
     }
@@ -76,15 +92,34 @@ pub(super) struct Listening {
     /// Log pages to be read.
     due: VecDeque<u8>,
     reading: Option<(u8, Ticket)>,
-    /// How many requests the controller takes.
+    /// How many requests the controller says it takes.
     requests_max: u8,
+    /// How many are sent: fewer, once it has refused one, until it is reset.
+    requests: u8,
+    /// The changed namespaces that were read here, for whoever asks for them.
+    changed: BTreeSet<u32>,
 }
 
 impl Listening {
     /// For a controller that takes `aerl` requests more than one.
     pub(super) fn new(aerl: u8) -> Self {
         let requests_max = aerl.saturating_add(1).min(REQUESTS_MAX);
-        Self { requests_max, ..Self::default() }
+        Self { requests_max, requests: requests_max, ..Self::default() }
+    }
+
+    /// The controller was reset: it has no requests, and may take what it refused before.
+    pub(super) fn start_again(&mut self) {
+        self.requests = self.requests_max;
+        self.due.clear();
+    }
+
+    /// The changed namespaces that were read since they were last taken; `u32::MAX` for too many.
+    pub(super) fn changed(&mut self, retain: bool) -> BTreeSet<u32> {
+        let changed = self.changed.clone();
+        if !retain {
+            self.changed.clear();
+        }
+        changed
     }
 }
 
@@ -99,13 +134,13 @@ impl NvmeController {
     /// Sends requests for events, reads what the last ones named. Does not wait.
     pub(super) fn listen(&self, shared: &mut Shared) {
         let Shared { admin, listening, .. } = shared;
-        while let Some(dw0) = admin.next_event() {
+        while let Some(value) = admin.next_event() {
             self.fate.counters.events.add(1);
-            if let Some(event) = Event::decode(dw0) {
+            if let Some(event) = Event::decode(value) {
                 self.fate.note(event);
             }
-            let log_page = (dw0 >> 16) as u8;
-            if !listening.due.contains(&log_page) && listening.due.len() < LOGS_MAX {
+            let log_page = (value >> 16) as u8;
+            if log::SAME_FOR_ALL.contains(&log_page) && !listening.due.contains(&log_page) {
                 listening.due.push_back(log_page);
             }
         }
@@ -117,12 +152,16 @@ impl NvmeController {
                 Ok(_) if log_page == log::CHANGED_NAMESPACES => {
                     admin.changed_namespaces().into_iter().for_each(|nsid| {
                         self.fate.note(Event::NamespaceChanged(nsid));
+                        listening.changed.insert(nsid);
                     });
+                    if listening.changed.len() > CHANGED_MAX {
+                        listening.changed = [u32::MAX].into();
+                    }
                 }
                 // Read to make the controller tell again; who wants it decoded reads it himself.
                 Ok(_) => {}
                 // It names a page that it does not have, or is being reset: nothing to read.
-                Err(AdminError::Status(_) | AdminError::Failed(_)) => {}
+                Err(AdminError::Status(_) | AdminError::Failed(_) | AdminError::Lost(_)) => {}
             }
         }
         if listening.reading.is_none()
@@ -135,7 +174,10 @@ impl NvmeController {
                 Err(_) => {}
             }
         }
-        while admin.in_flight(Purpose::Event) < usize::from(listening.requests_max) {
+        if admin.take_event_refused() {
+            listening.requests = admin.in_flight(Purpose::Event) as u8;
+        }
+        while admin.in_flight(Purpose::Event) < usize::from(listening.requests) {
             let sent = admin.post(
                 Opcode::ASYNCHRONOUS_EVENT_REQUEST,
                 SubmissionEntry::default(),
@@ -169,6 +211,8 @@ mod tests {
         assert_eq!(Event::decode(0x0003_0102), Some(Event::FirmwareActivation));
         assert_eq!(Event::decode(0x0007_0202), Some(Event::Telemetry));
         assert_eq!(Event::decode(0x0081_0106), Some(Event::Sanitized));
+        assert_eq!(Event::decode(0x0080_0006), Some(Event::Reservation));
+        assert_eq!(Event::decode(7 << 32 | 0x00bf_ef02), Some(Event::ZonesChanged(7)));
         let other = Event::Other { kind: 7, info: 9, log_page: 0xc0 };
         assert_eq!(Event::decode(0x00c0_0907), Some(other));
     }

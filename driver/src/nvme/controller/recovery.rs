@@ -4,17 +4,21 @@
 //! The controller must come back as the one that it was: requests in flight are sent to it again. Its
 //! queues are made anew by their owners (`queue/trouble.rs`), each when it is polled next.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::nvme::admin::{AdminError, Purpose, Ticket};
 use crate::nvme::failure::Failure;
 use crate::nvme::fate::Standing;
-use crate::nvme::info::NamespaceInfo;
+use crate::nvme::info::{NamespaceInfo, transfer_max_bytes};
 use crate::nvme::registers::Properties;
 use crate::nvme::spec::command::{Opcode, SubmissionEntry, cns};
 use crate::nvme::spec::{Aqa, IdentifyController, IdentifyNamespace};
 
 use super::{Event, NvmeController, Shared};
+
+/// How often the status of a controller is looked at that nobody uses.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How far a reset is. Stopping and ended are the fate's; this is what is between.
 #[derive(Debug, Default)]
@@ -58,6 +62,7 @@ impl NvmeController {
     pub(super) fn turn_with(&self, shared: &mut Shared) {
         match self.fate.standing() {
             Standing::Running(_) => {
+                self.look(shared);
                 shared.admin.service();
                 self.listen(shared);
             }
@@ -67,6 +72,18 @@ impl NvmeController {
                 let _ = self.fate.quiet();
             }
             Standing::Quiet | Standing::Never => {}
+        }
+    }
+
+    /// Looks at the controller's status once a second, also when no queue of it is polled.
+    fn look(&self, shared: &mut Shared) {
+        let now = self.clock.now();
+        if now.saturating_sub(shared.looked) < LOOK_INTERVAL {
+            return;
+        }
+        shared.looked = now;
+        if let Some(failure) = self.fate.examine() {
+            self.fate.fail(failure);
         }
     }
 
@@ -102,6 +119,9 @@ impl NvmeController {
             {
                 self.fate.counters.subsystem_resets.add(1);
                 self.properties.reset_subsystem();
+                if self.info.volatile_cache {
+                    self.fate.lose_cache();
+                }
                 shared.recovery = Recovery::Subsystem { since: now };
             }
             Some(_) | None => {
@@ -147,6 +167,7 @@ impl NvmeController {
         match step {
             Step::Same(recovery) | Step::Next(recovery) => shared.recovery = recovery,
             Step::Done => {
+                shared.listening.start_again();
                 if self.fate.revived() {
                     self.fate.counters.resets_done.add(1);
                     self.fate.note(Event::Back);
@@ -176,12 +197,19 @@ impl NvmeController {
             return Step::Failed(self.not_back(error));
         }
         let id: IdentifyController = shared.admin.identified_as();
+        let Some(cap) = self.properties.cap() else { return Step::Failed(Failure::Removed) };
         let same = id.sn.to_string() == self.info.serial && id.mn.to_string() == self.info.model;
-        if !same {
+        // New firmware may take less than what requests were made for, or keep in a cache what was
+        // stable before.
+        let enough = transfer_max_bytes(id.mdts) >= self.info.transfer_max_bytes
+            && cap.mqes() >= self.cap.mqes()
+            && cap.dstrd() == self.cap.dstrd()
+            && (id.vwc & 1 == 0 || self.info.volatile_cache);
+        if !same || !enough {
             return Step::Failed(Failure::Changed);
         }
-        let left = shared.namespaces.iter().rev().copied().collect();
-        self.next_namespace(shared, left)
+        let opened: BTreeSet<u32> = shared.opened.iter().map(|it| it.info.nsid).collect();
+        self.next_namespace(shared, opened.into_iter().rev().collect())
     }
 
     fn next_namespace(&self, shared: &mut Shared, mut left: Vec<u32>) -> Step {
@@ -193,8 +221,8 @@ impl NvmeController {
         }
     }
 
-    /// What is in flight goes to the same blocks, or nowhere. A namespace that is not there any more
-    /// fails its own requests.
+    /// What is in flight goes to the same blocks, or nowhere: a namespace that is not there any more, or
+    /// is not the one that was opened, fails, and its queues with it.
     fn namespace_identified(
         &self,
         shared: &mut Shared,
@@ -202,25 +230,22 @@ impl NvmeController {
         left: Vec<u32>,
         answer: Result<u32, AdminError>,
     ) -> Step {
-        let failed = match answer {
-            Ok(_) => {
-                let id: IdentifyNamespace = shared.admin.identified_as();
-                let before = self.info.namespaces.iter().find(|info| info.nsid == nsid);
-                let now = NamespaceInfo::new(nsid, &id);
-                match (before, now) {
-                    (Some(before), Some(now)) => {
-                        now.block_size != before.block_size
-                            || now.metadata_size != before.metadata_size
-                            || now.nguid != before.nguid
-                            || now.eui64 != before.eui64
-                    }
-                    _ => false,
-                }
-            }
-            Err(AdminError::Status(_)) => false,
+        let now = match answer {
+            Ok(_) => NamespaceInfo::new(nsid, &shared.admin.identified_as::<IdentifyNamespace>()),
+            Err(AdminError::Status(_)) => None,
             Err(error) => return Step::Failed(self.not_back(error)),
         };
-        if failed { Step::Failed(Failure::Changed) } else { self.next_namespace(shared, left) }
+        let mut lost = false;
+        for opened in shared.opened.iter().filter(|opened| opened.info.nsid == nsid) {
+            if !now.as_ref().is_some_and(|now| opened.info.is_same(now)) {
+                opened.state.lose();
+                lost = true;
+            }
+        }
+        if lost {
+            self.fate.note(Event::NamespaceChanged(nsid));
+        }
+        self.next_namespace(shared, left)
     }
 
     fn ask_for_queues(&self, shared: &mut Shared) -> Step {
@@ -268,7 +293,7 @@ impl NvmeController {
 
     fn not_back(&self, error: AdminError) -> Failure {
         match error {
-            AdminError::Failed(failure) => failure,
+            AdminError::Failed(failure) | AdminError::Lost(failure) => failure,
             AdminError::Status(_) => self.busy(),
         }
     }

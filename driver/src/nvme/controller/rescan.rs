@@ -63,9 +63,4 @@ impl NvmeController {
         *known = found.into();
         Ok(changes)
     }
-
-    /// The namespaces that are open as block devices.
-    pub(in crate::nvme) fn open_namespaces(&self) -> Vec<u32> {
-        self.lock().namespaces.iter().copied().collect()
-    }
 }

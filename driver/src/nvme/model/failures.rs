@@ -27,11 +27,13 @@ pub(super) struct Events {
     /// Requests for events that are with it.
     requests: VecDeque<SubmissionEntry>,
     /// Events that no request was there for.
-    waiting: VecDeque<u32>,
+    waiting: VecDeque<u64>,
     /// Log pages whose events are not told again until they were read.
     masked: BTreeSet<u8>,
     /// What it answers to Get Log Page 04h.
     pub(super) changed_namespaces: Vec<u32>,
+    /// What it answers to Get Log Page 80h, once each.
+    pub(super) reservation_notices: VecDeque<u8>,
     /// Aborts that are done later.
     late_aborts: Vec<SubmissionEntry>,
 }
@@ -39,7 +41,12 @@ pub(super) struct Events {
 impl Model {
     /// Tells of an event, with this dword 0, if one of its kind is not being dealt with.
     pub fn tell(&self, dw0: u32) {
-        let vector = self.lock().tell(dw0);
+        self.tell_about(dw0, 0);
+    }
+
+    /// The same of one that is about a namespace, with its identifier for dword 1.
+    pub fn tell_about(&self, dw0: u32, nsid: u32) {
+        let vector = self.lock().tell(u64::from(nsid) << 32 | u64::from(dw0));
         vector.into_iter().for_each(|vector| self.fire(vector));
     }
 
@@ -54,7 +61,7 @@ impl Model {
         let state = &mut *self.lock();
         for entry in std::mem::take(&mut state.events.late_aborts) {
             let dw0 = state.end_command(&entry);
-            let vector = state.answer_admin(&entry, Status::SUCCESS, dw0);
+            let vector = state.answer_admin(&entry, Status::SUCCESS, dw0.into());
             state.to_fire.drain(..).chain(vector).for_each(|vector| self.fire(vector));
         }
     }
@@ -69,6 +76,12 @@ impl Model {
     pub fn at_next_look(&self, hook: impl FnOnce() + Send + 'static) {
         *self.look_hook.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
             Some(Box::new(hook));
+    }
+
+    /// Tells of a reservation that was taken away (`kind` as in the log page).
+    pub fn tell_reservation(&self, kind: u8) {
+        self.lock().events.reservation_notices.push_back(kind);
+        self.tell(0x0080_0006);
     }
 
     /// How many requests for events it has.
@@ -143,22 +156,22 @@ impl State {
     /// Takes a request for an event; answered when there is one.
     pub(super) fn request_event(&mut self, entry: SubmissionEntry) {
         self.events.requests.push_back(entry);
-        if let Some(dw0) = self.events.waiting.pop_front() {
-            self.tell(dw0);
+        if let Some(value) = self.events.waiting.pop_front() {
+            self.tell(value);
         }
     }
 
-    fn tell(&mut self, dw0: u32) -> Option<u16> {
-        let log_page = (dw0 >> 16) as u8;
+    fn tell(&mut self, value: u64) -> Option<u16> {
+        let log_page = (value >> 16) as u8;
         if self.events.masked.contains(&log_page) {
             return None;
         }
         let Some(entry) = self.events.requests.pop_front() else {
-            self.events.waiting.push_back(dw0);
+            self.events.waiting.push_back(value);
             return None;
         };
         self.events.masked.insert(log_page);
-        self.answer_admin(&entry, Status::SUCCESS, dw0)
+        self.answer_admin(&entry, Status::SUCCESS, value)
     }
 
     /// A log page was read: its events may come again.

@@ -49,8 +49,10 @@ impl State {
                 self.identify_namespace(nsid, true)?.encode_into(&mut bytes);
             }
             cns::NAMESPACE_CSI if set == csi::NVM => {
-                self.known(nsid)?;
-                IdentifyNamespaceNvm::default().encode_into(&mut bytes);
+                let guard = u32::from(self.known(nsid)?.namespace.guard);
+                let mut id = IdentifyNamespaceNvm::default();
+                id.elbaf.iter_mut().for_each(|extended| *extended = guard << 7);
+                id.encode_into(&mut bytes);
             }
             cns::NAMESPACE_CSI if set == csi::ZONED => {
                 self.identify_zoned(nsid)?.encode_into(&mut bytes);
@@ -58,8 +60,13 @@ impl State {
             cns::NAMESPACE_DESCRIPTORS => {
                 let zoned = self.known(nsid)?.namespace.zone_blocks > 0;
                 bytes[..2].copy_from_slice(&[2, 16]);
-                bytes[4..20].copy_from_slice(&nguid(nsid));
+                bytes[4..20].copy_from_slice(&self.nguid(nsid));
                 bytes[20..25].copy_from_slice(&[4, 1, 0, 0, if zoned { csi::ZONED } else { 0 }]);
+            }
+            cns::ACTIVE_NAMESPACES if self.lists_for_ever => {
+                for (out, id) in bytes.chunks_exact_mut(4).zip(nsid.saturating_add(1)..) {
+                    out.copy_from_slice(&id.to_le_bytes());
+                }
             }
             cns @ (cns::ACTIVE_NAMESPACES | cns::ALLOCATED_NAMESPACES) => {
                 let all = cns == cns::ALLOCATED_NAMESPACES;
@@ -130,7 +137,7 @@ impl State {
             nn: self.media.keys().max().copied().unwrap_or(0).max(8),
             oncs: self.options.oncs,
             fuses: 1,
-            fna: 0b100,
+            fna: self.options.fna,
             vwc: u8::from(self.options.volatile_cache),
             acwu: 7,
             ocfs: 1,
@@ -185,7 +192,7 @@ impl State {
         id.flbas = index as u8 | u8::from(namespace.interleaved) << 4;
         id.dps = namespace.protection | u8::from(namespace.protection_first) << 3;
         id.nsattr = u8::from(namespace.read_only);
-        id.nguid.0 = nguid(nsid);
+        id.nguid.0 = self.nguid(nsid);
         Ok(id)
     }
 
@@ -203,11 +210,12 @@ impl State {
         id.lbafe[usize::from(format)] = ZonedFormat { zsze: namespace.zone_blocks, zdes: 0 };
         Ok(id)
     }
-}
 
-/// A namespace's own.
-fn nguid(nsid: u32) -> [u8; 16] {
-    let mut id = [0xee; 16];
-    id[12..].copy_from_slice(&nsid.to_be_bytes());
-    id
+    /// A namespace's own.
+    fn nguid(&self, nsid: u32) -> [u8; 16] {
+        let replaced = self.media.get(&nsid).is_some_and(|medium| medium.replaced);
+        let mut id = [if replaced { 0xdd } else { 0xee }; 16];
+        id[12..].copy_from_slice(&nsid.to_be_bytes());
+        id
+    }
 }

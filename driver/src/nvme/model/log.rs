@@ -156,7 +156,20 @@ impl State {
             LogId::ENDURANCE_GROUP | LogId::FDP_CONFIGURATIONS | LogId::FDP_STATISTICS => {
                 return Err(Status::INVALID_FIELD);
             }
-            LogId::RESERVATION => vec![0; 64],
+            LogId::RESERVATION => {
+                let notices = &mut self.events.reservation_notices;
+                let mut page = vec![0; 64];
+                if let Some(&kind) = notices.front() {
+                    page[0] = 1;
+                    page[8] = kind;
+                    page[9] = notices.len() as u8 - 1;
+                    page[12] = 1;
+                }
+                if !retain {
+                    notices.pop_front();
+                }
+                page
+            }
             LogId::SANITIZE => self.sanitize_page(),
             LogId::CHANGED_ZONES => vec![0; 4096],
             _ => return Err(Status::INVALID_LOG_PAGE),

@@ -10,6 +10,8 @@ use super::zone::Zones;
 pub struct ModelNamespace {
     /// Size of a block as a power of two (LBADS).
     pub lbads: u8,
+    /// The guard of its protection information: 0 for 16 bits, 1 for 32, 2 for 64.
+    pub guard: u8,
     /// Number of blocks.
     pub blocks: u64,
     /// Bytes of metadata a block (MS).
@@ -36,6 +38,7 @@ impl ModelNamespace {
         let lbads = block_size.trailing_zeros() as u8;
         Self {
             lbads,
+            guard: 0,
             blocks: size_bytes >> lbads,
             metadata: 0,
             interleaved: false,
@@ -66,6 +69,8 @@ pub(super) struct Medium {
     pub(super) namespace: ModelNamespace,
     /// Whether this controller has it.
     pub(super) attached: bool,
+    /// It is another than the one that was there at the start.
+    pub(super) replaced: bool,
     /// What reads give: each block's data, then its metadata.
     now: Vec<u8>,
     /// What survives a power cut.
@@ -82,6 +87,7 @@ impl Medium {
         let mut medium = Self {
             namespace,
             attached: true,
+            replaced: false,
             now: Vec::new(),
             stable: Vec::new(),
             unstable: Vec::new(),

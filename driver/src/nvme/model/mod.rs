@@ -102,6 +102,8 @@ pub struct ModelOptions {
     pub never_comes_back: bool,
     /// More than one controller can have its namespaces (NMIC).
     pub shared_namespaces: bool,
+    /// FNA: bit 0 a format formats all namespaces, bit 1 so does an erase, bit 2 it erases by key.
+    pub fna: u8,
     /// MTFA: for how long it may pause for new firmware, in units of 100 ms; 0 says nothing.
     pub mtfa: u16,
 }
@@ -134,6 +136,7 @@ impl Default for ModelOptions {
             subsystem_reset: false,
             never_comes_back: false,
             shared_namespaces: false,
+            fna: 0b100,
             mtfa: 0,
         }
     }
@@ -187,6 +190,8 @@ pub struct Seen {
     pub aborts: Vec<(u16, u16)>,
     /// How often CC.EN was set.
     pub enabled: u64,
+    /// Requests for events, answered or not.
+    pub event_requests: u64,
 }
 
 #[derive(Debug)]
@@ -239,6 +244,7 @@ struct State {
     /// Vectors of what was completed beside the command at hand.
     to_fire: Vec<u16>,
     another: bool,
+    lists_for_ever: bool,
     /// Where Identify's answers come from when they are made up.
     mumbles: Option<fastrand::Rng>,
     held: bool,
@@ -322,6 +328,7 @@ impl Model {
                 events: Events::default(),
                 to_fire: Vec::new(),
                 another: false,
+                lists_for_ever: false,
                 mumbles: None,
                 held: false,
                 seen: Seen::default(),
@@ -370,6 +377,41 @@ impl Model {
         if let Some(medium) = self.lock().media.get_mut(&nsid) {
             medium.resize(blocks);
         }
+    }
+
+    /// Formats a namespace with blocks of another size, as another host would.
+    pub fn reformat(&self, nsid: u32, block_size: u32) {
+        if let Some(medium) = self.lock().media.get_mut(&nsid) {
+            let bytes = medium.namespace.blocks << medium.namespace.lbads;
+            medium.namespace.lbads = block_size.ilog2() as u8;
+            medium.namespace.blocks = bytes >> medium.namespace.lbads;
+            medium.erase();
+        }
+    }
+
+    /// Deletes a namespace and makes another of the same identifier and shape.
+    pub fn replace(&self, nsid: u32) {
+        if let Some(medium) = self.lock().media.get_mut(&nsid) {
+            medium.replaced = true;
+            medium.erase();
+        }
+    }
+
+    /// Attaches a namespace to this controller, or detaches it.
+    pub fn attach(&self, nsid: u32, attached: bool) {
+        if let Some(medium) = self.lock().media.get_mut(&nsid) {
+            medium.attached = attached;
+        }
+    }
+
+    /// Another MDTS, as new firmware may have it.
+    pub fn set_mdts(&self, mdts: u8) {
+        self.lock().options.mdts = mdts;
+    }
+
+    /// Lists a thousand namespaces behind whatever it is asked for, none of which is there.
+    pub fn list_for_ever(&self) {
+        self.lock().lists_for_ever = true;
     }
 
     /// Another host registers `key` with a namespace and acquires a reservation of type `kind`.
@@ -512,6 +554,9 @@ impl State {
         }
         sq.head = (sq.head + 1) % sq.entries;
         let entry = SubmissionEntry::read_from_bytes(&bytes).expect("64 bytes");
+        if qid == 0 && entry.cdw0.get() as u8 == Opcode::ASYNCHRONOUS_EVENT_REQUEST.0 {
+            self.seen.event_requests += 1;
+        }
         let lie = match qid {
             0 => self.admin_lies.pop_front().unwrap_or(Lie::Honest),
             _ => self.lies.pop_front().unwrap_or(Lie::Honest),
@@ -590,11 +635,11 @@ impl State {
     }
 
     /// Answers an admin command that was kept; the vector to fire, if any.
-    fn answer_admin(&mut self, entry: &SubmissionEntry, status: Status, dw0: u32) -> Option<u16> {
+    fn answer_admin(&mut self, entry: &SubmissionEntry, status: Status, value: u64) -> Option<u16> {
         let sq = self.sqs.get(&0)?;
         let completion = CompletionEntry {
-            dw0: dw0.into(),
-            dw1: 0.into(),
+            dw0: (value as u32).into(),
+            dw1: ((value >> 32) as u32).into(),
             sqhd: (sq.reported_head as u16).into(),
             sqid: 0.into(),
             cid: ((entry.cdw0.get() >> 16) as u16).into(),
@@ -670,6 +715,8 @@ impl State {
             self.reset();
             self.cc = Cc::new();
             self.csts = Csts::new().with_nssro(true);
+            // It may, like a power cut: nothing says that the volatile cache survives.
+            self.media.values_mut().for_each(Medium::power_cut);
         }
     }
 

@@ -4,7 +4,7 @@
 //! written whole, and the first half of a completion is looked at before it is taken.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use crate::block::{Capabilities, Geometry, IoQueue};
 use crate::error::IoError;
@@ -12,7 +12,7 @@ use crate::nvme::NvmeController;
 use crate::nvme::commands::Command;
 use crate::nvme::fate::Quiet;
 use crate::nvme::info::NamespaceInfo;
-use crate::nvme::namespace::NamespaceUse;
+use crate::nvme::namespace::{NamespaceState, NamespaceUse};
 use crate::nvme::spec::Status;
 use crate::request::{Completion, Refusal, SgList};
 use crate::slots::Token;
@@ -120,7 +120,11 @@ impl NvmeQueue {
 impl QueueTarget {
     /// The target of a queue that carries raw commands only: what it says of the namespace bounds
     /// nothing, since no request goes through it.
-    pub(in crate::nvme) fn raw(controller: &NvmeController, info: &NamespaceInfo) -> Self {
+    pub(in crate::nvme) fn raw(
+        controller: &NvmeController,
+        info: &NamespaceInfo,
+        state: &Arc<NamespaceState>,
+    ) -> Self {
         let id = controller.identify();
         Self {
             nsid: info.nsid,
@@ -141,7 +145,7 @@ impl QueueTarget {
             dsm: controller.dsm_limits(),
             deallocates_to_zeroes: false,
             shared: true,
-            namespace_use: NamespaceUse::new(&Arc::new(AtomicUsize::new(0))),
+            namespace_use: NamespaceUse::new(state),
         }
     }
 }

@@ -101,7 +101,7 @@ enum Phase {
         completion: bool,
         ticket: Option<Ticket>,
     },
-    /// The pair is gone, and the queue with it.
+    /// The pair is gone, and the queue with it, or its namespace.
     Failed(IoError),
     /// The controller has ended.
     Ended,
@@ -305,7 +305,7 @@ impl NvmeQueue {
         }
         let result = match record.wish {
             Wish::Cancel => Err(IoError::new(IoErrorKind::Cancelled)),
-            Wish::Nothing | Wish::Again => {
+            Wish::Nothing | Wish::Again | Wish::CacheLost => {
                 self.fate.counters.given_up.add(1);
                 Err(error)
             }
@@ -331,6 +331,10 @@ impl NvmeQueue {
             }
             Standing::Reviving | Standing::Ending | Standing::Quiet | Standing::Never => return,
         };
+        if self.target.namespace_use.is_gone() && ticket.is_none() && !completion {
+            self.trouble.phase = Phase::Failed(IoError::new(IoErrorKind::Gone));
+            return;
+        }
         let creating =
             |completion, ticket| Phase::Creating { epoch: Some(epoch), completion, ticket };
         let (opcode, entry) = match completion {
@@ -419,7 +423,7 @@ impl NvmeQueue {
             None => Step::Waits(Some(ticket)),
             Some(Ok(_)) => Step::Done,
             Some(Err(AdminError::Status(_))) => Step::Refused,
-            Some(Err(AdminError::Failed(_))) => Step::Lost,
+            Some(Err(AdminError::Failed(_) | AdminError::Lost(_))) => Step::Lost,
         }
     }
 
@@ -563,7 +567,7 @@ impl NvmeQueue {
             Wish::Cancel => (IoErrorKind::Cancelled, false),
             Wish::Again => (IoErrorKind::TimedOut, true),
             // Nobody asked for it: a failure like another, that need not come again.
-            Wish::Nothing => (IoErrorKind::Device, !status.do_not_retry()),
+            Wish::Nothing | Wish::CacheLost => (IoErrorKind::Device, !status.do_not_retry()),
         };
         let error = IoError { kind, ..error };
         // Those that shared the command may have been sent more or less often than it.

@@ -20,8 +20,15 @@ pub const NOTICE_TELEMETRY: u8 = 2;
 pub mod log {
     /// Changed Namespace List.
     pub const CHANGED_NAMESPACES: u8 = 0x04;
+    /// Reservation Notification.
+    pub const RESERVATION: u8 = 0x80;
     /// Sanitize Status.
     pub const SANITIZE: u8 = 0x81;
+    /// Changed Zone List.
+    pub const CHANGED_ZONES: u8 = 0xbf;
+    /// Pages that reading takes nothing out of but their event (errors, health, firmware, sanitize), and
+    /// the changed namespaces, which the driver keeps.
+    pub const SAME_FOR_ALL: [u8; 5] = [0x01, 0x02, 0x03, CHANGED_NAMESPACES, SANITIZE];
 }
 
 /// Set Features: Asynchronous Event Configuration.

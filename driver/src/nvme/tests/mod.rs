@@ -6,6 +6,7 @@ mod data_path;
 mod io_commands;
 mod ladder;
 mod lies;
+mod namespaces;
 mod races;
 mod teardown;
 

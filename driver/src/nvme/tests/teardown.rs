@@ -129,7 +129,9 @@ fn an_admin_command_that_is_not_answered_has_the_controller_reset() {
     let namespace = rig.namespace();
     rig.model.lie_admin([Lie::Stuck]);
     let error = rig.controller.identify_controller().unwrap_err().to_string();
-    assert_eq!(error, "model: queue 0 did not answer a command within 30000 ms");
+    let said = "model: Identify was ended before it was answered: queue 0 did not answer a command \
+                within 30000 ms";
+    assert_eq!(error, said);
     assert_eq!(one(&mut *open(&namespace, 1), rig.read(1)).0, Ok(()), "it is back");
     // A queue that it does not make is made after the reset.
     rig.model.lie_admin([Lie::Stuck]);

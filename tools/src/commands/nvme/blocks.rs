@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use uaio_driver::nvme::Data;
 use uaio_driver::nvme::commands::nvm::{CopySource, DatasetRange, ProtectionOptions};
 use uaio_driver::nvme::commands::zone::{Zone, ZoneAction};
 use uaio_driver::nvme::commands::{Buffer, Command, IoCommand as Raw};
 use uaio_driver::nvme::spec::Opcode;
+use uaio_driver::nvme::{ControllerOptions, Data};
 
 use crate::cli::nvme::{
     BlocksArgs, DataArgs, IoCommand, Number, PassthruCommand, RawArgs, Target, ZoneArgs,
@@ -36,22 +36,35 @@ pub(super) fn zone(session: &impl Session, command: ZoneCommand) -> Result<(), F
         }
         ZoneCommand::Open(zone) => manage(zone, ZoneAction::Open),
         ZoneCommand::Close(zone) => manage(zone, ZoneAction::Close),
-        ZoneCommand::Finish(zone) => manage(zone, ZoneAction::Finish),
+        ZoneCommand::Finish { zone, yes } => {
+            nsid(&zone.of.target)?;
+            let which = which(&zone);
+            let what = format!("{which} of {} is full: nothing more goes into it.", zone.of.target);
+            session.confirm(&zone.of.target, &what, yes.yes)?;
+            manage(zone, ZoneAction::Finish)
+        }
         ZoneCommand::Reset { zone, yes } => {
             nsid(&zone.of.target)?;
-            let which = match zone.zone {
-                Some(Number(lba)) => format!("Zone {lba}"),
-                None => "Every zone".into(),
-            };
-            let what = format!("{which} of {} is reset: its data is gone.", zone.of.target);
+            let what =
+                format!("{} of {} is reset: its data is gone.", which(&zone), zone.of.target);
             session.confirm(&zone.of.target, &what, yes.yes)?;
             manage(zone, ZoneAction::Reset)
         }
-        ZoneCommand::Append { of, zone, file } => {
+        ZoneCommand::Append { of, zone, file, yes } => {
             let data = files::read(&file)?;
+            nsid(&of.target)?;
+            let what = format!("Zone {} of {} is written.", zone.0, of.target);
+            session.confirm(&of.target, &what, yes.yes)?;
             let lba = session.queue(&of.target)?.append(zone.0, data).map_err(failure)?;
             session.show(&BTreeMap::from([("lba", lba)]))
         }
+    }
+}
+
+fn which(zone: &ZoneArgs) -> String {
+    match zone.zone {
+        Some(Number(lba)) => format!("Zone {lba}"),
+        None => "Every zone".into(),
     }
 }
 
@@ -194,7 +207,9 @@ pub(super) fn passthru(session: &impl Session, command: PassthruCommand) -> Resu
     let what = format!("Command {:#04x} is sent to {target} as it is.", command.opcode.0);
     session.confirm(&target, &what, args.yes.yes)?;
     // What is too large is refused by the controller's own limit before memory is taken for it.
-    let controller = session.open(&target)?;
+    let timeout = Duration::from_secs(args.timeout.into());
+    let how = ControllerOptions { command_timeout: timeout, ..Default::default() };
+    let controller = session.open_with(&target, how)?;
     let most = controller.identify().transfer_max_bytes;
     if args.read > most {
         let what = format!("{} bytes; one command carries at most {most}", args.read);

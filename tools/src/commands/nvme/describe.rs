@@ -167,8 +167,10 @@ pub(super) fn ns(session: &impl Session, command: NsCommand) -> Result<(), Failu
             let nsid = nsid(&of.target)?;
             session.open(&of.target)?.attach_namespace(nsid, true, &controllers).map_err(failure)
         }
-        NsCommand::Detach { of, controllers } => {
+        NsCommand::Detach { of, controllers, yes } => {
             let nsid = nsid(&of.target)?;
+            let what = format!("Namespace {} is taken from whoever uses it.", of.target);
+            session.confirm(&of.target, &what, yes.yes)?;
             session.open(&of.target)?.attach_namespace(nsid, false, &controllers).map_err(failure)
         }
     }

@@ -13,7 +13,7 @@ use uaio_driver::nvme::commands::security::SecurityProtocol;
 use crate::cli::nvme::{
     CommitKind, DirectiveCommand, EraseKind, FirmwareCommand, FormatArgs, Number, OfEither,
     ProtocolArgs, ReservationCommand, ReservationKind, SanitizeArgs, SanitizeKind, SecurityCommand,
-    SelfTestKind,
+    SelfTestKind, Target,
 };
 use crate::exit::{Exit, Failure};
 
@@ -23,19 +23,43 @@ use super::session::{Session, failure, nsid, whole};
 pub(super) fn format(session: &impl Session, args: FormatArgs) -> Result<(), Failure> {
     let FormatArgs { of, format, metadata, erase, yes } = args;
     let nsid = nsid(&of.target)?;
-    let what = format!("Namespace {} is formatted: all its data is gone.", of.target);
-    session.confirm(&of.target, &what, yes.yes)?;
-    let format = Format {
-        metadata_with_data: metadata.metadata_with_data,
-        protection: metadata.protection,
-        protection_first: metadata.protection_first,
-        erase: match erase {
-            EraseKind::None => SecureErase::None,
-            EraseKind::UserData => SecureErase::UserData,
-            EraseKind::Crypto => SecureErase::Cryptographic,
-        },
-        ..Format::new(format)
+    let erase = match erase {
+        EraseKind::None => SecureErase::None,
+        EraseKind::UserData => SecureErase::UserData,
+        EraseKind::Crypto => SecureErase::Cryptographic,
     };
+    // What is lost, and what the format is now, the drive says; it is let go while the user is asked.
+    let (all, now) = {
+        let controller = session.open(&of.target)?;
+        let all = controller.formats_all(erase).map_err(failure)?;
+        (all, controller.identify_namespace(nsid).map_err(failure)?)
+    };
+    let format = match format {
+        Some(format) => Format {
+            metadata_with_data: metadata.metadata_with_data,
+            protection: metadata.protection,
+            protection_first: metadata.protection_first,
+            erase,
+            ..Format::new(format)
+        },
+        None if metadata.is_default() => Format { erase, ..Format::of(&now) },
+        None => {
+            let what = "options of a format were given, and no format";
+            return Err(Failure::new(Exit::Usage, what, "give --format too"));
+        }
+    };
+    let (asked, what) = match all {
+        true => {
+            let whole = Target { nsid: None, ..of.target };
+            let what = format!("All namespaces of {whole} are formatted: all their data is gone.");
+            (whole, what)
+        }
+        false => {
+            let what = format!("Namespace {} is formatted: all its data is gone.", of.target);
+            (of.target, what)
+        }
+    };
+    session.confirm(&asked, &what, yes.yes)?;
     session.open(&of.target)?.format(nsid, format).map_err(failure)
 }
 
@@ -75,9 +99,12 @@ pub(super) fn self_test(
 
 pub(super) fn firmware(session: &impl Session, command: FirmwareCommand) -> Result<(), Failure> {
     match command {
-        FirmwareCommand::Download { of, file } => {
+        FirmwareCommand::Download { of, file, yes } => {
             whole(&of.target)?;
             let image = files::read(&file)?;
+            let what =
+                format!("An image is put into {}, in place of one not yet committed.", of.target);
+            session.confirm(&of.target, &what, yes.yes)?;
             session.open(&of.target)?.download_firmware(&image).map_err(failure)
         }
         FirmwareCommand::Commit { of, slot, action, yes } => {
@@ -241,9 +268,18 @@ pub(super) fn reservation(
             let persist = persist.then_some(true);
             session.queue(&of.target)?.register(register, false, persist).map_err(failure)
         }
-        ReservationCommand::Acquire { of, current, kind: wanted, preempt } => {
+        ReservationCommand::Acquire { of, current, kind: wanted, preempt, yes } => {
+            nsid(&of.target)?;
             let acquire = match preempt {
-                Some(Number(key)) => Acquire::Preempt { key },
+                Some(Number(key)) => {
+                    let what = format!(
+                        "The host with key {key:#x} loses its registration with {}, and may no \
+                         longer write.",
+                        of.target
+                    );
+                    session.confirm(&of.target, &what, yes.yes)?;
+                    Acquire::Preempt { key }
+                }
                 None => Acquire::Acquire,
             };
             session.queue(&of.target)?.acquire(acquire, kind(wanted), current.0).map_err(failure)

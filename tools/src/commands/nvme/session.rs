@@ -18,7 +18,16 @@ use super::output;
 /// How a command gets at a drive and at whoever gave it. The built program has one, the tests another.
 pub(super) trait Session {
     /// The drive, for as long as the reference is kept.
-    fn open(&self, target: &Target) -> Result<Arc<NvmeController>, Failure>;
+    fn open(&self, target: &Target) -> Result<Arc<NvmeController>, Failure> {
+        self.open_with(target, ControllerOptions::default())
+    }
+
+    /// The same, driven in another way.
+    fn open_with(
+        &self,
+        target: &Target,
+        options: ControllerOptions,
+    ) -> Result<Arc<NvmeController>, Failure>;
 
     /// Goes on only when the user wants what cannot be undone.
     fn confirm(&self, target: &Target, what: &str, yes: bool) -> Result<(), Failure>;
@@ -76,6 +85,14 @@ pub(super) fn failure(error: CommandError) -> Failure {
         CommandError::Unsupported(text) => {
             Failure::new(Exit::Unsupported, text, "nothing was changed")
         }
+        CommandError::Ended { may_have_been_done: true, .. } => Failure::new(
+            Exit::Failure,
+            error.to_string(),
+            "it may have been done, in part or in whole: look before you do it again",
+        ),
+        CommandError::Ended { .. } => {
+            Failure::new(Exit::Failure, error.to_string(), "nothing was changed")
+        }
         CommandError::Device(device) => Failure::device("", device),
     }
 }
@@ -87,14 +104,17 @@ pub(super) struct Terminal<'a>(pub(super) &'a Context);
 const FRAMES: usize = 1024;
 
 impl Session for Terminal<'_> {
-    fn open(&self, target: &Target) -> Result<Arc<NvmeController>, Failure> {
+    fn open_with(
+        &self,
+        target: &Target,
+        how: ControllerOptions,
+    ) -> Result<Arc<NvmeController>, Failure> {
         checks::drive(self.0, target.address)?;
         let failed = |error| Failure::drive(target.address, &error);
         let options = PoolOptions { hugepages: false, ..PoolOptions::frames(FRAMES) };
         let pool = DmaPool::new(options).map_err(failed)?;
         let clock = Arc::new(SystemClock::new());
-        NvmeController::open(target.address, pool, ControllerOptions::default(), clock)
-            .map_err(failed)
+        NvmeController::open(target.address, pool, how, clock).map_err(failed)
     }
 
     fn confirm(&self, target: &Target, what: &str, yes: bool) -> Result<(), Failure> {

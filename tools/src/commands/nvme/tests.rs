@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use serde_json::{Value, json};
@@ -19,15 +20,25 @@ struct Bench {
     controller: Arc<NvmeController>,
     model: Arc<Model>,
     printed: RefCell<Vec<String>>,
+    /// What had to be typed.
+    asked: RefCell<Vec<String>>,
+    timeouts: RefCell<Vec<Duration>>,
     place: tempfile::TempDir,
 }
 
 impl Session for Bench {
-    fn open(&self, _: &Target) -> Result<Arc<NvmeController>, Failure> {
+    fn open_with(
+        &self,
+        _: &Target,
+        options: ControllerOptions,
+    ) -> Result<Arc<NvmeController>, Failure> {
+        self.timeouts.borrow_mut().push(options.command_timeout);
         Ok(Arc::clone(&self.controller))
     }
 
-    fn confirm(&self, _: &Target, what: &str, yes: bool) -> Result<(), Failure> {
+    fn confirm(&self, target: &Target, what: &str, yes: bool) -> Result<(), Failure> {
+        assert_eq!(Arc::strong_count(&self.controller), 1, "the drive is let go while it is asked");
+        self.asked.borrow_mut().push(target.to_string());
         match yes {
             true => Ok(()),
             false => Err(Failure::new(Exit::Usage, what, "nothing was changed")),
@@ -51,7 +62,14 @@ impl Bench {
         let controller =
             NvmeController::start(model.clone(), pool, options, clock).expect("a controller");
         let place = tempfile::tempdir().expect("a directory");
-        Self { controller, model, printed: RefCell::default(), place }
+        Self {
+            controller,
+            model,
+            printed: RefCell::default(),
+            asked: RefCell::default(),
+            timeouts: RefCell::default(),
+            place,
+        }
     }
 
     fn file(&self, name: &str, bytes: &[u8]) -> String {
@@ -122,10 +140,11 @@ fn namespaces_are_made_listed_and_deleted() {
         (&json!(2), &json!(4 << 20), &json!(4096))
     );
     assert_eq!(bench.good("log changed-namespaces DRIVE")["changed"], json!([2]));
-    bench.good("ns detach DRIVE/2");
+    bench.refused("ns detach DRIVE/2", Exit::Usage, "is taken from whoever uses it");
+    bench.good("ns detach DRIVE/2 --yes");
     assert_eq!(bench.good("ns list DRIVE")["namespaces"].as_array().map(Vec::len), Some(1));
     assert_eq!(bench.good("ns list DRIVE --all")["namespaces"][1]["attached"], json!(false));
-    bench.refused("ns detach DRIVE/2", Exit::Failure, "Namespace Not Attached");
+    bench.refused("ns detach DRIVE/2 --yes", Exit::Failure, "Namespace Not Attached");
     bench.refused("ns delete DRIVE/2", Exit::Usage, "is deleted, with all its data");
     assert_eq!(bench.good("ns list DRIVE --all")["namespaces"].as_array().map(Vec::len), Some(2));
     bench.good("ns delete DRIVE/2 --yes");
@@ -254,13 +273,17 @@ fn firmware_and_security_come_from_files() {
     let mut image = FIRMWARE_MAGIC.to_vec();
     image.extend(b"9.9     ");
     let file = bench.file("image", &image);
-    bench.good(&format!("firmware download DRIVE {file}"));
+    bench.good(&format!("firmware download DRIVE {file} --yes"));
     let line = "firmware commit DRIVE --slot 2 --action store-activate --yes";
     assert_eq!(bench.good(line), json!({"activation_needs": "controller-reset"}));
     bench.refused(line, Exit::Failure, "Invalid Firmware Image");
     bench.refused("firmware download DRIVE /nonexistent", Exit::NotFound, "No such file");
     let empty = bench.file("empty", &[]);
-    bench.refused(&format!("firmware download DRIVE {empty}"), Exit::Usage, "an image of 0 bytes");
+    bench.refused(
+        &format!("firmware download DRIVE {empty} --yes"),
+        Exit::Usage,
+        "an image of 0 bytes",
+    );
     let sent = bench.file("sent", b"key!");
     bench.good(&format!("security send DRIVE --protocol 0xea {sent} --yes"));
     let back = bench.good("security receive DRIVE --protocol 0xea --length 8");
@@ -313,13 +336,14 @@ fn zones_reservations_and_directives_have_commands() {
     let namespaces = vec![zoned, ModelNamespace::new(1 << 20, 512)];
     let bench = Bench::new(ModelOptions { namespaces, ..Default::default() });
     let block = bench.file("block", &[1; 1024]);
-    assert_eq!(bench.good(&format!("zone append DRIVE/1 256 {block}")), json!({"lba": 256}));
+    assert_eq!(bench.good(&format!("zone append DRIVE/1 256 {block} --yes")), json!({"lba": 256}));
     let zones = bench.good("zone report DRIVE/1 --limit 2");
     assert_eq!(zones["zones"][1]["write_pointer_lba"], json!(258));
     assert_eq!(zones["zones"][1]["state"], json!("implicitly-opened"));
     bench.good("zone close DRIVE/1 256");
     bench.good("zone open DRIVE/1 256");
-    bench.good("zone finish DRIVE/1 256");
+    bench.refused("zone finish DRIVE/1 256", Exit::Usage, "nothing more goes into it");
+    bench.good("zone finish DRIVE/1 256 --yes");
     bench.refused("zone open DRIVE/1 256", Exit::Failure, "Invalid Zone State Transition");
     bench.refused("zone reset DRIVE/1 256", Exit::Usage, "its data is gone");
     bench.good("zone reset DRIVE/1 --all --yes");
@@ -330,7 +354,7 @@ fn zones_reservations_and_directives_have_commands() {
     assert_eq!(report["registrants_extended"][0]["key"], json!(10));
     bench.model.other_host(2, 0xb, 1);
     bench.refused("io zero DRIVE/2 0 --yes", Exit::Failure, "Reservation Conflict");
-    bench.good("reservation acquire DRIVE/2 --current 0xa --preempt 0xb write-exclusive");
+    bench.good("reservation acquire DRIVE/2 --current 0xa --preempt 0xb write-exclusive --yes");
     bench.good("reservation release DRIVE/2 --current 0xa write-exclusive");
     bench.good("reservation register DRIVE/2 --current 0xa");
     bench.good("directive enable-streams DRIVE/2");
@@ -363,4 +387,51 @@ fn passthrough_sends_dwords_and_shows_what_comes_back() {
     ] {
         bench.refused(line, exit, said);
     }
+}
+
+#[test]
+fn a_format_says_all_that_it_takes_and_keeps_the_format_that_is_there() {
+    let namespaces = vec![ModelNamespace::new(1 << 20, 4096); 2];
+    let bench = Bench::new(ModelOptions { namespaces: namespaces.clone(), ..Default::default() });
+    bench.good("format DRIVE/1 --erase crypto --yes");
+    assert_eq!(bench.asked.take(), ["0000:00:04.0/1"]);
+    let id = bench.good("id ns DRIVE/1");
+    assert_eq!(id["flbas"], json!(1), "blocks of 4096 bytes as before");
+    let said = "options of a format were given, and no format";
+    bench.refused("format DRIVE/1 --protection 1 --yes", Exit::Usage, said);
+    // FNA bit 0: every format; bit 1: an erase.
+    for (fna, line, asked) in [
+        (1, "format DRIVE/1", "0000:00:04.0"),
+        (2, "format DRIVE/1", "0000:00:04.0/1"),
+        (2, "format DRIVE/1 --erase user-data", "0000:00:04.0"),
+    ] {
+        let options = ModelOptions { namespaces: namespaces.clone(), fna, ..Default::default() };
+        let bench = Bench::new(options);
+        let said = if asked.contains('/') { "Namespace" } else { "All namespaces" };
+        bench.refused(line, Exit::Usage, said);
+        assert_eq!(bench.asked.take(), [asked], "{line} with FNA {fna}");
+    }
+}
+
+#[test]
+fn a_command_that_was_ended_does_not_say_that_nothing_was_changed() {
+    let bench = plain();
+    bench.good("id ctrl DRIVE");
+    bench.model.hold(true);
+    let model = Arc::clone(&bench.model);
+    let file = bench.file("block", &[7; 512]);
+    // The write is with the controller when that fails.
+    bench.model.at_next_look(move || model.fail_fatally());
+    bench.refused(
+        &format!("io write DRIVE/1 0 {file} --yes"),
+        Exit::Failure,
+        "it may have been done, in part or in whole",
+    );
+}
+
+#[test]
+fn the_time_limit_of_a_passed_command_is_that_of_the_controller() {
+    let bench = plain();
+    bench.good("passthru io DRIVE/1 --opcode 0 --timeout 7 --yes");
+    assert_eq!(bench.timeouts.take().last(), Some(&Duration::from_secs(7)));
 }
