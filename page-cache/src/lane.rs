@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uaio_driver::{
     Armed, Completion, DeviceError, DmaBuf, FRAME_SIZE, IoError, IoErrorKind, IoQueue, IoResult,
@@ -27,6 +28,7 @@ use crate::retry::{RunQueue, Step};
 use crate::stability::FlushId;
 use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakes, Wakeup, Wants};
+use crate::waited::{TurnClock, WaitKind};
 use crate::write::Write;
 
 /// What an operation on the cache does.
@@ -241,6 +243,7 @@ pub(crate) struct Core {
     pages_max: usize,
     /// Stable writes that share a flush.
     pub(crate) group: Group,
+    clock: TurnClock,
 }
 
 impl Core {
@@ -268,6 +271,7 @@ impl Core {
             spare: (0..=depth).map(|_| Vec::with_capacity(pages_max + 1)).collect(),
             slot_waiters: VecDeque::with_capacity(operations),
             slot_granted: false,
+            clock: TurnClock::new(cache.clock),
             early: VecDeque::with_capacity(depth),
             completions: Vec::with_capacity(depth),
             pages_max,
@@ -302,6 +306,23 @@ impl Core {
 
     pub(crate) fn wait_slot(&mut self, operation: Token) {
         self.slot_waiters.push_back(operation);
+    }
+
+    /// What an operation waits for, after a step that left it waiting, and since when; `None` when it
+    /// waits for its own commands.
+    fn begin_wait(&mut self, operation: Token) -> Option<(WaitKind, Duration)> {
+        let for_a_slot = self.slot_waiters.back() == Some(&operation);
+        let kind = match self.enlisted.entries().kind(operation.slot) {
+            None if for_a_slot => WaitKind::Slot,
+            kind => kind?,
+        };
+        Some((kind, self.clock.now()))
+    }
+
+    /// An operation goes on that waited for this.
+    fn end_wait(&mut self, (kind, since): (WaitKind, Duration)) {
+        let time = self.clock.now().saturating_sub(since);
+        self.cache.waits.add(kind, time);
     }
 
     /// Whether there is a slot for `piece`, and `spare` more: that of the command being gathered when it
@@ -720,6 +741,8 @@ struct Entry {
     work: Option<Work>,
     /// It was cancelled and answered; it is here until its wake-up or its requests have arrived.
     abandoned: bool,
+    /// What it waits for on a queue, and since when.
+    waits: Option<(WaitKind, Duration)>,
 }
 
 /// One owner's way through a cache; see the module page.
@@ -770,6 +793,7 @@ impl Lane {
         if self.entries.free() == 0 {
             return Err(operation);
         }
+        self.core.clock.reset();
         let Operation { token, kind, offset, len, buffer, handle } = operation;
         let cache = &self.core.cache;
         let end = offset.checked_add(len);
@@ -835,7 +859,7 @@ impl Lane {
                 Work::Bypass(Bypass::new(cache, offset, len, Op::WriteZeroes { may_unmap }))
             }
         };
-        let entry = Entry { user: token, work: Some(work), abandoned: false };
+        let entry = Entry { user: token, work: Some(work), abandoned: false, waits: None };
         let Ok(me) = self.entries.insert(entry) else { unreachable!("a free entry was seen") };
         self.step(me, Wakeup::Retry);
         // After the step: what the operation itself wants is asked for first.
@@ -847,6 +871,7 @@ impl Lane {
     /// Steps what was woken, commits, polls the device and settles what it completed. Says whether
     /// anything went on.
     pub fn turn(&mut self) -> bool {
+        self.core.clock.reset();
         let mut busy = self.run_woken();
         busy |= self.confirm_flush();
         self.core.commit();
@@ -874,6 +899,7 @@ impl Lane {
     /// Does not block: the operation is taken off its wait queue, or what it was just woken with is
     /// given back when it arrives and goes to the next. Looks at every operation of the lane.
     pub fn cancel(&mut self, token: Token) -> Cancelled {
+        self.core.clock.reset();
         let named = |entry: &Entry| entry.user == token && !entry.abandoned;
         let Some(me) = self.entries.find(named) else { return Cancelled::Unknown };
         let left = self.core.leave_queue(me);
@@ -1007,10 +1033,14 @@ impl Lane {
             panic!("an operation was woken or completed after its end: {token:?}")
         };
         let Some(mut work) = entry.work.take() else { panic!("a step inside a step") };
+        if let Some(wait) = entry.waits.take() {
+            self.core.end_wait(wait);
+        }
         let step = run(&mut work, &mut self.core);
         let Step::Done(result) = step else {
             if let Some(entry) = self.entries.get_mut(token) {
                 entry.work = Some(work);
+                entry.waits = self.core.begin_wait(token);
             }
             return;
         };

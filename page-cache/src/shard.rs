@@ -16,7 +16,9 @@ use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stability::{Span, Spans, Stability};
 use crate::stats::ShardStats;
 use crate::sync::Wanted;
-use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup, Wants};
+use crate::wait::{
+    Entries, FOR_A_FRAME, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup, Wants,
+};
 
 /// A page's number; aligned like the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +45,6 @@ const _: () = assert!(size_of::<Record>() <= 40);
 const EVICT_MAX: usize = 16;
 /// And at most one in so many of those that can be.
 const EVICT_PART: usize = 64;
-
-/// What an entry of [`Shard::frame_waiters`] waits for; the others wait for the page in a slot.
-const FOR_A_FRAME: u64 = u64::MAX;
 
 /// What became of a page's writebacks, in a byte: how many have failed since it was last clean, and
 /// whether the last one did and has not been tried again since.
