@@ -614,6 +614,21 @@ impl Core {
         sent || self.group.holds(operation)
     }
 
+    /// Asks the device to end what it does for an operation alone. What it does for pages goes on: others
+    /// may wait for them, and what is written back is the cache's.
+    fn cancel_own(&mut self, operation: Token) {
+        for token in self.ios.tokens() {
+            let own = self.ios.get(token).is_some_and(|io| {
+                io.operation == operation
+                    && matches!(io.kind, IoKind::Bypass | IoKind::ReadOwn | IoKind::ReadPast)
+            });
+            if own {
+                // Its answer says whether that was in time.
+                let _ = self.queue.cancel(token);
+            }
+        }
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.ios.len() + self.early.len()
     }
@@ -907,6 +922,11 @@ impl Lane {
         let Some(entry) = self.entries.get_mut(me) else { unreachable!("it was just found") };
         let Some(work) = &mut entry.work else { unreachable!("nothing is stepped meanwhile") };
         work.stop();
+        if !left {
+            self.core.cancel_own(me);
+        }
+        let Some(entry) = self.entries.get_mut(me) else { unreachable!("it was just found") };
+        let Some(work) = &mut entry.work else { unreachable!("nothing is stepped meanwhile") };
         if runs_on {
             return Cancelled::RunsOn;
         }
