@@ -36,6 +36,10 @@ impl Context {
     /// | is a write that the device is at | [`Cancel::InProgress`] |
     /// | is over | [`Cancel::Over`] |
     ///
+    /// What the device does for the submission alone (a direct read, a registered write, a discard) it is
+    /// asked to end (an Abort of NVMe, a cancel of io_uring), if it can; what it does for pages of the cache
+    /// goes on, since others may wait for them.
+    ///
     /// Each has its one event in any case. May wait for one turn of the reactor, and for no device.
     pub fn cancel(&self, ticket: Ticket) -> Cancel {
         let tickets = self.queue().tickets();

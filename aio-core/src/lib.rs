@@ -62,8 +62,10 @@
 //! * **Order.** Commands in progress are independent. A sync covers the writes whose *event* was
 //!   there when it was submitted.
 //! * **Bounds.** Event slots, commands in progress and the inbox are made at start. Having none is a
-//!   refusal at submit (EAGAIN), never a wait there. Nothing is allocated on the way of a command but
-//!   the memory it brings; synchronous calls that miss the cache use memory kept from earlier ones.
+//!   refusal at submit (EAGAIN), never a wait there. Nothing is allocated on the way of a usual command
+//!   but the memory it brings; a list, a wait for submissions, the first deadline, and the first to wait
+//!   in a priority class other than the usual allocate. Synchronous calls that miss the cache use memory
+//!   kept from earlier ones.
 //! * **Locks.** `submit` tries the volume's lock and never waits for it. Events lie in a ring without
 //!   a lock; who waits for them has an entry under one, which is looked at only while there is one. A
 //!   cached read takes the lock of a shard of the cache. No notice is given under a lock.
@@ -95,17 +97,17 @@
 //! | what | asked for by | here | tests |
 //! |---|---|---|---|
 //! | submit and complete split | Bhattacharya 2003, LaHaise 2004 | [`Context::submit`], [`Event`] | `submit_and_complete_are_the_two_halves_of_every_operation` |
-//! | retry-based buffered I/O | *Filesystem AIO*, 2003, 2006 | reads and writes of a cached [`Handle`] | `submit_never_blocks`, `buffered_operations_that_need_the_device_never_block_the_submitter` |
+//! | retry-based buffered I/O | *Filesystem AIO*, 2003, 2006 | reads and writes of a cached [`Handle`] | `submit_never_blocks`, `buffered_operations_that_need_the_device_never_block_the_submitter`, `writes_that_extend_and_allocate_on_a_file_never_block_the_submitter` |
 //! | fsync, fdatasync, range sync | *aio_fsync* 2004, 2006; LaHaise 2016; Hellwig 2018 | [`Iocb::fsync`], [`Iocb::fdatasync`], [`Iocb::sync_range`]; for the host [`host`] | `many_syncs_at_once_share_one_flush`, `a_file_is_made_stable_as_a_whole_and_by_range` |
-//! | minimum, maximum, timeout | io_getevents(2) | [`Context::get_events`] | `get_events_keeps_to_min_max_and_timeout`, `every_event_reaches_exactly_one_of_many_waiting_threads` |
-//! | the first, all, m of n, over several contexts | aio_suspend(3); Drepper 2007 (m of n) | [`suspend()`] | `suspend_waits_for_the_first_for_m_of_n_and_for_all_over_several_contexts`, `suspend_spans_contexts_of_several_reactors`, `many_threads_wait_for_one_context_each_for_its_own` |
+//! | minimum, maximum, timeout | io_getevents(2) | [`Context::get_events`] | `get_events_keeps_to_min_max_and_timeout`, `tests/ends.rs`, `every_event_reaches_exactly_one_of_many_waiting_threads` |
+//! | the first, all, m of n, over several contexts | aio_suspend(3); Drepper 2007 (m of n) | [`suspend()`] | `suspend_waits_for_the_first_for_m_of_n_and_for_all_over_several_contexts`, `suspend_spans_contexts_of_several_reactors`, `many_threads_wait_for_one_context_each_for_its_own`, `tests/watch_loom.rs` |
 //! | notification: eventfd, descriptor, signal, callback, task | Dugué, Rao, Vivier 2007 | [`Notify`], [`Signal`], [`Callbacks`], [`NoticeFd`] | `tests/waiting.rs`, `tests/signals.rs`, `the_eventfd_counts_events` |
 //! | epoll in the same loop | Brown, Moyer, Bhattacharya 2007 | [`host::EpollWait`], [`host::HostOp::Poll`] | `an_epoll_descriptor_delivers_its_events_in_the_same_loop`, `a_multishot_poll_has_an_event_each_time_and_ends_when_there_is_no_slot` |
 //! | lio_listio | Dugué, Rao, Vivier 2007 | [`Context::listio`], [`Context::listio_wait`] | `a_list_is_one_submission_whose_failed_element_stops_no_other`, `a_list_that_is_waited_for_is_done_when_the_call_returns` |
 //! | sockets and pipes | road map of 2006, part 4 | [`Iocb::host`] | `tests/host_sockets.rs`, `a_descriptor_and_a_volume_share_a_context` |
 //! | operations on names; readahead | LaHaise 2016 | [`Iocb::host`]; [`Iocb::readahead`] | `names_are_made_moved_linked_and_removed`, `readahead_is_done_when_the_pages_are_there` |
 //! | arbitrary system calls | syslets, acall, 2007 to 2016 | [`host::Call`] | `a_system_call_is_made_with_what_its_arguments_own`, `tests/host_settled.rs` |
-//! | cancellation | LaHaise 2016 | [`Context::cancel`], [`Context::cancel_all`], [`Handle::cancel_all`], [`Host::cancel_descriptor`] | `tests/cancel.rs`, `tests/ticket_loom.rs`, `what_waits_at_a_descriptor_is_cancelled_by_ticket_by_descriptor_and_by_context` |
+//! | cancellation | LaHaise 2016 | [`Context::cancel`], [`Context::cancel_all`], [`Handle::cancel_all`], [`Host::cancel_descriptor`] | `tests/cancel.rs`, `a_cancel_reaches_the_device_for_what_it_does_for_the_command_alone`, `a_call_that_a_worker_has_begun_is_interrupted_where_it_waits`, `tests/ticket_loom.rs`, `what_waits_at_a_descriptor_is_cancelled_by_ticket_by_descriptor_and_by_context` |
 //! | priorities, deadlines, links, timeouts | aio_reqprio; io_uring | [`Iocb::with_priority`], [`Iocb::with_timeout`], [`Iocb::then`] | `tests/chains.rs`, `a_chain_goes_from_the_host_to_a_volume_and_back` |
 //! | a depth that is a promise | io_setup(2), io_submit(2) | [`ContextOptions::events`], [`Context::submit_all`] | `submit_all_takes_as_many_as_there_is_room_for`, `a_chain_has_all_its_slots_or_is_refused_whole` |
 //! | a completion ring in user memory | aio-2.5's mmapped ring | [`Context::get_events`] takes from it | `tests/ring_loom.rs` |
@@ -113,7 +115,8 @@
 //!
 //! # Limits
 //!
-//! * A range sync of a volume makes all of it stable, which is more than it was asked for.
+//! * A priority orders what waits to be started, and nothing at the device.
+//! * A cancel asks the device to end only what it does for that command alone: see [`Context::cancel`].
 //! * What a multishot poll says while its context has no slot free comes with its last event.
 //! * [`suspend()`] over contexts of several reactors looks at those without a thread once a millisecond.
 

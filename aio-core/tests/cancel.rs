@@ -280,3 +280,29 @@ fn cancel_against_completion_is_decided_exactly_once() {
     stack.reactor.close().unwrap();
     assert_eq!(stack.volume.cache().frames_lent(), 0);
 }
+
+/// What the device does for one command alone it is asked to end; what it does for pages it is not, since
+/// others may wait for them.
+#[test]
+fn a_cancel_reaches_the_device_for_what_it_does_for_the_command_alone() {
+    for (options, asked) in [(DIRECT, 1), (OpenOptions::default(), 0)] {
+        let stack = stack(64, VolumeOptions::default());
+        let handle = stack.volume.open(options);
+        let context = stack.reactor.context(ContextOptions::events(8)).unwrap();
+        stack.gate.stick(true);
+        let ticket = context.submit(Iocb::pread(&handle, 0, vec![0; PAGE])).unwrap();
+        assert_eq!(context.cancel(ticket), Cancel::Cancelled);
+        assert_eq!(stack.gate.cancels.load(Ordering::SeqCst), asked, "a read");
+        stack.gate.stick(false);
+        assert_eq!(events(&context, 1)[0].result, CANCELLED);
+    }
+    let stack = stack(64, VolumeOptions::default());
+    let handle = stack.volume.open(DIRECT);
+    let context = stack.reactor.context(ContextOptions::events(8)).unwrap();
+    stack.gate.stick(true);
+    let ticket = context.submit(Iocb::discard(&handle, 0, 4096)).unwrap();
+    assert_eq!(context.cancel(ticket), Cancel::InProgress);
+    assert_eq!(stack.gate.cancels.load(Ordering::SeqCst), 1, "a discard");
+    stack.gate.stick(false);
+    assert_eq!(events(&context, 1).len(), 1);
+}

@@ -26,6 +26,7 @@ pub mod payload;
 pub mod process;
 pub mod runner;
 pub mod scenario;
+pub mod space;
 pub mod statistics;
 pub mod tidy;
 

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
 
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
 use crate::index::hash;
-use crate::limits::DirtyLimits;
+use crate::limits::{Amount, DirtyLimits};
 use crate::page::Blocks;
 use crate::readahead::Streams;
 use crate::room::DirtyRoom;
@@ -17,6 +18,7 @@ use crate::stability::Stability;
 use crate::stats::CacheStats;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
 use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
+use crate::waited::WaitCounts;
 
 /// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
 pub(crate) const PAGES_TOGETHER: u64 = 8;
@@ -52,6 +54,9 @@ pub struct CacheOptions {
     /// by the write rate seen, so that a flush takes about two seconds. More can be said with
     /// [`Cache::set_dirty_limits`].
     pub dirty_max_percent: u8,
+    /// A clock that never goes back, for the time spent waiting in [`CacheStats::waits`]; without one those are
+    /// counted only. Read once a turn of a lane at most, and only when somebody waits.
+    pub clock: Option<fn() -> Duration>,
 }
 
 impl CacheOptions {
@@ -60,7 +65,7 @@ impl CacheOptions {
 
     /// A write-back cache of `frames` frames.
     pub fn frames(frames: usize) -> Self {
-        Self { frames, mode: CacheMode::Writeback, shards: 0, dirty_max_percent: 50 }
+        Self { frames, mode: CacheMode::Writeback, shards: 0, dirty_max_percent: 50, clock: None }
     }
 }
 
@@ -141,6 +146,8 @@ pub struct Cache {
     /// The most pages that may be dirty, whatever the write rate.
     pub(crate) dirty_max: AtomicUsize,
     pub(crate) age_max_ms: AtomicU64,
+    pub(crate) waits: WaitCounts,
+    pub(crate) clock: Option<fn() -> Duration>,
 }
 
 /// How large a cache is to be.
@@ -153,7 +160,8 @@ pub(crate) struct Size {
 impl Size {
     /// The most pages that may be dirty.
     pub(crate) fn dirty_max(&self) -> usize {
-        self.dirty.hard.pages(self.frames)
+        let most = Amount::Percent(DirtyLimits::HARD_MAX_PERCENT).pages(self.frames);
+        self.dirty.hard.pages(self.frames).min(most)
     }
 }
 
@@ -231,7 +239,7 @@ impl Cache {
         device: Arc<dyn BlockDevice>,
         options: CacheOptions,
     ) -> Result<Arc<Self>, CacheError> {
-        let CacheOptions { frames, mode, shards, dirty_max_percent } = options;
+        let CacheOptions { frames, mode, shards, dirty_max_percent, clock } = options;
         if frames < CacheOptions::FRAMES_MIN {
             return Err(CacheError::Invalid(format!(
                 "a cache of {frames} frames is too small: the minimum is {} frames of 4096 bytes",
@@ -277,6 +285,8 @@ impl Cache {
                     Arc::clone(&stability),
                 ));
                 let room = DirtyRoom::new(number, room_pages.max(1));
+                // Until there is a flusher nobody makes room.
+                room.set_broken(Some(NO_FLUSHER), &mut Wakes::default());
                 room.set_background(dirty.background.pages(frames) / shards);
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0) }
             })
@@ -299,6 +309,8 @@ impl Cache {
             frames: AtomicUsize::new(frames),
             dirty_max: AtomicUsize::new(dirty_max),
             age_max_ms: AtomicU64::new(dirty.age_max.as_millis() as u64),
+            waits: WaitCounts::default(),
+            clock,
             device,
         }))
     }
@@ -409,6 +421,7 @@ impl Cache {
             stats.room_waits += room.waits;
             stats.dirty_limit_bytes += (room.limit * FRAME_SIZE) as u64;
         }
+        stats.waits = self.waits.get();
         stats.device_flushes = self.device_flushes.load(Ordering::Relaxed);
         stats.flushes = self.orders.lock().flushes;
         stats
@@ -469,11 +482,11 @@ impl Cache {
         self.frames.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> {
+    pub(crate) fn shards(&self) -> impl Iterator<Item = &Mutex<Shard>> + Clone {
         self.shards.iter().map(|cell| &cell.lock)
     }
 
-    pub(crate) fn rooms(&self) -> impl Iterator<Item = &DirtyRoom> {
+    pub(crate) fn rooms(&self) -> impl Iterator<Item = &DirtyRoom> + Clone {
         self.shards.iter().map(|cell| &cell.room)
     }
 

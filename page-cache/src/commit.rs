@@ -132,6 +132,15 @@ impl Group {
         self.covered.reverse();
     }
 
+    /// Nobody waits any more: those who wait for no flush that is with the device.
+    pub(crate) fn abandon(&mut self) -> Option<Token> {
+        if self.in_flight().is_some() {
+            return None;
+        }
+        self.flush = Sent::None;
+        self.joined.pop().or_else(|| self.covered.pop())
+    }
+
     /// The next write that the flush which has completed covered, first joined first.
     pub(crate) fn pop(&mut self) -> Option<Token> {
         self.covered.pop()

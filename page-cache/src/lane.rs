@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uaio_driver::{
     Armed, Completion, DeviceError, DmaBuf, FRAME_SIZE, IoError, IoErrorKind, IoQueue, IoResult,
@@ -27,6 +28,7 @@ use crate::retry::{RunQueue, Step};
 use crate::stability::FlushId;
 use crate::sync::Ordering;
 use crate::wait::{Waiter, Wakes, Wakeup, Wants};
+use crate::waited::{TurnClock, WaitKind};
 use crate::write::Write;
 
 /// What an operation on the cache does.
@@ -241,6 +243,7 @@ pub(crate) struct Core {
     pages_max: usize,
     /// Stable writes that share a flush.
     pub(crate) group: Group,
+    clock: TurnClock,
 }
 
 impl Core {
@@ -268,6 +271,7 @@ impl Core {
             spare: (0..=depth).map(|_| Vec::with_capacity(pages_max + 1)).collect(),
             slot_waiters: VecDeque::with_capacity(operations),
             slot_granted: false,
+            clock: TurnClock::new(cache.clock),
             early: VecDeque::with_capacity(depth),
             completions: Vec::with_capacity(depth),
             pages_max,
@@ -302,6 +306,23 @@ impl Core {
 
     pub(crate) fn wait_slot(&mut self, operation: Token) {
         self.slot_waiters.push_back(operation);
+    }
+
+    /// What an operation waits for, after a step that left it waiting, and since when; `None` when it
+    /// waits for its own commands.
+    fn begin_wait(&mut self, operation: Token) -> Option<(WaitKind, Duration)> {
+        let for_a_slot = self.slot_waiters.back() == Some(&operation);
+        let kind = match self.enlisted.entries().kind(operation.slot) {
+            None if for_a_slot => WaitKind::Slot,
+            kind => kind?,
+        };
+        Some((kind, self.clock.now()))
+    }
+
+    /// An operation goes on that waited for this.
+    fn end_wait(&mut self, (kind, since): (WaitKind, Duration)) {
+        let time = self.clock.now().saturating_sub(since);
+        self.cache.waits.add(kind, time);
     }
 
     /// Whether there is a slot for `piece`, and `spare` more: that of the command being gathered when it
@@ -496,9 +517,9 @@ impl Core {
             }
             match result {
                 Ok(()) => shard.stats.written_back += 1,
-                Err(_) => {
+                Err(error) => {
                     shard.stats.writeback_errors += 1;
-                    shard.set_failed(slot, true);
+                    shard.failed(slot, error);
                     failed(&cache, page, oldest);
                 }
             }
@@ -591,6 +612,21 @@ impl Core {
                 && matches!(io.kind, IoKind::Store | IoKind::Bypass | IoKind::ReadOwn)
         });
         sent || self.group.holds(operation)
+    }
+
+    /// Asks the device to end what it does for an operation alone. What it does for pages goes on: others
+    /// may wait for them, and what is written back is the cache's.
+    fn cancel_own(&mut self, operation: Token) {
+        for token in self.ios.tokens() {
+            let own = self.ios.get(token).is_some_and(|io| {
+                io.operation == operation
+                    && matches!(io.kind, IoKind::Bypass | IoKind::ReadOwn | IoKind::ReadPast)
+            });
+            if own {
+                // Its answer says whether that was in time.
+                let _ = self.queue.cancel(token);
+            }
+        }
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -720,6 +756,8 @@ struct Entry {
     work: Option<Work>,
     /// It was cancelled and answered; it is here until its wake-up or its requests have arrived.
     abandoned: bool,
+    /// What it waits for on a queue, and since when.
+    waits: Option<(WaitKind, Duration)>,
 }
 
 /// One owner's way through a cache; see the module page.
@@ -770,6 +808,7 @@ impl Lane {
         if self.entries.free() == 0 {
             return Err(operation);
         }
+        self.core.clock.reset();
         let Operation { token, kind, offset, len, buffer, handle } = operation;
         let cache = &self.core.cache;
         let end = offset.checked_add(len);
@@ -835,7 +874,7 @@ impl Lane {
                 Work::Bypass(Bypass::new(cache, offset, len, Op::WriteZeroes { may_unmap }))
             }
         };
-        let entry = Entry { user: token, work: Some(work), abandoned: false };
+        let entry = Entry { user: token, work: Some(work), abandoned: false, waits: None };
         let Ok(me) = self.entries.insert(entry) else { unreachable!("a free entry was seen") };
         self.step(me, Wakeup::Retry);
         // After the step: what the operation itself wants is asked for first.
@@ -847,6 +886,7 @@ impl Lane {
     /// Steps what was woken, commits, polls the device and settles what it completed. Says whether
     /// anything went on.
     pub fn turn(&mut self) -> bool {
+        self.core.clock.reset();
         let mut busy = self.run_woken();
         busy |= self.confirm_flush();
         self.core.commit();
@@ -874,6 +914,7 @@ impl Lane {
     /// Does not block: the operation is taken off its wait queue, or what it was just woken with is
     /// given back when it arrives and goes to the next. Looks at every operation of the lane.
     pub fn cancel(&mut self, token: Token) -> Cancelled {
+        self.core.clock.reset();
         let named = |entry: &Entry| entry.user == token && !entry.abandoned;
         let Some(me) = self.entries.find(named) else { return Cancelled::Unknown };
         let left = self.core.leave_queue(me);
@@ -881,6 +922,11 @@ impl Lane {
         let Some(entry) = self.entries.get_mut(me) else { unreachable!("it was just found") };
         let Some(work) = &mut entry.work else { unreachable!("nothing is stepped meanwhile") };
         work.stop();
+        if !left {
+            self.core.cancel_own(me);
+        }
+        let Some(entry) = self.entries.get_mut(me) else { unreachable!("it was just found") };
+        let Some(work) = &mut entry.work else { unreachable!("nothing is stepped meanwhile") };
         if runs_on {
             return Cancelled::RunsOn;
         }
@@ -1007,10 +1053,14 @@ impl Lane {
             panic!("an operation was woken or completed after its end: {token:?}")
         };
         let Some(mut work) = entry.work.take() else { panic!("a step inside a step") };
+        if let Some(wait) = entry.waits.take() {
+            self.core.end_wait(wait);
+        }
         let step = run(&mut work, &mut self.core);
         let Step::Done(result) = step else {
             if let Some(entry) = self.entries.get_mut(token) {
                 entry.work = Some(work);
+                entry.waits = self.core.begin_wait(token);
             }
             return;
         };
@@ -1026,10 +1076,25 @@ impl Lane {
 }
 
 impl Drop for Lane {
-    /// Drains: every operation is stepped to its end. Bounded by the device's own deadlines, and for
-    /// flushes and room by the flusher, which outlives the lanes.
+    /// Cancels what waits, and drains what the device has, bounded by the device's own deadlines. It waits
+    /// for nobody else: neither for the flusher nor for another lane, which may be the same thread's.
     fn drop(&mut self) {
+        for token in self.entries.tokens() {
+            let left = self.core.leave_queue(token);
+            let Some(entry) = self.entries.get_mut(token) else { continue };
+            entry.abandoned = true;
+            if let Some(work) = &mut entry.work {
+                work.stop();
+            }
+            // What was woken already is stepped when that arrives: it may have been handed something.
+            if left {
+                self.step(token, Wakeup::Retry);
+            }
+        }
         while !self.entries.is_empty() || self.core.in_flight() > 0 {
+            while let Some(token) = self.core.group.abandon() {
+                self.step(token, Wakeup::Ended(Err(CANCELLED)));
+            }
             if !self.turn() {
                 std::thread::yield_now();
             }

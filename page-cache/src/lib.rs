@@ -95,7 +95,7 @@
 //! # Administration
 //!
 //! [`Cache::residency`], [`Cache::resident`], [`Cache::drop_clean`], [`Cache::stats`] look into a cache in use and
-//! drop from it; [`OpKind::FlushRange`] makes a part of it stable. [`Cache::resize`] gives it another size, within the device's pool. Frames belong to their shard
+//! drop from it; [`CacheStats::waits`] says how often and how long operations waited for what; [`OpKind::FlushRange`] makes a part of it stable. [`Cache::resize`] gives it another size, within the device's pool. Frames belong to their shard
 //! all the same: a shard that is to be smaller returns them to the pool as they become free, before it hands
 //! any over.
 //!
@@ -179,6 +179,7 @@ pub mod stability;
 mod stats;
 mod sync;
 pub mod wait;
+mod waited;
 mod write;
 pub mod writeback;
 
@@ -191,4 +192,5 @@ pub use lane::{Cancelled, Finished, Lane, OpKind, Operation};
 pub use limits::{Amount, DirtyLimits};
 pub use readahead::Advice;
 pub use stats::CacheStats;
+pub use waited::{Waited, Waits};
 pub use writeback::{Flusher, Turn};

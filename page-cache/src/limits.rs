@@ -8,6 +8,9 @@
 //! | `hard` | writers wait, and are let go in order | half of the frames: the other half is there for reads |
 //! | `age_max` | a page is written, however few there are | 5 s: what a power failure costs at most, as ext4's commits |
 //!
+//! A limit in bytes holds for as long as the cache has room for it: one that is made smaller than that keeps
+//! the part for reads that every cache does, a tenth of its frames.
+//!
 //! Whatever was asked for, the hard limit in force is never more than what the device writes in
 //! [`FLUSH_TARGET`](crate::writeback::FLUSH_TARGET), by the rate seen, and the background limit never
 //! more than half of that. So a flush takes about that long at most, and so does the longest **stall of a
@@ -54,7 +57,7 @@ pub struct DirtyLimits {
 
 impl DirtyLimits {
     const AGE_MIN: Duration = Duration::from_millis(100);
-    const HARD_MAX_PERCENT: u8 = 90;
+    pub(crate) const HARD_MAX_PERCENT: u8 = 90;
 
     /// A hard limit of so many percent, half of it for the background, and the usual age.
     pub fn percent(hard: u8) -> Self {

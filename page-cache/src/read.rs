@@ -406,7 +406,7 @@ impl Read {
             }
             match (io.kind, frame) {
                 (IoKind::ReadPast, Some(frame)) => core.give_back(page, Wakeup::Frame(frame)),
-                (IoKind::ReadPast, None) => {}
+                (IoKind::ReadPast, None) => cache.shard(page).kept_by_device(),
                 (_, frame) => {
                     _ = end_fill(core, page, blocks, frame, ok, false, notes);
                     if self.once && !merges && self.ends(page) {
@@ -445,7 +445,7 @@ pub(crate) fn end_fill(
     match left {
         Some(frame) => shard.put_frame(frame),
         // Lent for good: the pool must not give it to anybody else.
-        None if kept_by_device => {}
+        None if kept_by_device => shard.kept_by_device(),
         None => shard.installed(),
     }
     if notes != Notes::NONE

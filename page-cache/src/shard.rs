@@ -16,7 +16,9 @@ use crate::page::{Blocks, Busy, Notes, Page};
 use crate::stability::{Span, Spans, Stability};
 use crate::stats::ShardStats;
 use crate::sync::Wanted;
-use crate::wait::{Entries, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup, Wants};
+use crate::wait::{
+    Entries, FOR_A_FRAME, Place, WaitQueue, WaitTable, Waiter, Wakes, Wakeup, Wants,
+};
 
 /// A page's number; aligned like the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +46,6 @@ const EVICT_MAX: usize = 16;
 /// And at most one in so many of those that can be.
 const EVICT_PART: usize = 64;
 
-/// What an entry of [`Shard::frame_waiters`] waits for; the others wait for the page in a slot.
-const FOR_A_FRAME: u64 = u64::MAX;
-
 /// What became of a page's writebacks, in a byte: how many have failed since it was last clean, and
 /// whether the last one did and has not been tried again since.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,9 +66,9 @@ impl Trouble {
         self.0 & !Self::FAILED
     }
 
-    /// One more. Never back to 0, and never stuck: which block is tried depends on it.
+    /// One more; what is more than fits makes no difference.
     fn count(&mut self) {
-        let more = if self.attempts() == 0x7f { 1 } else { self.attempts() + 1 };
+        let more = (self.attempts() + 1).min(0x7f);
         self.0 = self.0 & Self::FAILED | more;
     }
 
@@ -204,6 +203,10 @@ pub(crate) struct Shard {
     failed: usize,
     /// Pages whose writebacks have failed and not succeeded since.
     troubled: usize,
+    /// How the last of them failed.
+    trouble_error: Option<IoError>,
+    /// Frames that a device keeps which could not be stopped: lent for good.
+    kept: usize,
     stability: Arc<Stability>,
     /// Blocks that the device has taken and may lose, and that are not cached any more.
     gone: Spans,
@@ -259,6 +262,8 @@ impl Shard {
             troubles: vec![Trouble::default(); total],
             failed: 0,
             troubled: 0,
+            trouble_error: None,
+            kept: 0,
             gone: Spans::new(if stability.is_volatile() { GONE_MAX } else { 0 }),
             stability,
             stats: ShardStats::default(),
@@ -399,8 +404,9 @@ impl Shard {
             self.link(slot, stands);
         }
         if !self.records[slot].page.holds_room() {
-            self.set_failed(slot, false);
-            let attempts = self.troubles[slot as usize].forget();
+            let trouble = &mut self.troubles[slot as usize];
+            self.failed -= usize::from(trouble.failed());
+            let attempts = trouble.forget();
             self.troubled -= usize::from(attempts > 0);
         }
         if ended {
@@ -707,7 +713,7 @@ impl Shard {
 
     /// Ends the waits for a frame when none can come: every frame holds data that cannot be written.
     pub(crate) fn fail_frame_waiters(&mut self, error: IoError, wakes: &mut Wakes) {
-        if !self.free.is_empty() || self.clean > 0 || self.lent > 0 {
+        if !self.free.is_empty() || self.clean > 0 || self.lent > self.kept {
             return;
         }
         let answer = |_| Some(Wakeup::Ended(Err(error)));
@@ -724,6 +730,11 @@ impl Shard {
     /// A frame that was lent is now a page's.
     pub(crate) fn installed(&mut self) {
         self.lent -= 1;
+    }
+
+    /// A frame that was lent stays with a device that could not be stopped.
+    pub(crate) fn kept_by_device(&mut self) {
+        self.kept += 1;
     }
 
     /// A page's frame has gone from it. If the page's was the last handle the frame is free;
@@ -845,26 +856,26 @@ impl Shard {
         page.dirty_since().into_iter().chain(page.written_since()).min()
     }
 
-    /// Marks a page whose writeback failed, or one that is to be tried again.
-    pub(crate) fn set_failed(&mut self, slot: u32, failed: bool) {
+    /// Writing the page has failed.
+    pub(crate) fn failed(&mut self, slot: u32, error: IoError) {
+        self.trouble_error = Some(error);
         let trouble = &mut self.troubles[slot as usize];
-        if trouble.failed() != failed {
-            trouble.set_failed(failed);
-            if failed {
-                self.troubled += usize::from(trouble.attempts() == 0);
-                trouble.count();
-                self.failed += 1;
-            } else {
-                self.failed -= 1;
-            }
+        if !trouble.failed() {
+            trouble.set_failed(true);
+            self.troubled += usize::from(trouble.attempts() == 0);
+            trouble.count();
+            self.failed += 1;
         }
     }
 
-    /// All failed pages are to be tried again.
-    pub(crate) fn retry_failed(&mut self) {
-        if self.failed > 0 {
-            self.troubles.iter_mut().for_each(|trouble| trouble.set_failed(false));
-            self.failed = 0;
+    /// Failed pages are to be tried again, those that have failed as often as `due` says.
+    pub(crate) fn retry_failed(&mut self, due: impl Fn(u8) -> bool) {
+        if self.failed == 0 {
+            return;
+        }
+        for trouble in self.troubles.iter_mut().filter(|it| it.failed() && due(it.attempts())) {
+            trouble.set_failed(false);
+            self.failed -= 1;
         }
     }
 
@@ -891,9 +902,10 @@ impl Shard {
         self.troubles[slot as usize].failed()
     }
 
-    /// Number of pages whose writebacks have failed and not succeeded since.
-    pub(crate) fn troubled_len(&self) -> usize {
-        self.troubled
+    /// Number of pages whose writebacks have failed and not succeeded since, when there are some, and how
+    /// the last of them failed.
+    pub(crate) fn trouble(&self) -> Option<(usize, IoError)> {
+        self.trouble_error.filter(|_| self.troubled > 0).map(|error| (self.troubled, error))
     }
 
     /// Number of pages whose last writeback failed.
@@ -956,4 +968,44 @@ pub(crate) struct FrameCount {
     pub(crate) cached: usize,
     pub(crate) lent: usize,
     pub(crate) total: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use uaio_driver::block::PollsAnyway;
+    use uaio_driver::{DmaPool, IoErrorKind, PoolOptions, Token};
+
+    use super::*;
+    use crate::retry::RunQueue;
+
+    #[test]
+    fn frames_that_a_device_keeps_do_not_make_anybody_wait_for_ever() {
+        let pool = DmaPool::new(PoolOptions::frames(2)).unwrap();
+        let frames = vec![pool.take().unwrap(), pool.take().unwrap()];
+        let stability = Stability::new(false, 512);
+        let mut shard = Shard::new(0, frames, Arc::new(Wanted::default()), stability);
+        let run = RunQueue::new(1, Arc::new(PollsAnyway));
+        let entries = Entries::new(0, 1, run.clone());
+        shard.waiters().join(&entries);
+        let lent = [shard.take_frame(None).unwrap(), shard.take_frame(None).unwrap()];
+        let waiter =
+            Waiter::new(&entries, Token { slot: 0, generation: 0 }, crate::wait::Wants::Anything);
+        assert!(shard.wait_frame(None, waiter).is_none());
+        let mut wakes = Wakes::default();
+        let gone = IoError::new(IoErrorKind::Gone);
+        shard.fail_frame_waiters(gone, &mut wakes);
+        wakes.run();
+        assert!(run.pop().is_none(), "they may come back");
+        let [kept, other] = lent;
+        drop(kept);
+        shard.kept_by_device();
+        shard.fail_frame_waiters(gone, &mut wakes);
+        wakes.run();
+        assert!(run.pop().is_none(), "one may come back");
+        drop(other);
+        shard.kept_by_device();
+        shard.fail_frame_waiters(gone, &mut wakes);
+        wakes.run();
+        assert!(matches!(run.pop(), Some((_, Wakeup::Ended(Err(error)))) if error == gone));
+    }
 }

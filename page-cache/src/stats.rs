@@ -1,5 +1,7 @@
 //! What the cache counts.
 
+use crate::waited::Waits;
+
 /// Counters of one shard, kept under its lock.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ShardStats {
@@ -37,6 +39,8 @@ pub struct CacheStats {
     pub frame_waits: u64,
     /// Times a writer had to wait for room below the dirty limit.
     pub room_waits: u64,
+    /// Waits of operations, by what they waited for, and their time.
+    pub waits: Waits,
     /// Pages written back.
     pub written_back: u64,
     /// Pages whose writeback failed.

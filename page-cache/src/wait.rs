@@ -59,6 +59,7 @@ use uaio_driver::{DmaBuf, IoError, Token};
 use crate::barrier::RangeId;
 use crate::page::Blocks;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::waited::WaitKind;
 
 /// What a waiter is woken with.
 #[derive(Debug)]
@@ -152,6 +153,9 @@ impl Place {
     }
 }
 
+/// The key of an entry that waits for a frame of a shard; the others there wait for the page in a slot.
+pub(crate) const FOR_A_FRAME: u64 = u64::MAX;
+
 /// Names an entry: the lane's number, and the operation's slot in the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Link(u64);
@@ -215,6 +219,20 @@ impl Entries {
     /// Where the operation in `slot` left its entry, if its wake-up has not arrived since.
     pub(crate) fn place(&self, slot: u32) -> Option<Place> {
         Place::from_u32(self.entries[slot as usize].place.load(Ordering::Relaxed))
+    }
+
+    /// What the operation in `slot` waits for, if it is on a queue or its wake-up is on its way. Only the
+    /// operation's owner may ask: nobody else changes what this looks at.
+    pub(crate) fn kind(&self, slot: u32) -> Option<WaitKind> {
+        Some(match self.place(slot)? {
+            Place::Shard(_) => {
+                let key = self.entries[slot as usize].key.load(Ordering::Relaxed);
+                if key == FOR_A_FRAME { WaitKind::Frame } else { WaitKind::Page }
+            }
+            Place::Room(_) => WaitKind::Room,
+            Place::Barriers => WaitKind::Range,
+            Place::Orders => WaitKind::Flush,
+        })
     }
 
     /// The wake-up of the operation in `slot` has arrived, or will not come.

@@ -19,10 +19,12 @@
 //! **The dirty limit** is what the device takes in [`FLUSH_TARGET`], by the rate seen while the
 //! flusher was busy, so that a flush takes about that long at most.
 //!
-//! **Errors**: data that could not be written stays dirty and is tried again, with growing pauses,
-//! and at once when somebody flushes, block by block so that a bad block costs only itself. Each
-//! flush that covers it fails while it stays so. When the device is gone, or has failed for
-//! [`GIVE_UP`], writers that find no room get the error instead of waiting, until data goes out again.
+//! **Errors**: data that could not be written stays dirty and is tried again, with pauses that grow for each
+//! page by itself, and at once when somebody flushes: first as before, because most errors pass, then in
+//! ever smaller commands, so that a bad block costs only itself and its neighbours are not sent one by
+//! one for it. Each flush that covers it fails while it stays so. When the device is gone, or what fails
+//! holds half of a shard's room and has for [`GIVE_UP`], or will not heal as the device says, writers that
+//! find no room there get the error instead of waiting, until data goes out again.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -39,7 +41,7 @@ use crate::page::{Blocks, Page};
 use crate::room::Usage;
 use crate::shard::Shard;
 use crate::stability::FlushId;
-use crate::sync::Ordering;
+use crate::sync::{Mutex, Ordering};
 use crate::wait::{Waiter, Wakeup, Wants};
 
 /// How old a dirty page may get before it is written without anybody asking, unless something else is
@@ -49,9 +51,19 @@ pub const AGE_MAX: Duration = Duration::from_secs(5);
 pub const FLUSH_TARGET: Duration = Duration::from_secs(2);
 /// How often the flusher looks at the age of pages.
 const TICK: Duration = Duration::from_secs(1);
-/// Pauses between attempts to write what has failed: the first, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// How long a device may fail before those who wait for room are told.
+/// Pauses between attempts to write a page that has failed so often, and more often than the last.
+const BACKOFF: [Duration; 7] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(16),
+    Duration::from_secs(30),
+];
+/// The most pages in a command for pages that have failed twice.
+const PIECE_PAGES: u64 = 16;
+/// How long what fails may hold half of a shard's room before those who wait for room are told.
 pub const GIVE_UP: Duration = Duration::from_secs(10);
 /// Pages looked at in one turn.
 const BATCH_PAGES: usize = 2048;
@@ -86,17 +98,58 @@ pub struct Flusher {
     waits_for: Option<u64>,
     /// A page that it is the flusher's turn to write.
     turn: Option<u64>,
-    retry_at: Duration,
-    backoff: Duration,
-    /// Since when there is data that failed to be written, and how it failed last.
-    failing: Option<(Duration, IoError)>,
-    /// The last sequence number when a write failed last: what is tried again is not younger.
-    failing_seq: u64,
+    /// When pages are tried again that have failed so often, by [`BACKOFF`], while there are failed ones.
+    retry_at: [Option<Duration>; BACKOFF.len()],
+    /// By shard, since when what fails holds half of its room.
+    choked: Vec<Option<Duration>>,
     broken: bool,
+    /// Of the command being gathered.
+    size: CommandSize,
+    /// Where the next batch begins that does not fit into the slots: what was left of the last.
+    hand: u64,
+    /// The shard whose pages are looked at first.
+    first_shard: usize,
     ages: Ages,
     pace: Pace,
     /// Everything is to be written, as if somebody flushed.
     all: bool,
+}
+
+/// How large a command for a page may be, by how often writing the page has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CommandSize {
+    /// As the device allows.
+    Most,
+    /// [`PIECE_PAGES`].
+    Piece,
+    /// The page by itself.
+    Page,
+    /// A block of it.
+    Block,
+}
+
+impl CommandSize {
+    fn after(attempts: u8) -> Self {
+        match attempts {
+            0 | 1 => Self::Most,
+            2 => Self::Piece,
+            3 => Self::Page,
+            _ => Self::Block,
+        }
+    }
+
+    /// Whether a command begins at a page, whatever lies before it.
+    fn begins_at(self, page: u64) -> bool {
+        match self {
+            Self::Most => false,
+            Self::Piece => page.is_multiple_of(PIECE_PAGES),
+            Self::Page | Self::Block => true,
+        }
+    }
+}
+
+fn is_gone(error: &IoError) -> bool {
+    error.kind == IoErrorKind::Gone
 }
 
 /// The device flush that was sent.
@@ -135,11 +188,12 @@ impl Flusher {
             flush: None,
             waits_for: None,
             turn: None,
-            retry_at: Duration::ZERO,
-            backoff: BACKOFF.0,
-            failing: None,
-            failing_seq: 0,
+            retry_at: [None; BACKOFF.len()],
+            choked: vec![None; cache.shards().count()],
             broken: false,
+            size: CommandSize::Most,
+            hand: 0,
+            first_shard: 0,
             ages: Ages::default(),
             pace: Pace::default(),
             all: false,
@@ -154,7 +208,7 @@ impl Flusher {
         if self.core.poll() > 0 {
             busy = true;
             while let Some((io, result, data)) = self.core.next_completion() {
-                self.settle(now, io, result, data);
+                self.settle(io, result, data);
             }
             self.adjust();
         }
@@ -166,7 +220,8 @@ impl Flusher {
         self.core.commit();
         self.core.wakes.run();
         let next = now + TICK;
-        let next = if self.any_failed() { next.min(self.retry_at.max(now)) } else { next };
+        let retry = self.retry_at.iter().flatten().min().copied();
+        let next = next.min(retry.unwrap_or(next).max(now));
         let ranges = self.core.cache.orders.lock().tickets.iter().any(|it| !it.is_whole());
         let next = if ranges { next.min(now + RANGE_LOOK) } else { next };
         Turn { busy, next }
@@ -238,9 +293,9 @@ impl Flusher {
         self.core.cache.shards().any(|shard| shard.lock().failed_len() > 0)
     }
 
-    fn settle(&mut self, now: Duration, io: Io, result: IoResult, data: SgList) {
+    fn settle(&mut self, io: Io, result: IoResult, data: SgList) {
         match io.kind {
-            IoKind::Store => self.settle_store(now, io, result, data),
+            IoKind::Store => self.settle_store(io, result, data),
             IoKind::Flush => {
                 self.core.recycle(data.frames);
                 let Some(flush) = &mut self.flush else { panic!("nobody sent this flush") };
@@ -277,60 +332,68 @@ impl Flusher {
         }
     }
 
-    fn settle_store(&mut self, now: Duration, io: Io, result: IoResult, data: SgList) {
-        self.pace.wrote(io.blocks as usize * self.core.cache.block_size());
+    fn settle_store(&mut self, io: Io, result: IoResult, data: SgList) {
         let mut oldest_failed = u64::MAX;
         self.core.end_store(&io, result, data.frames, false, |_, _, oldest| {
             oldest_failed = oldest_failed.min(oldest);
         });
         let cache = &self.core.cache;
+        let block_size = cache.block_size();
         match result {
-            Ok(()) => self.backoff = BACKOFF.0,
+            // What fails at once says nothing about how fast the device writes.
+            Ok(()) => self.pace.wrote(io.blocks as usize * block_size),
             Err(error) => {
-                let block_size = cache.block_size() as u64;
-                let start = io.lba * block_size;
-                cache.errors.record(start..start + u64::from(io.blocks) * block_size, error);
+                let start = io.lba * block_size as u64;
+                let end = start + u64::from(io.blocks) * block_size as u64;
+                cache.errors.record(start..end, error);
                 let pages = self.core.page_range(&io);
                 cache.fail_covering(&mut self.core.wakes, error, &pages, oldest_failed);
-                // One attempt is many commands: the first that fails of them counts.
-                if now >= self.retry_at {
-                    self.retry_at = now + self.backoff;
-                    self.backoff = (self.backoff * 2).min(BACKOFF.1);
-                }
-                let since = self.failing.map_or(now, |(since, _)| since);
-                self.failing = Some((since, error));
-                self.failing_seq = cache.last_seq();
             }
         }
     }
 
     /// Decides whether room will come back: not from a device that is gone, nor in a shard where what
-    /// has failed for long holds half of it or more. With less, a writer that waits gets the room of
-    /// pages that can be written: a bad block costs only itself.
+    /// fails holds half of it or more, and has for long, or will not heal. With less, a writer that waits
+    /// gets the room of pages that can be written: a bad block costs only itself.
     fn judge(&mut self, now: Duration) {
-        let cache = &self.core.cache;
-        if self.failing.is_some() && !cache.shards().any(|shard| shard.lock().troubled_len() > 0) {
-            self.failing = None;
-        }
-        let failed = self.failing.filter(|(since, error)| {
-            let gone = error.kind == IoErrorKind::Gone || cache.device_error().is_some();
-            gone || now.saturating_sub(*since) >= GIVE_UP
-        });
-        if failed.is_none() && !self.broken {
+        let cache = Arc::clone(&self.core.cache);
+        let trouble = |shard: &Mutex<Shard>| shard.lock().trouble();
+        let last = cache.shards().filter_map(trouble).max_by_key(|(_, error)| is_gone(error));
+        if last.is_none() && !self.broken {
+            self.choked.fill(None);
             return;
         }
+        let gone = last.map(|(_, error)| cache.device_error().unwrap_or(error)).filter(is_gone);
         self.broken = false;
-        let gone = cache.device_error().is_some();
-        for (shard, room) in cache.shards().zip(cache.rooms()) {
+        for ((shard, room), choked) in cache.shards().zip(cache.rooms()).zip(&mut self.choked) {
             let mut shard = shard.lock();
-            let error = failed.map(|(_, error)| error).filter(|error| {
-                let gone = gone || error.kind == IoErrorKind::Gone;
-                gone || 2 * shard.troubled_len() >= room.usage().limit
-            });
+            let limit = room.usage().limit.min(shard.target());
+            let failed = shard.trouble().filter(|(pages, _)| 2 * pages >= limit);
+            *choked = failed.map(|_| choked.unwrap_or(now));
+            let long = choked.is_some_and(|since| now.saturating_sub(since) >= GIVE_UP);
+            let failed = failed.map(|(_, error)| error).filter(|error| long || error.do_not_retry);
+            let error = gone.or(failed);
             room.set_broken(error, &mut self.core.wakes);
             if let Some(error) = error {
                 shard.fail_frame_waiters(error, &mut self.core.wakes);
                 self.broken = true;
+            }
+        }
+    }
+
+    /// What has failed and has waited long enough is to be tried again.
+    fn retry_failed(&mut self, now: Duration) {
+        let cache = &self.core.cache;
+        if !self.any_failed() {
+            self.retry_at = [None; BACKOFF.len()];
+            return;
+        }
+        let last = BACKOFF.len() - 1;
+        for (level, (at, backoff)) in self.retry_at.iter_mut().zip(BACKOFF).enumerate() {
+            if *at.get_or_insert(now + backoff) <= now {
+                let due = |attempts: u8| usize::from(attempts).saturating_sub(1).min(last) == level;
+                cache.shards().for_each(|shard| shard.lock().retry_failed(due));
+                *at = None;
             }
         }
     }
@@ -356,13 +419,11 @@ impl Flusher {
             flush_seq = flush_seq.max(Some(ticket.seq));
             retry_failed |= std::mem::take(&mut ticket.retry_failed);
         }
-        if retry_failed || now >= self.retry_at {
-            cache.shards().for_each(|shard| shard.lock().retry_failed());
+        if retry_failed {
+            cache.shards().for_each(|shard| shard.lock().retry_failed(|_| true));
         }
+        self.retry_failed(now);
         let mut upto = flush_seq.unwrap_or(0).max(self.ages.expired(now, cache.age_max()));
-        if self.failing.is_some() {
-            upto = upto.max(self.failing_seq);
-        }
         if self.all {
             upto = u64::MAX;
         }
@@ -371,6 +432,7 @@ impl Flusher {
         self.use_turn(&cache, &mut sent);
         let mut slots_left = self.write_batch(&cache, &mut sent, |since, _| since <= upto);
         slots_left = slots_left && self.write_ranges(&cache, &mut sent);
+        slots_left = slots_left && self.write_retried(&cache, &mut sent);
         if slots_left {
             let over_background = |room: &Usage, ahead| room.used > room.background + ahead;
             self.write_batch(&cache, &mut sent, |_, (room, ahead)| over_background(room, ahead));
@@ -389,14 +451,21 @@ impl Flusher {
     ) -> bool {
         let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
-        for (shard, room) in cache.shards().zip(cache.rooms()) {
+        // Each shard has its part of the batch, and another is the first each time: none waits until
+        // those before it have nothing more to write.
+        let shards = cache.shards().count();
+        let most = BATCH_PAGES / shards;
+        self.first_shard = (self.first_shard + 1) % shards;
+        let all = cache.shards().zip(cache.rooms());
+        for (shard, room) in all.clone().skip(self.first_shard).chain(all.take(self.first_shard)) {
             let room = room.usage();
             let shard = shard.lock();
             let mut ahead = shard.writeback_len();
+            let end = batch.len() + most;
             for slot in shard.dirty() {
                 let page = shard.page(slot);
                 let since = page.dirty_since().unwrap_or(u64::MAX);
-                if batch.len() == BATCH_PAGES || !wanted(since, (&room, ahead)) {
+                if batch.len() == end || !wanted(since, (&room, ahead)) {
                     break;
                 }
                 if matches!(page, Page::Dirty(_)) && !shard.is_failed(slot) {
@@ -404,6 +473,27 @@ impl Flusher {
                     ahead += 1;
                 }
             }
+        }
+        self.store_all(cache, batch, sent)
+    }
+
+    /// Sends what has failed and is to be tried again, whatever its age. Says whether there are slots
+    /// left.
+    fn write_retried(&mut self, cache: &Cache, sent: &mut usize) -> bool {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        for shard in cache.shards() {
+            let shard = shard.lock();
+            let troubled = shard.trouble().map_or(0, |(pages, _)| pages);
+            if troubled == shard.failed_len() {
+                continue;
+            }
+            let retried = |slot: &u32| {
+                let tried = shard.attempts(*slot) > 0 && !shard.is_failed(*slot);
+                tried && matches!(shard.page(*slot), Page::Dirty(_))
+            };
+            let left = BATCH_PAGES - batch.len();
+            batch.extend(shard.dirty().filter(retried).take(left).map(|slot| shard.key(slot)));
         }
         self.store_all(cache, batch, sent)
     }
@@ -433,7 +523,13 @@ impl Flusher {
     fn store_all(&mut self, cache: &Cache, mut batch: Vec<u64>, sent: &mut usize) -> bool {
         batch.sort_unstable();
         let mut run = None;
-        let slots_left = batch.iter().all(|page| self.store(cache, *page, &mut run, sent));
+        // When not all fits into the slots, the next begins where this ended: otherwise what lies far
+        // behind would wait for as long as something is dirtied before it.
+        let first = batch.partition_point(|page| *page < self.hand);
+        let from_hand = batch[first..].iter().chain(&batch[..first]);
+        let left = from_hand.copied().find(|page| !self.store(cache, *page, &mut run, sent));
+        self.hand = left.unwrap_or(0);
+        let slots_left = left.is_none();
         *sent += self.core.send(ME, &mut run);
         self.batch = batch;
         slots_left
@@ -454,17 +550,18 @@ impl Flusher {
         }
         let attempts = shard.attempts(slot);
         let Some((first, count)) = content.round().first_run() else { return true };
-        // One command carries one run; the rest of a page with gaps goes next time. Of a page that has
-        // failed one block: the bad one is found and the good ones get through.
-        let blocks = Blocks::range(first, if attempts == 0 { count } else { 1 });
+        // One command carries one run; the rest of a page with gaps goes next time.
+        let size = CommandSize::after(attempts);
+        let blocks = Blocks::range(first, if size == CommandSize::Block { 1 } else { count });
         let piece = Piece::new(IoKind::Store, page, blocks);
+        if run.is_some() && (size.begins_at(page) || size != self.size) {
+            drop(shard);
+            *sent += self.core.send(ME, run);
+            return self.store(cache, page, run, sent);
+        }
+        self.size = size;
         // One slot is kept for the device flush.
-        let there_is_a_slot = match attempts {
-            0 => self.core.slot_for(run.as_ref(), &piece, 1),
-            // It will be a command of its own.
-            _ => self.core.slots_free(run.as_ref(), 1),
-        };
-        if !there_is_a_slot {
+        if !self.core.slot_for(run.as_ref(), &piece, 1) {
             return false;
         }
         let begin = |page: Page| match page.begin_writeback(blocks) {
@@ -474,13 +571,7 @@ impl Flusher {
         let (frame, _released) = shard.transition(slot, &mut self.core.wakes, begin);
         drop(shard);
         self.turn = self.turn.filter(|of| *of != page);
-        if attempts > 0 {
-            *sent += self.core.send(ME, run);
-        }
         *sent += self.core.gather(ME, run, piece, frame);
-        if attempts > 0 {
-            *sent += self.core.send(ME, run);
-        }
         true
     }
 
@@ -556,14 +647,13 @@ impl Drop for Flusher {
     /// Waits for what it has in flight, bounded by the device's own deadlines; what is dirty stays
     /// so, and flushes that wait fail.
     fn drop(&mut self) {
-        let now = self.retry_at;
         while self.core.in_flight() > 0 {
             self.core.commit();
             if self.core.poll() == 0 {
                 std::thread::yield_now();
             }
             while let Some((io, result, data)) = self.core.next_completion() {
-                self.settle(now, io, result, data);
+                self.settle(io, result, data);
             }
         }
         // What its entry was woken with, perhaps by itself just now, goes to the next who waits.

@@ -495,6 +495,60 @@ fn dropping_a_lane_answers_everything_and_loses_no_frame() {
 }
 
 #[test]
+fn a_lane_that_is_dropped_waits_for_nobody_but_the_device() {
+    let options = CacheOptions { dirty_max_percent: 10, shards: 1, ..CacheOptions::frames(64) };
+    let mut rig = Rig::with(options);
+    // Writers wait for room, a flush for the flusher, one reader and one writer for the other lane.
+    let stuck = rig.device.set_fault(Fault::new(FaultOn::Reads, Effect::Stuck));
+    rig.start_on(1, 100, READ, 200 * PAGE, page(0));
+    rig.start_on(0, 101, READ, 200 * PAGE, page(0));
+    rig.start_on(0, 102, WRITE, 200 * PAGE, page(0));
+    for id in 0..20 {
+        rig.start_on(0, id, WRITE, id * PAGE, page(1));
+    }
+    rig.start_on(0, 103, OpKind::Flush, 0, Vec::new());
+    rig.start_on(0, 104, STABLE, 210 * PAGE, page(1));
+    rig.lanes.remove(0);
+    assert!(rig.result(100).is_none() && rig.finished.iter().all(|(_, result, _)| result.is_ok()));
+    rig.device.clear_fault(stuck);
+    while rig.result(100).is_none() {
+        rig.turn();
+    }
+    rig.cache.assert_sound();
+    rig.turns(20);
+    assert_eq!(rig.cache.frames_lent(), 0);
+    // And what it was handed, or waited for, is anybody's: all the room comes back.
+    for id in 0..40 {
+        rig.lanes.iter().for_each(|lane| assert!(lane.depth() > 0));
+        rig.start(id, WRITE, (100 + id) * PAGE, page(1));
+        assert_eq!(rig.wait(id).0, Ok(()));
+    }
+}
+
+#[test]
+fn without_a_flusher_there_is_room_for_some_writers_and_an_error_for_the_others() {
+    let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
+    let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();
+    let cache = Cache::new(Arc::new(device), CacheOptions::frames(64)).unwrap();
+    let mut lane = Lane::new(Arc::clone(&cache), 64, 4, Arc::new(PollsAnyway)).unwrap();
+    for id in 0..40 {
+        let operation = Operation {
+            token: Token::from_u64(id),
+            kind: WRITE,
+            offset: id * PAGE,
+            len: PAGE,
+            buffer: Buffer::Bytes(page(1)),
+            handle: cache.open(),
+        };
+        assert!(lane.start(operation).is_ok());
+    }
+    lane.turn();
+    let results: Vec<_> = std::iter::from_fn(|| lane.pop_finished()).map(|it| it.result).collect();
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 32);
+    assert_eq!(results.len(), 40, "nobody waits for a flusher that there never was");
+}
+
+#[test]
 fn without_a_flusher_nobody_waits_for_ever() {
     let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
     let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();

@@ -7,9 +7,12 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use common::rig::{MEDIA, PAGE, READ, Rig, STABLE, WRITE, page};
 use uaio_driver::sim::{Effect, Fault, FaultOn};
-use uaio_page_cache::{CacheMode, CacheOptions, OpKind};
+use uaio_page_cache::{CacheMode, CacheOptions, OpKind, Waited};
 
 /// Rounds in which whoever waits must have been let go.
 const PATIENCE: u64 = 40;
@@ -112,6 +115,69 @@ fn a_thousand_stable_writers_of_one_page_are_a_thousand_wakeups() {
     (0..WRITERS).for_each(|id| last[512 * (id as usize % 8)] = id as u8);
     let image = rig.device.crash();
     (0..8).for_each(|block| assert_eq!(image[512 * block], last[512 * block]));
+}
+
+/// The time that the clock of the next test shows.
+static NOW_MS: AtomicU64 = AtomicU64::new(0);
+/// How often it was read.
+static READINGS: AtomicU64 = AtomicU64::new(0);
+
+fn test_clock() -> Duration {
+    READINGS.fetch_add(1, Ordering::Relaxed);
+    Duration::from_millis(NOW_MS.load(Ordering::Relaxed))
+}
+
+#[test]
+fn time_spent_waiting_is_told_by_what_was_waited_for() {
+    let mut rig = Rig::with(CacheOptions {
+        shards: 1,
+        dirty_max_percent: 10,
+        clock: Some(test_clock),
+        ..CacheOptions::frames(20)
+    });
+    assert_eq!(rig.run(READ, 0, page(0)).0, Ok(()));
+    assert_eq!(rig.run(READ, 0, page(0)).0, Ok(()));
+    assert_eq!(READINGS.load(Ordering::Relaxed), 0, "nobody has waited for anybody");
+    let mut stuck = rig.device.set_fault(Fault::new(FaultOn::Everything, Effect::Stuck));
+    let pass = |rig: &mut Rig, stuck: &mut _, ms| {
+        rig.turns(2);
+        NOW_MS.fetch_add(ms, Ordering::Relaxed);
+        rig.device.clear_fault(*stuck);
+        rig.turns(50);
+        *stuck = rig.device.set_fault(Fault::new(FaultOn::Everything, Effect::Stuck));
+    };
+    // A page that another reads; room for two dirty pages; the frames; the queue; a range; a flush.
+    rig.start(1, READ, PAGE, page(0));
+    rig.start_on(1, 2, READ, PAGE, page(0));
+    pass(&mut rig, &mut stuck, 10);
+    let page_waits = rig.cache.stats().waits.page;
+    (3..6).for_each(|id| rig.start(id, WRITE, id * PAGE, page(1)));
+    pass(&mut rig, &mut stuck, 200);
+    rig.cache.drop_clean(0..u64::MAX);
+    (30..46).for_each(|id| rig.start(id, READ, id * 2 * PAGE, page(0)));
+    (46..51).for_each(|id| rig.start_on(1, id, READ, id * 2 * PAGE, page(0)));
+    pass(&mut rig, &mut stuck, 3000);
+    let zeroes = OpKind::WriteZeroes { may_unmap: false };
+    rig.start(60, zeroes, 0, page(0));
+    rig.start_on(1, 61, WRITE, 0, page(1));
+    pass(&mut rig, &mut stuck, 40_000);
+    rig.start(70, OpKind::Flush, 0, Vec::new());
+    pass(&mut rig, &mut stuck, 500_000);
+    (80..99).for_each(|id| rig.start(id, READ, (101 + (id - 80) * 7) * PAGE, page(0)));
+    let before = rig.cache.stats().waits;
+    pass(&mut rig, &mut stuck, 6_000_000);
+    let waits = rig.cache.stats().waits;
+    let check = |waited: Waited, ms| {
+        assert!(waited.count > 0, "nobody waited: {before:?}");
+        assert_eq!(waited.time.as_millis(), u128::from(waited.count) * ms, "{before:?}");
+    };
+    check(page_waits, 10);
+    check(before.room, 200);
+    check(before.frame, 3000);
+    check(before.range, 40_000);
+    check(before.flush, 500_000);
+    check(waits.slot, 6_000_000);
+    assert_eq!(before.slot, Waited::default());
 }
 
 #[test]

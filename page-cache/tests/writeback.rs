@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::rig::{MEDIA, PAGE, Rig, WRITE, page};
 use uaio_driver::block::PollsAnyway;
 use uaio_driver::sim::{Effect, Event, Fault, FaultOn, SimDevice, SimOptions};
-use uaio_driver::{Capabilities, DmaPool, IoErrorKind, PoolOptions};
+use uaio_driver::{Capabilities, DmaPool, IoError, IoErrorKind, PoolOptions};
 use uaio_page_cache::{
     Amount, Cache, CacheMode, CacheOptions, DirtyLimits, Flusher, OpKind, writeback,
 };
@@ -371,4 +371,203 @@ fn a_flush_of_a_range_past_the_end_is_refused_and_one_of_nothing_is_done() {
     assert!(rig.wait(1).0.is_err());
     flush_range(&mut rig, 2, PAGE, 0);
     assert_eq!(rig.wait(2).0, Ok(()));
+}
+
+#[test]
+fn after_an_error_that_passes_the_data_goes_out_in_as_few_commands_as_before() {
+    let mut rig = one_shard(64);
+    for number in 0..32 {
+        assert_eq!(rig.run(WRITE, number * PAGE, page(1)).0, Ok(()));
+    }
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).times(1));
+    assert_eq!(rig.flush(), Err(MEDIA));
+    let before = rig.device.counts().writes;
+    _ = rig.flush();
+    rig.turns(20);
+    assert_eq!(rig.cache.dirty_ranges(), []);
+    assert_eq!(rig.device.counts().writes - before, 1, "one command of 128 KiB");
+}
+
+#[test]
+fn a_bad_block_is_closed_in_on_by_ever_smaller_commands() {
+    let mut rig = one_shard(64);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(100..101));
+    for number in 0..32 {
+        assert_eq!(rig.run(WRITE, number * PAGE, page(1)).0, Ok(()));
+    }
+    for _ in 0..8 {
+        assert_eq!(rig.flush(), Err(MEDIA));
+        rig.turns(20);
+    }
+    assert_eq!(rig.cache.dirty_ranges().first(), Some(&(100 * 512..101 * 512)));
+    assert_eq!(rig.cache.dirty_ranges().len(), 1);
+    let writes = rig.device.counts().writes;
+    assert!(writes < 40, "{writes} commands for 32 pages of 8 blocks");
+}
+
+#[test]
+fn a_cache_made_smaller_than_its_limits_in_bytes_keeps_frames_for_reads() {
+    let mut rig = Rig::sized(8 << 20, CacheOptions { shards: 1, ..CacheOptions::frames(1000) });
+    let limits = DirtyLimits {
+        background: Amount::Bytes(400 * PAGE),
+        hard: Amount::Bytes(800 * PAGE),
+        age_max: Duration::from_secs(3600),
+    };
+    rig.cache.set_dirty_limits(limits).unwrap();
+    rig.cache.resize(100).unwrap();
+    rig.turns(10);
+    for id in 0..300 {
+        rig.start(id % 60, WRITE, id * PAGE, page(1));
+        assert_eq!(rig.wait(id % 60).0, Ok(()), "write {id}");
+    }
+    assert!(rig.cache.stats().dirty_limit_bytes <= 90 * PAGE, "{:?}", rig.cache.stats());
+    assert_eq!(rig.run(common::rig::READ, 1000 * PAGE, page(0)).0, Ok(()));
+    // And while nothing can be written, who waits is told.
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)));
+    for id in 0..60 {
+        rig.start(id, WRITE, (400 + id) * PAGE, page(1));
+        rig.start_on(1, 100 + id, WRITE, (500 + id) * PAGE, page(1));
+    }
+    rig.start_on(1, 200, common::rig::READ, 1100 * PAGE, page(0));
+    for _ in 0..200 {
+        rig.now += Duration::from_millis(100);
+        rig.turn();
+    }
+    assert_eq!(rig.finished.len(), 121, "everybody is answered");
+    assert!(rig.finished.iter().any(|(_, result, _)| *result == Err(MEDIA)));
+}
+
+#[test]
+fn how_long_one_block_has_been_bad_does_not_shorten_the_wait_of_others() {
+    let mut rig = one_shard(64);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(0..1));
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    assert_eq!(rig.flush(), Err(MEDIA));
+    rig.now += 10 * writeback::GIVE_UP;
+    rig.turns(5);
+    // Now nothing can be written for a moment.
+    let outage = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)));
+    for id in 0..40 {
+        rig.start(id, WRITE, (10 + id) * PAGE, page(1));
+    }
+    rig.start_on(1, 100, OpKind::Flush, 0, Vec::new());
+    for _ in 0..20 {
+        rig.now += Duration::from_millis(100);
+        rig.turn();
+    }
+    assert!(rig.cache.stats().room_waits > 0);
+    rig.device.clear_fault(outage);
+    for id in 0..40 {
+        while rig.result(id).is_none() {
+            rig.now += Duration::from_millis(100);
+            rig.turn();
+        }
+        assert_eq!(rig.result(id), Some(Ok(())), "writer {id}");
+    }
+}
+
+#[test]
+fn an_error_that_the_device_says_will_not_heal_ends_the_waits_at_once() {
+    let mut rig = one_shard(64);
+    let error = IoError { do_not_retry: true, ..MEDIA };
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(error)));
+    for id in 0..40 {
+        rig.start(id, WRITE, id * PAGE, page(1));
+    }
+    for _ in 0..20 {
+        rig.now += Duration::from_millis(100);
+        rig.turn();
+    }
+    for id in 32..40 {
+        assert_eq!(rig.result(id), Some(Err(error)), "writer {id}");
+    }
+}
+
+#[test]
+fn the_pauses_between_attempts_grow_whatever_else_goes_well() {
+    let mut rig = one_shard(64);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(0..1));
+    assert_eq!(rig.run(WRITE, 0, vec![1; 512]).0, Ok(()));
+    for id in 0..600 {
+        // Something else is written all the time, and well.
+        assert_eq!(rig.run(WRITE, (10 + id % 30) * PAGE, page(1)).0, Ok(()));
+        rig.now += Duration::from_millis(200);
+        rig.turns(2);
+    }
+    let failed = rig.device.counts().failed;
+    assert!((5..=12).contains(&failed), "{failed} attempts in two minutes");
+}
+
+#[test]
+fn what_is_tried_again_takes_nothing_younger_with_it() {
+    let mut rig = one_shard(64);
+    let limits = DirtyLimits { age_max: Duration::from_secs(600), ..DirtyLimits::percent(50) };
+    rig.cache.set_dirty_limits(limits).unwrap();
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(0..1));
+    assert_eq!(rig.run(WRITE, 0, vec![1; 512]).0, Ok(()));
+    assert_eq!(rig.flush(), Err(MEDIA));
+    assert_eq!(rig.run(WRITE, 20 * PAGE, page(1)).0, Ok(()));
+    for _ in 0..100 {
+        rig.now += Duration::from_millis(500);
+        rig.turns(2);
+    }
+    assert!(rig.device.counts().failed > 4, "it was tried again");
+    assert_eq!(pages_written(&rig).iter().filter(|page| **page == 20).count(), 0, "too early");
+}
+
+#[test]
+fn what_fails_at_once_does_not_raise_the_dirty_limit() {
+    let options = CacheOptions { shards: 1, ..CacheOptions::frames(8192) };
+    let mut rig = Rig::sized(64 << 20, options);
+    let slow = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Slow { steps: 60 }));
+    rig.flusher.write_all(true);
+    for id in 0..4000 {
+        assert_eq!(rig.run(WRITE, id * PAGE, page(1)).0, Ok(()));
+        rig.now += Duration::from_millis(1);
+        rig.turn();
+    }
+    rig.flusher.write_all(false);
+    rig.device.clear_fault(slow);
+    let limit = rig.cache.stats().dirty_limit_bytes;
+    assert!(limit < 4096 * PAGE, "the rate was seen: {limit}");
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)));
+    for id in 0..300 {
+        assert_eq!(rig.run(WRITE, id * PAGE, page(1)).0, Ok(()));
+    }
+    for _ in 0..2000 {
+        rig.now += Duration::from_millis(1);
+        rig.start_on(1, 2, OpKind::Flush, 0, Vec::new());
+        rig.turns(2);
+        rig.finished.clear();
+    }
+    assert!(rig.cache.stats().dirty_limit_bytes <= limit, "{:?}", rig.cache.stats());
+}
+
+#[test]
+fn a_writer_far_behind_on_the_device_waits_no_longer_than_those_at_its_front() {
+    let options = CacheOptions { shards: 16, dirty_max_percent: 50, ..CacheOptions::frames(512) };
+    let mut rig = Rig::sized(32 << 20, options);
+    // A command takes long, and no two pages are neighbours: the slots are what is scarce.
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Slow { steps: 12 }));
+    let mut begun = [None; 56];
+    let mut longest = 0;
+    let mut random = fastrand::Rng::with_seed(5);
+    for turn in 0..6000_u64 {
+        for (id, begun) in (0..).zip(&mut begun) {
+            if rig.result(id).is_some() {
+                rig.finished.retain(|(done, ..)| *done != id);
+                longest = longest.max(turn - begun.take().unwrap());
+            }
+            if begun.is_none() {
+                // Most of them at the front of the device, some at its end.
+                let at = if id < 48 { random.u64(..2048) } else { random.u64(3584..4096) };
+                rig.start_on(0, id, WRITE, at * 2 * PAGE, page(1));
+                *begun = Some(turn);
+            }
+        }
+        rig.turn();
+    }
+    let waits = begun.iter().flatten().map(|begun| 6000 - begun);
+    let longest = waits.max().unwrap_or(0).max(longest);
+    assert!(longest < 600, "a writer waited {longest} turns");
 }

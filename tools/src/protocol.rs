@@ -279,6 +279,18 @@ pub(crate) struct CacheStats {
     /// How often a writer had to wait below the dirty limit.
     #[serde(default)]
     pub(crate) dirty_waits: u64,
+    /// Waits of operations that are over, by what they waited for.
+    #[serde(default)]
+    pub(crate) waits: Vec<WaitStats>,
+}
+
+/// Waits for one thing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct WaitStats {
+    pub(crate) name: String,
+    pub(crate) count: u64,
+    /// All of them together.
+    pub(crate) time_us: u64,
 }
 
 /// How much of a range is cached. Printed as it is by `aioctl cache residency --json`.

@@ -16,6 +16,9 @@
 //! command owns it until its event: dropping frees nothing that is in use. Whether a write that was
 //! dropped has happened is not known, in part or in whole; cancel by ticket where that matters.
 //!
+//! A future that is forgotten (`std::mem::forget`) is sound, too, and keeps its place, and with that one
+//! of the context's slots, for ever.
+//!
 //! # Why there is no future that borrows its memory
 //!
 //! A future can be forgotten (`std::mem::forget`) while its command goes on, and a borrow ends with its

@@ -69,16 +69,21 @@
 //! * [`close`](HostOp::Close) may be cancelled, and then the descriptor is still there.
 
 mod call;
+mod calls;
+mod complete;
 mod credentials;
 mod engine;
 mod entry;
 mod interrupt;
+mod issue;
 mod memory;
 mod op;
 mod ring;
 mod settled;
 mod slot;
 mod socket;
+mod stop;
+mod word;
 mod workers;
 
 pub use call::{Argument, Call, CallRefused};

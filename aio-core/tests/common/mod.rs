@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use uaio_core::{Event, Reactor, Volume, VolumeOptions};
 use uaio_driver::ram::RamDevice;
 use uaio_driver::{
-    Armed, BlockDevice, Capabilities, Completion, DeviceError, DmaPool, Geometry, Health, IoError,
-    IoErrorKind, IoQueue, Op, PoolOptions, QueueOptions, Refused, Request, SystemClock,
+    Armed, BlockDevice, Cancel, Capabilities, Completion, DeviceError, DmaPool, Geometry, Health,
+    IoError, IoErrorKind, IoQueue, Op, PoolOptions, QueueOptions, Refused, Request, SystemClock,
+    Token,
 };
 use uaio_page_cache::{Cache, CacheOptions};
 
@@ -26,6 +27,8 @@ pub struct GateState {
     /// It fails what it completes.
     pub fails: AtomicBool,
     pub completed: AtomicUsize,
+    /// Requests that it was asked to end early.
+    pub cancels: AtomicUsize,
     /// Flushes sent to it.
     pub flushes: AtomicUsize,
     /// What it was asked to move, and where the frames for that lie, since they were taken last.
@@ -95,6 +98,10 @@ impl IoQueue for GateQueue {
             }
         }
         count
+    }
+    fn cancel(&mut self, token: Token) -> Cancel {
+        self.state.cancels.fetch_add(1, Ordering::SeqCst);
+        self.inner.cancel(token)
     }
     fn in_flight(&self) -> usize {
         self.inner.in_flight()

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::lab::workspace_dir;
-use crate::{cargo, licences, packages, process, tidy};
+use crate::{cargo, licences, packages, process, space, tidy};
 
 /// Names the advisory database, for machines that have one.
 const ADVISORY_DB: &str = "UAIO_ADVISORY_DB";
@@ -52,6 +52,7 @@ pub fn run(options: &Options) -> Result<i32> {
     {
         bail!("no check {wrong}");
     }
+    space::ensure()?;
     packages::ensure(packages::BUILD)?;
     let mut failed = 0;
     for (name, check) in CHECKS {

@@ -19,7 +19,7 @@ use crate::lab::{Lab, image};
 use crate::machine::Machine;
 use crate::runner::{self, Binaries, Verdict};
 use crate::scenario::{self, Job, Scenario};
-use crate::{guest, packages};
+use crate::{guest, packages, space};
 
 /// The benches whose budget has been reached, and must not be left again.
 const GUARDED: &[&str] = &["nvme-cpu"];
@@ -84,6 +84,7 @@ pub fn run(options: &Options) -> Result<i32> {
     }
     let filter = options.filter.as_deref().unwrap_or_default();
     let mut count = Count::default();
+    space::ensure()?;
     packages::ensure(packages::BUILD)?;
     if !options.guest {
         count.add(host_tests(filter)?);

@@ -4,7 +4,7 @@ use super::Context;
 use crate::cli::DeviceId;
 use crate::client::{ask, unexpected};
 use crate::exit::Failure;
-use crate::protocol::{Answer, CacheStats, Command, DriveStats, OperationStats, Stats};
+use crate::protocol::{Answer, CacheStats, Command, DriveStats, OperationStats, Stats, WaitStats};
 use crate::table;
 use uaio_driver::url::ByteSize;
 
@@ -38,6 +38,13 @@ fn table_of(stats: &Stats) -> String {
     if let Some(cache) = &stats.cache {
         text.push('\n');
         text.push_str(&table::pairs(cache_pairs(cache)));
+        if !cache.waits.is_empty() {
+            text.push('\n');
+            text.push_str(&table::rows(
+                &["WAITS FOR", "COUNT>", "TIME ms>", "MEAN µs>"],
+                cache.waits.iter().map(waits),
+            ));
+        }
     }
     if let Some(drive) = &stats.drive {
         text.push('\n');
@@ -70,7 +77,17 @@ fn operation(operation: &OperationStats) -> Vec<String> {
     ]
 }
 
-fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 18] {
+fn waits(waits: &WaitStats) -> Vec<String> {
+    let mean = (waits.count > 0).then(|| waits.time_us as f64 / waits.count as f64);
+    vec![
+        waits.name.clone(),
+        waits.count.to_string(),
+        format!("{:.1}", waits.time_us as f64 / 1000.0),
+        mean.map_or("-".into(), |us| format!("{us:.1}")),
+    ]
+}
+
+fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 16] {
     // Rounded down: 100.0 means that there was no miss.
     let all = u128::from(cache.hits) + u128::from(cache.misses);
     let tenths = (u128::from(cache.hits) * 1000).checked_div(all);
@@ -92,8 +109,6 @@ fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 18] {
         ("dirty limit (MiB)", ByteSize(cache.dirty_limit_bytes).mib()),
         ("written back (MiB)", ByteSize(cache.written_back_bytes).mib()),
         ("failed writebacks", cache.failed_writebacks.to_string()),
-        ("waits for a frame", cache.frame_waits.to_string()),
-        ("waits at the dirty limit", cache.dirty_waits.to_string()),
     ]
 }
 
@@ -141,6 +156,10 @@ mod tests {
             writeback_bytes: 0,
             frame_waits: 7,
             dirty_waits: 8,
+            waits: vec![
+                WaitStats { name: "page".into(), count: 4, time_us: 1234 },
+                WaitStats { name: "frame".into(), ..WaitStats::default() },
+            ],
         }
     }
 
@@ -202,24 +221,26 @@ mod tests {
              OPERATION  COUNT  DATA MiB  ERRORS  p50 µs  p99 µs  p99.9 µs  p99.99 µs\n\
              read           3         3       0    12.3    99.0         -          -\n\
              \n\
-             hit rate (%)              98.7\n\
-             hits                      987\n\
-             misses                    13\n\
-             merged misses             2\n\
-             read ahead (pages)        40\n\
-             \x20 of these used           30\n\
-             \x20 of these wasted         5\n\
-             evicted (pages)           6\n\
-             size (MiB)                4, going to 3\n\
-             tables (MiB)              0.1\n\
-             cached (MiB)              1\n\
-             dirty (MiB)               0.1\n\
-             under writeback (MiB)     0\n\
-             dirty limit (MiB)         1\n\
-             written back (MiB)        0\n\
-             failed writebacks         0\n\
-             waits for a frame         7\n\
-             waits at the dirty limit  8\n"
+             hit rate (%)           98.7\n\
+             hits                   987\n\
+             misses                 13\n\
+             merged misses          2\n\
+             read ahead (pages)     40\n\
+             \x20 of these used        30\n\
+             \x20 of these wasted      5\n\
+             evicted (pages)        6\n\
+             size (MiB)             4, going to 3\n\
+             tables (MiB)           0.1\n\
+             cached (MiB)           1\n\
+             dirty (MiB)            0.1\n\
+             under writeback (MiB)  0\n\
+             dirty limit (MiB)      1\n\
+             written back (MiB)     0\n\
+             failed writebacks      0\n\
+             \n\
+             WAITS FOR  COUNT  TIME ms  MEAN µs\n\
+             page           4      1.2    308.5\n\
+             frame          0      0.0        -\n"
         );
     }
 }

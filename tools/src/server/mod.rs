@@ -126,6 +126,13 @@ pub(crate) fn check<'a>(context: &Context, args: &'a AddArgs) -> Result<Plan<'a>
     Ok(plan)
 }
 
+/// A clock that never goes back.
+fn monotonic() -> std::time::Duration {
+    static START: std::sync::LazyLock<std::time::Instant> =
+        std::sync::LazyLock::new(std::time::Instant::now);
+    START.elapsed()
+}
+
 /// Shields the calling thread. What may not be had is the same for all threads, and reported once,
 /// at the start.
 fn shield_thread() {

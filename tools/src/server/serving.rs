@@ -22,6 +22,7 @@ use crate::kernel;
 use crate::log;
 use crate::protocol::{
     self, Answer, CacheStats, Command, Dropped, Info, Limits, OperationStats, Residency, Stats,
+    WaitStats,
 };
 use crate::record::log_name;
 use crate::system::System;
@@ -429,7 +430,24 @@ fn cache_stats(cache: &Cache) -> CacheStats {
         readahead_wasted: stats.readahead_wasted,
         frame_waits: stats.frame_waits,
         dirty_waits: stats.room_waits,
+        waits: waits(&stats.waits),
     }
+}
+
+fn waits(waits: &uaio_page_cache::Waits) -> Vec<WaitStats> {
+    let of = |name: &str, waited: uaio_page_cache::Waited| WaitStats {
+        name: name.into(),
+        count: waited.count,
+        time_us: u64::try_from(waited.time.as_micros()).unwrap_or(u64::MAX),
+    };
+    vec![
+        of("page", waits.page),
+        of("frame", waits.frame),
+        of("dirty limit", waits.room),
+        of("device queue", waits.slot),
+        of("discard", waits.range),
+        of("flush", waits.flush),
+    ]
 }
 
 /// What cannot be saved, by range.

@@ -197,7 +197,11 @@ impl Stack {
             Mode::Writethrough => Some(CacheMode::Writethrough),
         };
         if let Some(mode) = mode {
-            let options = CacheOptions { mode, ..CacheOptions::frames(frames) };
+            let options = CacheOptions {
+                mode,
+                clock: Some(super::monotonic),
+                ..CacheOptions::frames(frames)
+            };
             let cache = Cache::new(Arc::clone(&self.bottom), options).map_err(|error| {
                 Failure::new(Exit::Failure, format!("make the cache: {error}"), "")
             })?;
