@@ -43,7 +43,9 @@ impl Buffer {
     pub fn len(&self) -> usize {
         match self {
             Self::None => 0,
-            Self::Frames(list) => list.frames.len() * FRAME_SIZE - list.offset as usize,
+            Self::Frames(list) => {
+                (list.frames.len() * FRAME_SIZE).saturating_sub(list.offset as usize)
+            }
             Self::Bytes(bytes) => bytes.len(),
             Self::Part { bytes, from } => bytes.len().saturating_sub(*from),
             Self::Pieces { pieces, from } => {
@@ -181,6 +183,12 @@ impl Runs {
 mod tests {
     use super::*;
     use uaio_driver::{DmaPool, PoolOptions};
+
+    #[test]
+    fn frames_that_begin_behind_their_end_hold_nothing() {
+        let list = SgList { frames: Vec::new(), offset: 512 };
+        assert!(Buffer::Frames(list).is_empty());
+    }
 
     #[test]
     fn pieces_are_one_run_of_bytes() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
 
 use crate::barrier::Barriers;
-use crate::errors::{ErrorLog, WritebackError};
+use crate::errors::{ErrorLog, Told, WritebackError};
 use crate::index::hash;
 use crate::limits::{Amount, DirtyLimits};
 use crate::page::Blocks;
@@ -140,6 +140,8 @@ pub struct Cache {
     pub(crate) device_flushes: AtomicU64,
     block_size: usize,
     blocks: u64,
+    /// The device takes no writes.
+    pub(crate) read_only: bool,
     /// What was asked for last; held while it is changed.
     pub(crate) size: Mutex<Size>,
     pub(crate) frames: AtomicUsize,
@@ -224,7 +226,7 @@ struct ShardCell {
 /// One opener of a cache: each is told once of writeback errors that happened while it was open.
 #[derive(Debug)]
 pub struct Handle {
-    seen: AtomicU64,
+    told: Mutex<Told>,
     /// What it reads; see [`crate::readahead`].
     pub(crate) streams: Mutex<Streams>,
 }
@@ -305,6 +307,7 @@ impl Cache {
             device_flushes: AtomicU64::new(0),
             block_size: geometry.block_size as usize,
             blocks: geometry.blocks,
+            read_only: device.capabilities().read_only,
             size: Mutex::new(size),
             frames: AtomicUsize::new(frames),
             dirty_max: AtomicUsize::new(dirty_max),
@@ -332,7 +335,7 @@ impl Cache {
 
     /// A new opener, which has seen all errors so far.
     pub fn open(&self) -> Arc<Handle> {
-        Arc::new(Handle { seen: AtomicU64::new(self.errors.total()), streams: Mutex::default() })
+        Arc::new(Handle { told: Mutex::new(self.errors.told()), streams: Mutex::default() })
     }
 
     /// Copies a range that is wholly cached into `out`, in the caller's thread, and says whether it
@@ -571,6 +574,20 @@ impl Cache {
         }
     }
 
+    /// Names the flusher, if there is none; says whether there was none.
+    pub(crate) fn add_flusher(&self, wake: Arc<dyn Wake>, wakes: &mut Wakes) -> bool {
+        {
+            let _one_at_a_time = self.flusher_changes.lock();
+            let mut flusher = self.flusher.lock();
+            if flusher.is_some() {
+                return false;
+            }
+            *flusher = Some(Arc::clone(&wake));
+        }
+        self.set_flusher(Some(wake), wakes);
+        true
+    }
+
     /// Names the flusher; without one, whoever needs it fails instead of waiting for ever.
     pub(crate) fn set_flusher(&self, wake: Option<Arc<dyn Wake>>, wakes: &mut Wakes) {
         let _one_at_a_time = self.flusher_changes.lock();
@@ -706,11 +723,20 @@ impl Cache {
 }
 
 impl Handle {
-    /// The error this handle has not been told of, if there is one; the next call says `None`.
-    pub(crate) fn take_error(&self, cache: &Cache) -> Option<IoError> {
-        let (error, total) = cache.errors.since(self.seen.load(Ordering::Relaxed));
-        self.seen.store(total, Ordering::Relaxed);
-        error
+    /// The error in these pages that this handle has not been told of, if there is one; the next call says
+    /// `None`.
+    pub(crate) fn take_error(&self, cache: &Cache, pages: &Range<u64>) -> Option<IoError> {
+        let page_size = FRAME_SIZE as u64;
+        let bytes = pages.start * page_size..pages.end.saturating_mul(page_size);
+        let news = cache.errors.tell(&mut self.told.lock(), &bytes);
+        news.map(|news| news.error)
+    }
+
+    /// What it was told of last: the range and the count that belong to the error of the last flush which
+    /// failed because of a write-back, of this handle. Several are told as one, from the first byte to the
+    /// last.
+    pub fn last_told(&self) -> Option<WritebackError> {
+        self.told.lock().last.clone()
     }
 }
 

@@ -145,7 +145,8 @@ impl IoQueue for CachedQueue {
                 let operation = Operation {
                     token,
                     kind,
-                    offset: lba.0 * block_size,
+                    // A flush has no place, whatever its request says.
+                    offset: if op == Op::Flush { 0 } else { lba.0 * block_size },
                     len: u64::from(blocks) * block_size,
                     buffer: Buffer::Frames(data),
                     handle: Arc::clone(&self.handle),

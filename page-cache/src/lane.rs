@@ -736,7 +736,7 @@ impl Flush {
             }
             (true, Wakeup::Ended(result)) => {
                 // A writeback that failed and has healed since is told once, here.
-                let earlier = self.handle.take_error(&core.cache);
+                let earlier = self.handle.take_error(&core.cache, &self.pages);
                 let lost = core.cache.stability.check_lost(core.cache.blocks_in(&self.pages));
                 Step::Done(result.and(lost).and(earlier.map_or(Ok(()), Err)))
             }
@@ -747,6 +747,9 @@ impl Flush {
         }
     }
 }
+
+/// The error of a write to a device that takes none.
+const READ_ONLY: IoError = IoError::new(IoErrorKind::ReadOnly);
 
 /// The error of an operation that was cancelled.
 const CANCELLED: IoError = IoError::new(IoErrorKind::Cancelled);
@@ -829,6 +832,13 @@ impl Lane {
             _ => false,
         };
         let outside = end.is_none_or(|end| end > cache.size_bytes());
+        let writes =
+            matches!(kind, OpKind::Write { .. } | OpKind::Discard | OpKind::WriteZeroes { .. });
+        if writes && cache.read_only {
+            // Acknowledged from the cache it could never be written.
+            self.finished.push_back(Finished { token, result: Err(READ_ONLY), buffer });
+            return Ok(());
+        }
         if outside || too_long || foreign || (bypasses && !aligned) {
             self.finished.push_back(Finished { token, result: Err(OUT_OF_RANGE), buffer });
             return Ok(());

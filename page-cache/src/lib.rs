@@ -49,9 +49,10 @@
 //! A read that fails is not cached; it is tried again block by block, so a bad block costs only who
 //! wants it. A write-back that fails leaves its data dirty and readable, is tried again with growing
 //! pauses, and fails every flush that covers it while it stays so. What failed with nobody waiting is
-//! told once to every [`Handle`] that was open, with the range and the count kept in
-//! [`Cache::writeback_errors`]. When the device is gone, or what has failed for ten seconds holds
-//! half of a shard's room, whoever waits for room there gets the error; [`Cache::dirty_ranges`] says what would be lost.
+//! told once to every [`Handle`] that was open, with the range and the count in [`Handle::last_told`]; a
+//! flush of a range tells of that range and leaves the rest for later. [`Cache::writeback_errors`] has them
+//! all. When the device is gone, or what fails holds half of a shard's room and has for ten seconds, or
+//! will not heal as the device says, whoever waits for room there gets the error; [`Cache::dirty_ranges`] says what would be lost.
 //!
 //! # Cancellation
 //!

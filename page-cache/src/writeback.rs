@@ -168,7 +168,7 @@ impl Flusher {
     ///
     /// # Errors
     ///
-    /// When the device has no queue left, or queues of one request only: the flusher keeps one for the
+    /// When the cache has one already, or the device has no queue left, or queues of one request only: the flusher keeps one for the
     /// device flush, which others wait for, and would never write.
     pub fn new(cache: Arc<Cache>, depth: u16, wake: Arc<dyn Wake>) -> Result<Self, DeviceError> {
         let mut core = Core::new(cache, 1, depth.max(2), Arc::clone(&wake))?;
@@ -179,7 +179,12 @@ impl Flusher {
                 cache.device().name()
             )));
         }
-        cache.set_flusher(Some(Arc::clone(&wake)), &mut core.wakes);
+        if !cache.add_flusher(Arc::clone(&wake), &mut core.wakes) {
+            return Err(DeviceError::Invalid(format!(
+                "the cache of {} has a flusher already",
+                cache.device().name()
+            )));
+        }
         Ok(Self {
             core,
             wake,

@@ -584,3 +584,58 @@ fn a_cache_smaller_than_the_minimum_is_refused() {
     assert_eq!(error, "the cache needs 16 frames of 4096 bytes and the pool has 8 free");
     assert_eq!(device.pool().free_frames(), 8, "frames were taken");
 }
+
+#[test]
+fn a_write_to_a_device_that_takes_none_is_refused_and_not_cached() {
+    let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
+    let sized = SimOptions::sized(1 << 20, 512);
+    let capabilities = uaio_driver::Capabilities { read_only: true, ..sized.capabilities };
+    let device = SimDevice::new(SimOptions { capabilities, ..sized }, 1, pool).unwrap();
+    let cache = Cache::new(Arc::new(device), CacheOptions::frames(64)).unwrap();
+    let mut lane = Lane::new(Arc::clone(&cache), 64, 4, Arc::new(PollsAnyway)).unwrap();
+    for kind in [WRITE, STABLE, OpKind::Discard, OpKind::WriteZeroes { may_unmap: false }] {
+        let operation = Operation {
+            token: Token::from_u64(1),
+            kind,
+            offset: 0,
+            len: PAGE,
+            buffer: Buffer::Bytes(page(1)),
+            handle: cache.open(),
+        };
+        assert!(lane.start(operation).is_ok());
+        let result = lane.pop_finished().unwrap().result;
+        assert_eq!(result, Err(IoError::new(IoErrorKind::ReadOnly)), "{kind:?}");
+    }
+    assert_eq!(cache.dirty_ranges(), []);
+}
+
+#[test]
+fn a_second_flusher_is_refused_and_the_first_goes_on() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    let refused = Flusher::new(Arc::clone(&rig.cache), 4, Arc::new(PollsAnyway));
+    assert!(refused.err().unwrap().to_string().contains("has a flusher already"));
+    assert_eq!(rig.run(WRITE, 0, page(1)).0, Ok(()));
+    assert_eq!(rig.flush(), Ok(()));
+}
+
+#[test]
+fn a_flush_request_with_a_place_is_a_flush() {
+    use uaio_driver::{Lba, Op, QueueOptions, Request, SgList};
+    let rig = Rig::new(CacheMode::Writeback);
+    let device = uaio_page_cache::CachedDevice::new(Arc::clone(&rig.cache));
+    let mut queue = device.open_queue(QueueOptions::polled(4)).unwrap();
+    let request = Request {
+        token: Token::from_u64(1),
+        op: Op::Flush,
+        lba: Lba(u64::MAX / 2),
+        blocks: 0,
+        data: SgList::empty(),
+    };
+    queue.submit(request).unwrap();
+    let mut rig = rig;
+    let mut out = Vec::new();
+    while queue.poll(1, &mut out) == 0 {
+        rig.turn();
+    }
+    assert_eq!(out[0].result, Ok(()));
+}

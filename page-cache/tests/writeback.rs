@@ -571,3 +571,29 @@ fn a_writer_far_behind_on_the_device_waits_no_longer_than_those_at_its_front() {
     let longest = waits.max().unwrap_or(0).max(longest);
     assert!(longest < 600, "a writer waited {longest} turns");
 }
+
+#[test]
+fn an_error_outside_a_range_neither_fails_its_flush_nor_is_told_by_it() {
+    let mut rig = Rig::new(CacheMode::Writeback);
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Fail(MEDIA)).at(8..16));
+    for number in [1, 5] {
+        assert_eq!(rig.run(WRITE, number * PAGE, page(7)).0, Ok(()));
+    }
+    for _ in 0..20 {
+        // Tried again in the background, and failed again.
+        rig.now += Duration::from_secs(1);
+        rig.turns(4);
+        flush_range(&mut rig, 2, 5 * PAGE, PAGE);
+        assert_eq!(rig.wait(2).0, Ok(()), "at {:?}", rig.now);
+    }
+    assert!(rig.device.counts().failed > 2 && rig.handle.last_told().is_none());
+    rig.device.clear_faults();
+    rig.now += Duration::from_secs(60);
+    rig.turns(20);
+    assert_eq!(rig.cache.dirty_ranges(), []);
+    assert_eq!(rig.flush(), Err(MEDIA), "it is told to the first who covers it");
+    let told = rig.handle.last_told().unwrap();
+    assert_eq!((told.error, told.bytes.start / PAGE), (MEDIA, 1));
+    assert!(told.count > 2 && told.bytes.end <= 2 * PAGE, "{told:?}");
+    assert_eq!(rig.flush(), Ok(()));
+}
