@@ -49,22 +49,6 @@ pub struct Dropped {
     pub kept: u64,
 }
 
-/// Memory that a cache takes, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MemoryUse {
-    /// Frames, whatever they hold.
-    pub frames: u64,
-    /// Index, records, lists, and what is remembered of pages that have left.
-    pub tables: u64,
-}
-
-impl MemoryUse {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.frames + self.tables
-    }
-}
-
 impl Cache {
     /// What of a range of bytes is cached. A moment for each shard: others go on meanwhile.
     pub fn residency(&self, bytes: Range<u64>) -> Residency {
@@ -151,13 +135,21 @@ impl Cache {
 
     /// Gives the cache another size, in frames: at least [`CacheOptions::FRAMES_MIN`] for each of its
     /// shards, at most what the pool has. It has grown when this returns; it shrinks as its frames
-    /// come back, which [`CacheStats::frames`](crate::CacheStats::frames) tells. The part that may be
+    /// come back, which [`CacheStats::frames`](crate::CacheStats::frames) tells. A
+    /// [limit in bytes](Self::set_memory_max) is given up for it. The part that may be
     /// dirty goes with the size. The flusher must be turned for a cache with dirty pages to shrink.
     ///
     /// # Errors
     ///
     /// [`CacheError`], with nothing changed.
     pub fn resize(&self, frames: usize) -> Result<(), CacheError> {
+        let mut max = self.memory_max.lock();
+        self.resize_to(frames)?;
+        *max = None;
+        Ok(())
+    }
+
+    pub(crate) fn resize_to(&self, frames: usize) -> Result<(), CacheError> {
         let shards = self.shards().count();
         let least = shards * CacheOptions::FRAMES_MIN;
         if frames < least {
@@ -207,17 +199,6 @@ impl Cache {
             age_max: self.age_max(),
             ..DirtyLimits::percent(percent)
         })
-    }
-
-    /// The memory it takes, but for what its lanes and the flusher keep.
-    pub fn memory(&self) -> MemoryUse {
-        let mut used = MemoryUse::default();
-        for shard in self.shards() {
-            let shard = shard.lock();
-            used.frames += (shard.count().total * FRAME_SIZE) as u64;
-            used.tables += shard.memory_bytes() as u64;
-        }
-        used
     }
 
     /// The pages that a range of bytes touches, of those that there are.

@@ -87,6 +87,11 @@ impl Barriers {
         self.inner.lock().entries.leave(lane);
     }
 
+    /// Bytes of memory.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.inner.lock().ranges.capacity() * size_of::<Barrier>()
+    }
+
     /// Takes the entry of an operation off the range it waits for, or its own range out of those that
     /// wait to be entered; `false` when it has been woken meanwhile.
     pub(crate) fn cancel_wait(&self, entries: &Arc<Entries>, slot: u32, wakes: &mut Wakes) -> bool {

@@ -148,6 +148,10 @@ pub struct Cache {
     /// The most pages that may be dirty, whatever the write rate.
     pub(crate) dirty_max: AtomicUsize,
     pub(crate) age_max_ms: AtomicU64,
+    /// Memory of the lanes and of the flusher.
+    pub(crate) lane_bytes: AtomicUsize,
+    /// How much memory it may take, if that is limited; held while it is made to keep to it.
+    pub(crate) memory_max: Mutex<Option<u64>>,
     pub(crate) waits: WaitCounts,
     pub(crate) clock: Option<fn() -> Duration>,
 }
@@ -183,9 +187,18 @@ struct Lanes {
 pub(crate) struct Enlisted {
     cache: Arc<Cache>,
     entries: Arc<Entries>,
+    /// What the lane takes.
+    bytes: usize,
 }
 
 impl Enlisted {
+    /// The lane takes so many bytes more. Fails when the cache cannot make place for them.
+    pub(crate) fn charge(&mut self, bytes: usize) -> Result<(), CacheError> {
+        self.bytes += bytes;
+        self.cache.lane_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.cache.keep_memory_max()
+    }
+
     pub(crate) fn entries(&self) -> &Arc<Entries> {
         &self.entries
     }
@@ -207,6 +220,10 @@ impl Drop for Enlisted {
         let mut lanes = self.cache.lanes.lock();
         lanes.taken[lane as usize] = false;
         lanes.operations -= self.entries.operations() as usize;
+        drop(lanes);
+        self.cache.lane_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        // There is more place now, so that nothing can be refused.
+        let _kept = self.cache.keep_memory_max();
     }
 }
 
@@ -312,6 +329,8 @@ impl Cache {
             frames: AtomicUsize::new(frames),
             dirty_max: AtomicUsize::new(dirty_max),
             age_max_ms: AtomicU64::new(dirty.age_max.as_millis() as u64),
+            lane_bytes: AtomicUsize::new(0),
+            memory_max: Mutex::default(),
             waits: WaitCounts::default(),
             clock,
             device,
@@ -621,7 +640,7 @@ impl Cache {
         orders.tickets.reserve(more);
         drop(orders);
         self.stability.reserve(all);
-        Enlisted { cache: Arc::clone(self), entries }
+        Enlisted { cache: Arc::clone(self), entries, bytes: 0 }
     }
 
     /// Takes the entry of an operation off whatever queue it is on. `false` when it is on none: it

@@ -27,7 +27,7 @@ use crate::readahead::{NOBODY, Plan, Readahead};
 use crate::retry::{RunQueue, Step};
 use crate::stability::FlushId;
 use crate::sync::Ordering;
-use crate::wait::{Waiter, Wakes, Wakeup, Wants};
+use crate::wait::{Entries, Waiter, Wakes, Wakeup, Wants};
 use crate::waited::{TurnClock, WaitKind};
 use crate::write::Write;
 
@@ -221,6 +221,10 @@ impl PageSet {
     }
 }
 
+/// Wake-ups that a lane has place for; when more are woken at once, as by a page that a crowd waits for,
+/// the list grows, and stays so.
+const WAKES: usize = 64;
+
 /// What steps need beside the operation: the cache, the device queue and what is in flight on it.
 pub(crate) struct Core {
     pub(crate) cache: Arc<Cache>,
@@ -260,12 +264,23 @@ impl Core {
         let transfer_max = cache.device().geometry().transfer_max_bytes as usize;
         let pages_max = (transfer_max / FRAME_SIZE).min(Lane::PAGES_MAX);
         let run = RunQueue::new(operations, wake);
-        let enlisted = cache.enlist(operations, run.clone());
+        let mut enlisted = cache.enlist(operations, run.clone());
+        // Each operation has an entry, a place on the run queue and on the queue for slots, and two in the
+        // group; each request its slot, its frames and its completion, or itself when it is refused.
+        let of_operation =
+            Entries::BYTES + size_of::<(usize, Token, Wakeup)>() + 3 * size_of::<Token>();
+        let of_request = size_of::<(usize, Io)>()
+            + (pages_max + 1) * size_of::<DmaBuf>()
+            + size_of::<Vec<DmaBuf>>()
+            + size_of::<Completion>()
+            + size_of::<(Io, IoError, SgList)>();
+        let bytes = operations * of_operation + (depth + 1) * of_request + Wakes::BYTES * WAKES;
+        enlisted.charge(bytes).map_err(|error| DeviceError::Invalid(error.to_string()))?;
         Ok(Self {
             run,
             enlisted,
             ios: Slots::new(depth),
-            wakes: Wakes::with_capacity(64),
+            wakes: Wakes::with_capacity(WAKES),
             group: Group::new(cache.device().capabilities(), operations),
             // One more: a command that does not begin where a frame does.
             spare: (0..=depth).map(|_| Vec::with_capacity(pages_max + 1)).collect(),
@@ -781,15 +796,21 @@ impl Lane {
     ///
     /// # Errors
     ///
-    /// When the device has no queue left.
+    /// When the device has no queue left; [`DeviceError::Invalid`] when the cache cannot keep its
+    /// [memory limit](Cache::set_memory_max) with this lane.
     pub fn new(
         cache: Arc<Cache>,
         operations: usize,
         depth: u16,
         wake: Arc<dyn Wake>,
     ) -> Result<Self, DeviceError> {
+        let mut core = Core::new(cache, operations, depth, wake)?;
+        let of_operation = size_of::<(usize, Entry)>() + 2 * size_of::<Finished>();
+        core.enlisted
+            .charge(operations * of_operation)
+            .map_err(|error| DeviceError::Invalid(error.to_string()))?;
         Ok(Self {
-            core: Core::new(cache, operations, depth, wake)?,
+            core,
             entries: Slots::new(operations),
             // Twice: what was cancelled is finished, and may be an entry still.
             finished: VecDeque::with_capacity(operations * 2),

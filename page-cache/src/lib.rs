@@ -91,7 +91,8 @@
 //! # Memory
 //!
 //! At most 64 bytes a page beside its frame, by the allocator's count (`tests/memory.rs`): a record of 40, links
-//! of 8, an index of 5, ghosts of 4, a reference count of 4, and marks. [`Cache::memory`] tells it.
+//! of 8, an index of 5, ghosts of 4, a reference count of 4, and marks. [`Cache::memory`] tells it,
+//! and [`Cache::set_memory_max`] gives the cache so many bytes in all, lanes included, and no more.
 //!
 //! # Administration
 //!
@@ -170,6 +171,7 @@ mod index;
 mod interleavings;
 mod lane;
 pub mod limits;
+mod memory;
 pub mod page;
 mod read;
 pub mod readahead;
@@ -184,13 +186,14 @@ mod waited;
 mod write;
 pub mod writeback;
 
-pub use admin::{Dropped, MemoryUse, Residency};
+pub use admin::{Dropped, Residency};
 pub use buffer::Buffer;
 pub use cache::{Cache, CacheError, CacheMode, CacheOptions, Handle, PagePin};
 pub use cached_device::CachedDevice;
 pub use errors::WritebackError;
 pub use lane::{Cancelled, Finished, Lane, OpKind, Operation};
 pub use limits::{Amount, DirtyLimits};
+pub use memory::MemoryUse;
 pub use readahead::Advice;
 pub use stats::CacheStats;
 pub use waited::{Waited, Waits};

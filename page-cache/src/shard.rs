@@ -752,6 +752,11 @@ impl Shard {
         self.free.push(frame);
     }
 
+    /// How many pages its tables are for: the most frames that it ever had.
+    pub(crate) fn slots(&self) -> usize {
+        self.records.records.len()
+    }
+
     /// How many frames it is to have.
     pub(crate) fn target(&self) -> usize {
         self.target
@@ -772,7 +777,9 @@ impl Shard {
         if self.total <= slots {
             return;
         }
+        self.records.records.reserve_exact(self.total - slots);
         self.records.records.resize_with(self.total, Record::vacant);
+        self.troubles.reserve_exact(self.total - slots);
         self.troubles.resize(self.total, Trouble::default());
         self.records.reserved.resize(self.total.div_ceil(64), 0);
         self.links.resize(self.total);

@@ -192,6 +192,9 @@ pub(crate) struct Entries {
 }
 
 impl Entries {
+    /// What an operation's entry takes.
+    pub(crate) const BYTES: usize = size_of::<Entry>();
+
     /// For the lane of this number, which has `operations` operations.
     pub(crate) fn new(lane: u32, operations: usize, target: Arc<dyn WakeTarget>) -> Arc<Self> {
         let entry = || Entry {
@@ -273,7 +276,9 @@ impl Waiter {
     }
 }
 
-/// Waiters taken out of their queues, to be called when no lock is held.
+/// Waiters taken out of their queues, to be called when no lock is held. An empty one has allocated nothing;
+/// a lane keeps its own from turn to turn, so that only a larger crowd than ever before allocates. Pins that
+/// are dropped, and what an administrator does, take a new one, when somebody waits.
 #[must_use = "waiters that are not woken hang for ever"]
 #[derive(Default)]
 pub(crate) struct Wakes {
@@ -281,6 +286,9 @@ pub(crate) struct Wakes {
 }
 
 impl Wakes {
+    /// What one of them takes.
+    pub(crate) const BYTES: usize = size_of::<(Waiter, Wakeup)>();
+
     /// With room for `capacity` waiters before it allocates.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self { woken: Vec::with_capacity(capacity) }

@@ -219,7 +219,7 @@ impl Flusher {
         }
         busy |= self.confirm_flush();
         self.judge(now);
-        self.ages.sample(now, &self.core.cache);
+        self.ages.sample(now, self.core.cache.last_seq(), self.core.cache.age_max());
         busy |= self.write_some(now);
         busy |= self.flush_ready();
         self.core.commit();
@@ -706,7 +706,7 @@ fn any_covered(cache: &Cache, ticket: &Ticket, mut is_it: impl FnMut(&Shard, u32
 }
 
 /// Which sequence numbers are how old: the data path reads no clock, so the flusher notes the
-/// number now and then.
+/// number now and then: a bounded number of times in the longest that a page may be dirty.
 #[derive(Debug, Default)]
 struct Ages {
     samples: VecDeque<(Duration, u64)>,
@@ -714,16 +714,21 @@ struct Ages {
 }
 
 impl Ages {
-    fn sample(&mut self, now: Duration, cache: &Cache) {
-        if self.samples.back().is_none_or(|(last, _)| now >= *last + TICK / 2) {
-            self.samples.push_back((now, cache.last_seq()));
+    /// Notes in the longest age: pages are written that much too late at most, and however long it is,
+    /// there are no more than these and those of the age before.
+    const NOTES: u32 = 32;
+
+    fn sample(&mut self, now: Duration, seq: u64, age_max: Duration) {
+        let apart = (TICK / 2).max(age_max / Self::NOTES);
+        if self.samples.back().is_none_or(|(last, _)| now >= *last + apart) {
+            self.samples.push_back((now, seq));
         }
     }
 
     /// The highest number whose writes are all older than `age_max`.
     fn expired(&mut self, now: Duration, age_max: Duration) -> u64 {
         while let Some((then, seq)) = self.samples.front().copied() {
-            if now < then + age_max {
+            if now < then.saturating_add(age_max) {
                 break;
             }
             self.expired = seq;
@@ -768,5 +773,27 @@ impl Pace {
         let rate = self.rate.map_or(seen, |rate| rate * 0.75 + seen * 0.25);
         (self.busy, self.bytes, self.rate) = (Duration::ZERO, 0, Some(rate));
         self.rate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_noted_a_bounded_number_of_times() {
+        let mut ages = Ages::default();
+        let age_max = Duration::from_secs(10 * 365 * 24 * 3600);
+        let mut now = Duration::ZERO;
+        for seq in 0..100_000 {
+            ages.sample(now, seq, age_max);
+            ages.expired(now, age_max);
+            now += Duration::from_secs(3600);
+            assert!(ages.samples.len() <= 34, "{}", ages.samples.len());
+        }
+        // Of what is older than that the last note is known.
+        let hours = u64::try_from((now - age_max).as_secs() / 3600).unwrap();
+        let known = ages.expired(now, age_max);
+        assert!(known <= hours && known + 10 * 365 * 24 / 32 >= hours, "{known} of {hours}");
     }
 }

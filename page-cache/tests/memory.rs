@@ -1,12 +1,13 @@
 //! Memory beside the frames, as the allocator counts it.
 
 use std::alloc::System;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use uaio_driver::block::PollsAnyway;
 use uaio_driver::ram::RamDevice;
 use uaio_driver::{DmaPool, PoolOptions};
-use uaio_page_cache::{Cache, CacheOptions};
+use uaio_page_cache::{Cache, CacheOptions, Flusher, Lane};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -14,8 +15,12 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 /// What is to be reached.
 const BYTES_A_PAGE: usize = 64;
 
+/// One test counts at a time.
+static COUNTING: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_page_takes_at_most_64_bytes_beside_its_frame_ghosts_and_reference_counts_included() {
+    let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
     for frames in [32 << 10, 50_000, 100_000] {
         let region = Region::new(ALLOCATOR);
         // The frames themselves are a mapping; the pool's own tables count.
@@ -34,4 +39,45 @@ fn a_page_takes_at_most_64_bytes_beside_its_frame_ghosts_and_reference_counts_in
         let other = bytes as u64 - told.tables;
         assert!(other < frames as u64 * 5 + 65_536, "{other} bytes that it does not tell of");
     }
+}
+
+#[test]
+fn a_limit_in_bytes_is_kept_with_tables_and_lanes() {
+    const MAX: u64 = 96 << 20;
+    let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let pool = DmaPool::new(PoolOptions::frames(32 << 10)).unwrap();
+    let device = Arc::new(RamDevice::new(1 << 20, 512, pool).unwrap());
+    let region = Region::new(ALLOCATOR);
+    let cache = Cache::new(device, CacheOptions::frames(4096)).unwrap();
+    cache.set_memory_max(Some(MAX)).unwrap();
+    let check = |what: &str| {
+        let told = cache.memory();
+        let counted = region.change();
+        let beside = counted.bytes_allocated - counted.bytes_deallocated;
+        let all = told.frames + beside as u64;
+        println!("{what}: {told:?}, {all} bytes in all");
+        // What the device's queues take is the device's, and is the little that there may be more.
+        assert!(all <= MAX + MAX / 500, "{what}: {all} bytes of {MAX}");
+        assert!(told.total() <= MAX && told.total() >= MAX - MAX / 100, "{what}: {told:?}");
+        let missed = (beside as u64).saturating_sub(told.tables + told.lanes);
+        assert!(missed < MAX / 500, "{what}: {missed} bytes not told of");
+        told
+    };
+    let alone = check("a cache alone");
+    let flusher = Flusher::new(Arc::clone(&cache), 32, Arc::new(PollsAnyway)).unwrap();
+    let lane = || Lane::new(Arc::clone(&cache), 1024, 256, Arc::new(PollsAnyway)).unwrap();
+    let mut lanes = vec![lane(), lane(), lane()];
+    let three = check("with three lanes");
+    assert!(three.frames < alone.frames && three.lanes > alone.lanes);
+    lanes.clear();
+    drop(flusher);
+    assert_eq!(check("without them").lanes, 0);
+    // The same tables as before, so nearly the same frames; and a limit that is too small changes nothing.
+    let frames = cache.memory().frames;
+    assert!(cache.set_memory_max(Some(1 << 20)).is_err());
+    assert_eq!((cache.memory_max(), cache.memory().frames), (None, frames));
+    cache.set_memory_max(Some(MAX / 2)).unwrap();
+    assert!(cache.memory().total() <= MAX / 2);
+    cache.resize(4096).unwrap();
+    assert_eq!(cache.memory_max(), None);
 }

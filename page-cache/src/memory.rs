@@ -1,0 +1,107 @@
+//! How much memory a cache takes, and a limit that it keeps.
+//!
+//! Everything is bounded and made when the cache is, or when a lane of it is; nothing grows on the data path
+//! but lists of wake-ups, to the most that were ever woken at once. Tables are for the largest size that the
+//! cache ever had: they keep their slots when it shrinks, at 64 bytes a page that it does not have any more, and
+//! are counted.
+
+use uaio_driver::FRAME_SIZE;
+
+use crate::cache::{Cache, CacheError, CacheOptions, Ticket};
+use crate::sync::Ordering;
+
+/// Memory that a cache takes, in bytes. What the device's queues and its pool's own tables take is theirs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Frames, whatever they hold.
+    pub frames: u64,
+    /// Index, records, lists, wait queues, and what is remembered of pages that have left.
+    pub tables: u64,
+    /// Operations, their entries, run queues and requests: of all lanes and of the flusher.
+    pub lanes: u64,
+}
+
+impl MemoryUse {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.frames + self.tables + self.lanes
+    }
+}
+
+/// What a page costs in the tables, at most.
+const TABLES_A_PAGE: u64 = 64;
+
+impl Cache {
+    /// The memory it takes now.
+    pub fn memory(&self) -> MemoryUse {
+        let mut used = MemoryUse::default();
+        for shard in self.shards() {
+            let shard = shard.lock();
+            used.frames += (shard.count().total * FRAME_SIZE) as u64;
+            used.tables += shard.memory_bytes() as u64;
+        }
+        used.tables += self.barriers.memory_bytes() as u64;
+        let tickets = self.orders.lock().tickets.capacity();
+        used.tables += (tickets * size_of::<Ticket>()) as u64;
+        used.lanes = self.lane_bytes.load(Ordering::Relaxed) as u64;
+        used
+    }
+
+    /// Gives the cache as many frames as fit into `bytes` with all that it needs beside them, and as many
+    /// fewer or more as lanes come and go: [`memory`](Self::memory) stays at or below that, but for the time
+    /// that it takes frames to come back. `None` ends it, as does [`resize`](Self::resize).
+    ///
+    /// A lane that would leave too little is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Invalid`] when the smallest cache of so many shards does not fit; then there is no limit.
+    pub fn set_memory_max(&self, bytes: Option<u64>) -> Result<(), CacheError> {
+        let mut max = self.memory_max.lock();
+        *max = None;
+        if let Some(bytes) = bytes {
+            self.fit(bytes)?;
+        }
+        *max = bytes;
+        Ok(())
+    }
+
+    /// The limit that was set last.
+    pub fn memory_max(&self) -> Option<u64> {
+        *self.memory_max.lock()
+    }
+
+    /// A lane has come or gone.
+    pub(crate) fn keep_memory_max(&self) -> Result<(), CacheError> {
+        let max = self.memory_max.lock();
+        max.map_or(Ok(()), |bytes| self.fit(bytes))
+    }
+
+    fn fit(&self, bytes: u64) -> Result<(), CacheError> {
+        let page = FRAME_SIZE as u64;
+        let least = self.shards().count() * CacheOptions::FRAMES_MIN;
+        // Tables grow by about so much a page, and once they have, what is left is known.
+        for _ in 0..4 {
+            let used = self.memory();
+            let left = bytes.saturating_sub(used.tables + used.lanes);
+            let slots: u64 = self.shards().map(|shard| shard.lock().slots() as u64).sum();
+            let more = left.saturating_sub(slots * page) / (page + TABLES_A_PAGE);
+            let frames = (left / page).min(slots + more);
+            let total = used.frames / page;
+            let most = total + self.device().pool().free_frames() as u64;
+            let frames = frames.min(most) as usize;
+            if frames < least {
+                return Err(CacheError::Invalid(format!(
+                    "{bytes} bytes are too few: {} are needed beside {least} frames of {page}",
+                    used.tables + used.lanes
+                )));
+            }
+            self.resize_to(frames)?;
+            let used = self.memory();
+            if frames as u64 * page + used.tables + used.lanes <= bytes {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
