@@ -588,7 +588,9 @@ impl Cache {
     }
 
     pub(crate) fn ring_flusher(&self) {
-        if let Some(flusher) = &*self.flusher.lock() {
+        // Under no lock: it may be a call of the kernel, and is somebody else's code.
+        let flusher = self.flusher.lock().clone();
+        if let Some(flusher) = flusher {
             flusher.wake();
         }
     }

@@ -41,6 +41,8 @@ pub(crate) struct Write {
     /// And nothing stays in the cache.
     past: bool,
     error: Option<IoError>,
+    /// The flusher is to be rung, once no lock is held.
+    rings: bool,
     /// Room for one dirty page, not used yet.
     room: bool,
     granted: Option<(u64, DmaBuf)>,
@@ -88,6 +90,7 @@ impl Write {
             failures: cache.stability.failures(),
             past,
             error: None,
+            rings: false,
             room: false,
             granted: None,
             filled: None,
@@ -164,6 +167,9 @@ impl Write {
             }
             let was_pinned = self.filled.is_some();
             let visit = self.visit(me, core, &mut run);
+            if std::mem::take(&mut self.rings) {
+                core.cache.ring_flusher();
+            }
             if was_pinned {
                 // What the pin stood in the way of is anybody's again.
                 core.cache.shard(self.page).hand_over(&mut core.wakes);
@@ -262,9 +268,7 @@ impl Write {
             match cache.room(page).take(|| may_wait.then(|| core.waiter(me, Wants::Anything))) {
                 Ok(half) => {
                     self.room = true;
-                    if half {
-                        cache.ring_flusher();
-                    }
+                    self.rings |= half;
                 }
                 Err(NoRoom::Broken(error)) => return Visit::Failed(error),
                 Err(NoRoom::NotNow) => return Visit::Blocked,

@@ -639,3 +639,42 @@ fn a_flush_request_with_a_place_is_a_flush() {
     }
     assert_eq!(out[0].result, Ok(()));
 }
+
+#[test]
+fn the_flusher_is_rung_under_no_lock() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use uaio_driver::Wake;
+
+    /// Looks at every shard, which whoever rings must not have locked.
+    #[derive(Default)]
+    struct Looks(std::sync::OnceLock<Arc<Cache>>, AtomicUsize);
+    impl Wake for Looks {
+        fn wake(&self) {
+            if let Some(cache) = self.0.get() {
+                cache.assert_sound();
+                self.1.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
+    let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();
+    let cache = Cache::new(Arc::new(device), CacheOptions::frames(64)).unwrap();
+    let looks = Arc::new(Looks::default());
+    let flusher = Flusher::new(Arc::clone(&cache), 4, looks.clone()).unwrap();
+    assert!(looks.0.set(Arc::clone(&cache)).is_ok());
+    let mut lane = Lane::new(Arc::clone(&cache), 64, 4, Arc::new(PollsAnyway)).unwrap();
+    for id in 0..40 {
+        let operation = Operation {
+            token: Token::from_u64(id),
+            kind: WRITE,
+            offset: id * PAGE,
+            len: PAGE,
+            buffer: Buffer::Bytes(page(1)),
+            handle: cache.open(),
+        };
+        assert!(lane.start(operation).is_ok());
+    }
+    assert!(looks.1.load(Ordering::Relaxed) > 1);
+    drop((lane, flusher));
+}
