@@ -201,7 +201,7 @@ fn a_ticket_that_names_nothing_cancels_nothing() {
 
 /// Submitters, a thread that cancels what they submitted, and a thread that turns: every command has
 /// exactly one event, and what `cancel` said about it is what its event says. `UAIO_RACES` sets how
-/// many, 30 thousand by default, a million by hand.
+/// many, 30 thousand by default, a million in `cargo ci test`.
 #[test]
 fn cancel_against_completion_is_decided_exactly_once() {
     let races = std::env::var("UAIO_RACES").map_or(30_000, |races| races.parse::<u64>().unwrap());
