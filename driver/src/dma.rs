@@ -268,6 +268,31 @@ impl DmaPool {
         PoolMark(Arc::as_ptr(&self.inner))
     }
 
+    /// Tells the processor that the frame of this number is about to be read: its first lines and its
+    /// reference count are fetched side by side, while the caller goes on. Worth it before whatever would make the
+    /// loads after it wait: another miss, an atomic operation. A hint: it changes nothing, may do nothing,
+    /// and any number will do.
+    #[inline]
+    pub fn prefetch(&self, index: u32) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            /// The hardware's own prefetcher takes over where these end.
+            const LINES: usize = 16;
+            let count = self.inner.references.as_ptr().wrapping_add(index as usize);
+            // SAFETY: a prefetch does not access memory and cannot fault, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(count.cast()) };
+            let first = self.as_ptr().wrapping_add(index as usize * FRAME_SIZE).cast_const();
+            for line in 0..LINES {
+                let address = first.wrapping_add(line * 64);
+                // SAFETY: as above.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = index;
+    }
+
     /// The memory as a `vm-memory` region whose guest address is the IOVA: what a device model sees.
     pub fn region(&self) -> &GuestRegionMmap {
         &self.inner.region
@@ -458,28 +483,6 @@ impl DmaBuf {
     pub fn as_ptr(&self) -> *mut u8 {
         // SAFETY: INVARIANT index < frames, so the offset stays inside the mapping.
         unsafe { self.pool().base.as_ptr().add(self.index as usize * FRAME_SIZE) }
-    }
-
-    /// Tells the processor that the frame is about to be read: its first lines and its reference
-    /// count are fetched side by side, while the caller goes on. Worth it before an atomic operation
-    /// that would make the loads after it wait. A hint: it changes nothing, and may do nothing.
-    #[inline]
-    pub fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            /// The hardware's own prefetcher takes over where these end.
-            const LINES: usize = 16;
-            let count: *const AtomicU32 = self.references();
-            // SAFETY: a prefetch does not access memory and cannot fault, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(count.cast()) };
-            let first = self.as_ptr().cast_const();
-            for line in 0..LINES {
-                let address = first.wrapping_add(line * 64);
-                // SAFETY: as above.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
-            }
-        }
     }
 
     /// The frame as a volatile slice of [`FRAME_SIZE`] bytes.

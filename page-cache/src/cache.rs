@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use uaio_driver::{BlockDevice, DmaBuf, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
+use uaio_driver::{BlockDevice, DmaBuf, DmaPool, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
 
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, Told, WritebackError};
@@ -125,6 +125,8 @@ pub(crate) struct Orders {
 /// turned for as long as the cache is used.
 pub struct Cache {
     device: Arc<dyn BlockDevice>,
+    /// That of the device.
+    pool: DmaPool,
     mode: CacheMode,
     shards: Box<[ShardCell]>,
     pub(crate) barriers: Barriers,
@@ -333,6 +335,7 @@ impl Cache {
             memory_max: Mutex::default(),
             waits: WaitCounts::default(),
             clock,
+            pool: device.pool().clone(),
             device,
         }))
     }
@@ -402,14 +405,14 @@ impl Cache {
     pub(crate) fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
         let mut shard = self.shard(page);
         let slot = shard.find(page)?;
+        // What is cached is seldom in the processor's cache too. The record, the frame, its reference
+        // count and the policy's note of the page are four misses; asked for before the record is looked
+        // at and before the first atomic operation they are served side by side, after it one by one.
+        self.pool.prefetch(shard.likely_frame(slot));
         let content = shard.page(slot).readable()?;
         if !content.valid.contains(want) || content.notes.need_operation() {
             return None;
         }
-        // What is cached is seldom in the processor's cache too. The frame, its reference count and
-        // the policy's note of the page are three misses; asked for before the first atomic
-        // operation they are served side by side, after it one by one.
-        content.frame.prefetch();
         shard.used(slot);
         let frame = shard.page(slot).readable()?.frame.share();
         shard.stats.hits += 1;

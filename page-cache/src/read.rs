@@ -312,7 +312,7 @@ impl Read {
             self.merging.remove(place);
         }
         if !past {
-            let slot = slot.unwrap_or_else(|| shard.add(page));
+            let slot = slot.unwrap_or_else(|| shard.add(page, &frame));
             let begin = |page: Page| match page.begin_read() {
                 Ok(reading) => (reading, ()),
                 Err((page, _)) => panic!("a read begins on {page:?}"),

@@ -431,7 +431,7 @@ impl Core {
                 break;
             };
             shard.stats.readahead += 1;
-            let slot = shard.add(page);
+            let slot = shard.add(page, &frame);
             let begin = |page: Page| match page.begin_read() {
                 Ok(reading) => (reading, ()),
                 Err((page, _)) => panic!("readahead begins on {page:?}"),

@@ -175,6 +175,8 @@ pub(crate) struct Shard {
     /// Slots without a page.
     vacant: List,
     free: FrameSet,
+    /// The lowest of the frames that it began with, which follow each other in memory.
+    first_frame: u32,
     /// Frames that are neither free nor a page's: with a request, with an operation, or pinned by a
     /// reader after their page went.
     lent: usize,
@@ -236,6 +238,7 @@ impl Shard {
         let records = (0..total).map(|_| Record::vacant()).collect();
         // Few operations wait at a time; two that share a queue cost a look at each other's key.
         let queues = (total / 64).next_power_of_two().clamp(8, 1024);
+        let first_frame = frames.iter().map(DmaBuf::index).min().unwrap_or(0);
         let mut free = FrameSet::default();
         free.extend(frames);
         let (mut links, mut vacant) = (Links::new(total), List::EMPTY);
@@ -246,6 +249,7 @@ impl Shard {
             links,
             vacant,
             free,
+            first_frame,
             lent: 0,
             total,
             target: total,
@@ -329,6 +333,13 @@ impl Shard {
         self.records[slot].key.0
     }
 
+    /// The number of the frame that the page in a slot has, unless it was given another one while it was
+    /// written back: good enough to fetch it while the record is still on its way.
+    #[inline]
+    pub(crate) fn likely_frame(&self, slot: u32) -> u32 {
+        self.first_frame.wrapping_add(slot)
+    }
+
     /// Tells the policy of a use.
     #[inline]
     pub(crate) fn touch(&mut self, slot: u32) {
@@ -365,10 +376,21 @@ impl Shard {
 
     /// A slot for the page of `key`, which is not there: absent. There are as many slots as frames, and a
     /// page comes in with a frame in hand, so there is a vacant one.
-    pub(crate) fn add(&mut self, key: u64) -> u32 {
+    ///
+    /// It is the one of the same place as the frame among the shard's, if that is vacant, as it nearly
+    /// always is: so the frame of a slot can be [guessed](Shard::likely_frame).
+    pub(crate) fn add(&mut self, key: u64, frame: &DmaBuf) -> u32 {
         debug_assert!(self.find(key).is_none(), "page {key} is there");
-        let Some(slot) = self.vacant.pop_front(&mut self.links) else {
-            panic!("more pages than frames: {:?}", self.count())
+        let own = frame.index().wrapping_sub(self.first_frame);
+        let slot = match self.records.records.get(own as usize) {
+            Some(Record { page: Page::Absent, .. }) => {
+                self.vacant.remove(&mut self.links, own);
+                own
+            }
+            _ => match self.vacant.pop_front(&mut self.links) {
+                Some(slot) => slot,
+                None => panic!("more pages than frames: {:?}", self.count()),
+            },
         };
         self.records[slot].key = Key(key);
         self.index.insert(hash(key), slot);
@@ -984,6 +1006,53 @@ mod tests {
 
     use super::*;
     use crate::retry::RunQueue;
+
+    /// Puts a page in as a read does; the frame is in hand.
+    fn install(shard: &mut Shard, key: u64, frame: DmaBuf, wakes: &mut Wakes) {
+        let slot = shard.add(key, &frame);
+        let begin = |page: Page| match page.begin_read() {
+            Ok(reading) => (reading, ()),
+            Err((page, _)) => panic!("a read begins on {page:?}"),
+        };
+        let ((), _) = shard.transition(slot, wakes, begin);
+        let end = |page: Page| page.end_read(Some(frame), Blocks::range(0, 8), true, 512);
+        let (left, _) = shard.transition(slot, wakes, end);
+        assert!(left.is_none());
+        shard.installed();
+    }
+
+    #[test]
+    fn the_frame_of_a_slot_is_guessed_right_whatever_was_evicted() {
+        for seed in 0..20 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let pool = DmaPool::new(PoolOptions::frames(200)).unwrap();
+            let mut frames: Vec<DmaBuf> = std::iter::from_fn(|| pool.take()).collect();
+            let frames = frames.split_off(100);
+            let stability = Stability::new(false, 512);
+            let mut shard = Shard::new(0, frames, Arc::new(Wanted::default()), stability);
+            let mut wakes = Wakes::default();
+            for _ in 0..1000 {
+                let key = rng.u64(..300);
+                if let Some(slot) = shard.find(key) {
+                    shard.used(slot);
+                    if rng.u8(..) < 50 {
+                        let (_, done) = shard.forget(slot, &mut wakes, Blocks::range(0, 8), false);
+                        assert!(done.is_ok());
+                    }
+                } else if let Some(frame) = shard.take_frame(None) {
+                    install(&mut shard, key, frame, &mut wakes);
+                }
+                shard.assert_sound();
+            }
+            let mut present = 0;
+            for (_, slot) in shard.present() {
+                let content = shard.page(slot).readable().unwrap();
+                assert_eq!(shard.likely_frame(slot), content.frame.index(), "seed {seed}");
+                present += 1;
+            }
+            assert!(present > 50, "seed {seed}: {present} pages");
+        }
+    }
 
     #[test]
     fn frames_that_a_device_keeps_do_not_make_anybody_wait_for_ever() {

@@ -311,7 +311,11 @@ impl Write {
                 return Visit::Queued;
             }
         }
-        let slot = slot.unwrap_or_else(|| shard.add(page));
+        let slot = match (slot, &fresh) {
+            (Some(slot), _) => slot,
+            (None, Some(frame)) => shard.add(page, frame),
+            (None, None) => unreachable!("an absent page comes in with a frame"),
+        };
         if !rewrites {
             // Used: what begins now is seen by all.
             self.turn = None;
