@@ -240,6 +240,8 @@ pub(crate) struct Core {
     slot_waiters: VecDeque<Token>,
     /// The operation that is stepped now was first of those and may send one command.
     slot_granted: bool,
+    /// Bytes in requests that were submitted and not committed.
+    gathered_bytes: usize,
     /// Requests that the device did not take: answered like the others.
     early: VecDeque<(Io, IoError, SgList)>,
     completions: Vec<Completion>,
@@ -286,6 +288,7 @@ impl Core {
             spare: (0..=depth).map(|_| Vec::with_capacity(pages_max + 1)).collect(),
             slot_waiters: VecDeque::with_capacity(operations),
             slot_granted: false,
+            gathered_bytes: 0,
             clock: TurnClock::new(cache.clock),
             early: VecDeque::with_capacity(depth),
             completions: Vec::with_capacity(depth),
@@ -444,6 +447,7 @@ impl Core {
         io.fua = op == Op::Write { fua: true };
         let Ok(token) = self.ios.insert(io) else { panic!("a command without a free slot") };
         self.slot_granted = false;
+        self.gathered_bytes += io.blocks as usize * self.cache.block_size();
         let request = Request { token, op, lba: Lba(io.lba), blocks: io.blocks, data };
         if let Err(refused) = self.queue.submit(request) {
             self.ios.remove(token);
@@ -562,7 +566,15 @@ impl Core {
     }
 
     pub(crate) fn commit(&mut self) {
+        self.gathered_bytes = 0;
         self.queue.commit();
+    }
+
+    /// Sends what has gathered, when it is much: the device is to work while the rest of a batch is copied.
+    fn commit_if_much(&mut self) {
+        if self.gathered_bytes >= GATHERED_BYTES_MAX {
+            self.commit();
+        }
     }
 
     /// Moves completions in, to be taken with [`next_completion`](Core::next_completion).
@@ -766,6 +778,10 @@ impl Flush {
 /// The error of a write to a device that takes none.
 const READ_ONLY: IoError = IoError::new(IoErrorKind::ReadOnly);
 
+/// A lane does not wait for the end of a batch to commit this much: 512 KiB, which take a fast drive as long as
+/// ten commits take.
+const GATHERED_BYTES_MAX: usize = 512 << 10;
+
 /// The error of an operation that was cancelled.
 const CANCELLED: IoError = IoError::new(IoErrorKind::Cancelled);
 
@@ -910,6 +926,7 @@ impl Lane {
         self.step(me, Wakeup::Retry);
         // After the step: what the operation itself wants is asked for first.
         self.core.follow(&handle, plan);
+        self.core.commit_if_much();
         self.core.wakes.run();
         Ok(())
     }

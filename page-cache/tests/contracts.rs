@@ -50,6 +50,29 @@ fn the_last_slot_of_a_full_queue_carries_as_many_pages_as_any_other() {
 }
 
 #[test]
+fn a_large_batch_is_with_the_device_before_all_of_it_was_taken_in() {
+    let mut rig = Rig::sized(8 << 20, CacheOptions::frames(1024));
+    let mut start = |id: u64| {
+        let operation = Operation {
+            token: Token::from_u64(id),
+            kind: STABLE,
+            offset: id * (256 << 10),
+            len: 128 << 10,
+            buffer: Buffer::Bytes(vec![id as u8; 128 << 10]),
+            handle: Arc::clone(&rig.handle),
+        };
+        assert!(rig.lanes[0].start(operation).is_ok());
+        rig.device.log().len()
+    };
+    // 384 KiB are gathered; 512 KiB go out at once, without a turn.
+    assert_eq!([start(0), start(1), start(2), start(3), start(4)], [0, 0, 0, 4, 4]);
+    rig.turns(20);
+    for id in 0..5 {
+        assert_eq!(rig.wait(id).0, Ok(()));
+    }
+}
+
+#[test]
 fn a_flusher_that_has_one_slot_for_data_joins_neighbours() {
     let pool = DmaPool::new(PoolOptions::frames(72)).unwrap();
     let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();
