@@ -5,6 +5,14 @@
 //! make the pages forget what they hold, and leave. Frames that are the user's never become a page's:
 //! the user writes them again as soon as the write is over, while a reader may still pin the page, and
 //! a page whose write failed stays dirty for as long as it takes.
+//!
+//! A discard may cover the whole device, and each page of its range is looked at twice. It is done in
+//! **portions** of [`PORTION_PAGES`], each entered, sent and left by itself, one after the other, with a turn
+//! of the lane between two: what else the lane has goes on meanwhile, and so does whoever waits for a page
+//! of a portion that is over, or has not begun. A write is never longer than a portion. One that is cancelled
+//! or fails has done the portions before, and none after.
+
+use std::ops::Range;
 
 use uaio_driver::{FRAME_SIZE, IoError, IoErrorKind, IoResult, Op, SgList, Token};
 
@@ -12,14 +20,20 @@ use crate::barrier::RangeId;
 use crate::buffer::Buffer;
 use crate::cache::Cache;
 use crate::commit::Way;
-use crate::lane::{Core, Io, IoKind};
+use crate::lane::{Core, Io, IoKind, Lane};
 use crate::page::Blocks;
 use crate::retry::Step;
 use crate::wait::{Wakeup, Wants};
 
+/// The most pages that are looked at in one step, twice each: 32 MiB of the device, a fraction of a
+/// millisecond when few are cached. Portions begin at multiples of it, which is kind to what a drive can free.
+pub(crate) const PORTION_PAGES: u64 = 8192;
+
+const _: () = assert!(PORTION_PAGES >= Lane::PAGES_MAX as u64, "a write is one portion");
+
 #[derive(Debug)]
 enum Phase {
-    /// To enter the range.
+    /// To enter the portion.
     Enter,
     /// To wait until this page, and those after it, are quiet.
     Quiet(u64),
@@ -35,6 +49,8 @@ pub(crate) struct Bypass {
     op: Op,
     lba: u64,
     end_lba: u64,
+    /// The blocks that are dealt with now.
+    portion: Range<u64>,
     /// Of a write: the frames.
     buffer: Buffer,
     /// Of a write that is to be stable when it is over: how it becomes so.
@@ -42,7 +58,7 @@ pub(crate) struct Bypass {
     phase: Phase,
     barrier: Option<RangeId>,
     outstanding: usize,
-    /// The device was asked to change something.
+    /// The device was asked to change something of the portion.
     sent: bool,
     error: Option<IoError>,
     waits_for: u64,
@@ -54,10 +70,12 @@ impl Bypass {
     /// An operation on whole blocks that carries no data.
     pub(crate) fn new(cache: &Cache, offset: u64, len: u64, op: Op) -> Self {
         let block_size = cache.block_size() as u64;
+        let (lba, end_lba) = (offset / block_size, (offset + len) / block_size);
         Self {
             op,
-            lba: offset / block_size,
-            end_lba: (offset + len) / block_size,
+            lba,
+            end_lba,
+            portion: portion(cache, lba, end_lba),
             buffer: Buffer::None,
             way: None,
             phase: Phase::Enter,
@@ -79,7 +97,10 @@ impl Bypass {
         way: Option<Way>,
     ) -> Self {
         let op = Op::Write { fua: way == Some(Way::Fua) };
-        Self { buffer, way, ..Self::new(cache, offset, len, op) }
+        let write = Self::new(cache, offset, len, op);
+        // Others see all of it or nothing.
+        let portion = write.lba..write.end_lba;
+        Self { portion, buffer, way, ..write }
     }
 
     /// Whether it is a write that is to be stable when it is over.
@@ -95,7 +116,7 @@ impl Bypass {
     pub(crate) fn step(&mut self, me: Token, core: &mut Core, wakeup: Wakeup) -> Step<IoResult> {
         let cache = core.cache.clone();
         let per_page = cache.blocks_per_page();
-        let pages = self.lba / per_page..self.end_lba.div_ceil(per_page);
+        let pages = self.portion.start / per_page..self.portion.end.div_ceil(per_page);
         match wakeup {
             Wakeup::Ended(Err(error)) => self.error = Some(error),
             Wakeup::Entered(range) => {
@@ -126,7 +147,7 @@ impl Bypass {
                 }
                 Phase::Quiet(page) if page == pages.end => {
                     self.failures = cache.stability.failures();
-                    self.phase = Phase::Send(self.lba);
+                    self.phase = Phase::Send(self.portion.start);
                 }
                 Phase::Quiet(page) => {
                     if !self.is_quiet(me, core, page) {
@@ -134,11 +155,18 @@ impl Bypass {
                     }
                     self.phase = Phase::Quiet(page + 1);
                 }
-                Phase::Send(lba) if lba == self.end_lba || self.error.is_some() => {
+                Phase::Send(lba) if lba == self.portion.end || self.error.is_some() => {
                     if self.outstanding > 0 {
                         return Step::Waiting;
                     }
                     self.leave(core);
+                    if self.error.is_none() && lba < self.end_lba {
+                        self.portion = portion(&cache, lba, self.end_lba);
+                        self.sent = false;
+                        self.phase = Phase::Enter;
+                        core.again(me);
+                        return Step::Waiting;
+                    }
                     self.phase = Phase::Stable;
                     if self.error.is_none() && self.way == Some(Way::Flush) {
                         core.group.join(me);
@@ -166,7 +194,7 @@ impl Bypass {
         let sent = matches!(self.phase, Phase::Send(lba) if lba == self.end_lba);
         if !sent && !matches!(self.phase, Phase::Stable) {
             self.error = Some(error);
-            self.phase = Phase::Send(self.end_lba);
+            self.phase = Phase::Send(self.portion.end);
         }
     }
 
@@ -195,7 +223,7 @@ impl Bypass {
         };
         if most == 0 {
             self.error = Some(IoError::new(IoErrorKind::Unsupported));
-            return Some(self.end_lba);
+            return Some(self.portion.end);
         }
         if !core.slot_free(None) {
             if self.outstanding == 0 {
@@ -203,7 +231,7 @@ impl Bypass {
             }
             return None;
         }
-        let blocks = (self.end_lba - lba).min(u64::from(most)) as u32;
+        let blocks = (self.portion.end - lba).min(u64::from(most)) as u32;
         let io = Io::new(me, IoKind::Bypass, lba, blocks);
         let data = match &self.buffer {
             Buffer::None => SgList::empty(),
@@ -242,7 +270,7 @@ impl Bypass {
         self.step(me, core, Wakeup::Retry)
     }
 
-    /// The pages forget what the device has overwritten; after a failure, whatever it may have.
+    /// The pages of the portion forget what the device has overwritten; after a failure, whatever it may have.
     fn leave(&mut self, core: &mut Core) {
         let cache = core.cache.clone();
         // What a discarded block holds is nobody's business.
@@ -252,11 +280,11 @@ impl Bypass {
         let per_page = cache.blocks_per_page();
         // What was cancelled before it sent anything has changed nothing, and may not have waited
         // until its pages were quiet.
-        let pages = self.lba / per_page..self.end_lba.div_ceil(per_page);
-        for page in pages.filter(|_| self.sent) {
+        let changed = if self.sent { self.portion.clone() } else { 0..0 };
+        for page in changed.start / per_page..changed.end.div_ceil(per_page) {
             let start = page * per_page;
-            let from = self.lba.max(start) - start;
-            let to = self.end_lba.min(start + per_page) - start;
+            let from = changed.start.max(start) - start;
+            let to = changed.end.min(start + per_page) - start;
             let blocks = Blocks::range(from as u32, (to - from) as u32);
             let mut shard = cache.shard(page);
             if self.op == (Op::Write { fua: true }) && self.error.is_none() {
@@ -285,4 +313,11 @@ impl Bypass {
         // A flush may have been waiting for pages that are no longer dirty.
         cache.ring_flusher();
     }
+}
+
+/// The blocks from `lba` on that are dealt with together.
+fn portion(cache: &Cache, lba: u64, end_lba: u64) -> Range<u64> {
+    let blocks = PORTION_PAGES * cache.blocks_per_page();
+    let end = (lba / blocks + 1).saturating_mul(blocks);
+    lba..end.min(end_lba)
 }

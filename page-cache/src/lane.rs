@@ -53,9 +53,10 @@ pub enum OpKind {
     Flush,
     /// The same for what was finished before in the range: writes only that, by whole pages.
     FlushRange,
-    /// The blocks are not needed any more; aligned to device blocks.
+    /// The blocks are not needed any more; aligned to device blocks. In portions of 32 MiB, with a turn of
+    /// the lane between two: when it fails, those before may have been done.
     Discard,
-    /// The blocks read as zeroes afterwards; aligned to device blocks.
+    /// The blocks read as zeroes afterwards; aligned to device blocks. In portions, as a discard.
     WriteZeroes {
         /// The device may free them.
         may_unmap: bool,
@@ -98,7 +99,8 @@ pub struct Finished {
 pub enum Cancelled {
     /// It is over: the next but for those finished earlier, with [`IoErrorKind::Cancelled`] and its
     /// buffer, which nothing touches any more. Of a write, none, some or (never acknowledged) all
-    /// pages have been written to the cache; what has is there like any other write's. A read or a
+    /// pages have been written to the cache; what has is there like any other write's. Of a discard or a
+    /// write-zeroes, a first part of whole portions of 32 MiB may have been done. A read or a
     /// fill that the device was at goes on for the cache and for others that wait for it.
     Finished,
     /// The device is changing its data in the operation's name, which cannot be taken back, or is
@@ -662,6 +664,11 @@ impl Core {
 
     pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.queue.event_fd()
+    }
+
+    /// Steps an operation again, which is on no queue, after what else there is to do in this turn.
+    pub(crate) fn again(&self, operation: Token) {
+        self.run.again(operation);
     }
 
     pub(crate) fn pop_woken(&self) -> Option<(Token, Wakeup)> {

@@ -33,6 +33,17 @@ impl RunQueue {
         self.queue.is_empty()
     }
 
+    /// An operation of the owner, which waits for nobody, goes on after those that can already. The owner
+    /// does not ring itself: it looks before it sleeps.
+    ///
+    /// # Panics
+    ///
+    /// As when it is woken.
+    pub(crate) fn again(&self, token: Token) {
+        let pushed = self.queue.push((token, Wakeup::Retry));
+        assert!(pushed.is_ok(), "an operation was woken twice");
+    }
+
     /// Rings the owner without waking an operation.
     pub fn ring(&self) {
         self.owner.wake();
