@@ -143,13 +143,22 @@ impl Cache {
     ///
     /// [`CacheError`], with nothing changed.
     pub fn resize(&self, frames: usize) -> Result<(), CacheError> {
-        let mut max = self.memory_max.lock();
-        self.resize_to(frames)?;
-        *max = None;
-        Ok(())
+        let mut wakes = Wakes::default();
+        let resized = {
+            let mut max = self.memory_max.lock();
+            let resized = self.resize_to(frames, &mut wakes);
+            if resized.is_ok() {
+                *max = None;
+            }
+            resized
+        };
+        self.tell(wakes);
+        resized
     }
 
-    pub(crate) fn resize_to(&self, frames: usize) -> Result<(), CacheError> {
+    /// Whoever goes on because of another size or other limits is [told](Self::tell) by the caller, when it
+    /// holds no lock any more.
+    pub(crate) fn resize_to(&self, frames: usize, wakes: &mut Wakes) -> Result<(), CacheError> {
         let shards = self.shards().count();
         let least = shards * CacheOptions::FRAMES_MIN;
         if frames < least {
@@ -176,15 +185,13 @@ impl Cache {
         }
         size.frames = frames;
         self.publish_size(*size);
-        let mut wakes = Wakes::default();
         for (shard, missing) in self.shards().zip(missing) {
             let own = taken.split_off(taken.len() - missing);
             let mut shard = shard.lock();
             shard.grow(own);
-            shard.hand_over(&mut wakes);
+            shard.hand_over(wakes);
         }
-        wakes.run();
-        self.apply_limits(&size);
+        self.apply_limits(&size, wakes);
         Ok(())
     }
 
@@ -208,17 +215,21 @@ impl Cache {
     }
 
     /// Makes the dirty limits those of a size that was just set. The flusher goes on from there by the
-    /// rate it sees.
-    pub(crate) fn apply_limits(&self, size: &crate::cache::Size) {
+    /// rate it sees. The caller [tells](Self::tell) who goes on.
+    pub(crate) fn apply_limits(&self, size: &crate::cache::Size, wakes: &mut Wakes) {
         self.publish_size(*size);
-        let mut wakes = Wakes::default();
         let shards = self.shards().count();
         let pages = self.dirty_max().min(crate::cache::ROOM_PAGES_UNTIL_KNOWN) / shards;
         let background = size.dirty.background.pages(size.frames) / shards;
         self.rooms().for_each(|room| {
             room.set_background(background);
-            room.set_limit(pages, &mut wakes);
+            room.set_limit(pages, wakes);
         });
+    }
+
+    /// After another size or other limits: wakes whoever goes on, and the flusher. Call it under no lock:
+    /// callbacks are calls of the kernel, and somebody else's code.
+    pub(crate) fn tell(&self, mut wakes: Wakes) {
         wakes.run();
         self.ring_flusher();
     }

@@ -89,6 +89,8 @@ pub enum CacheError {
 /// A flush that waits: for everything up to `seq` in its pages to be on the device, and then for a
 /// device flush.
 pub(crate) struct Ticket {
+    /// Higher than those of the tickets before it.
+    pub(crate) id: u64,
     pub(crate) seq: u64,
     /// The pages it covers.
     pub(crate) pages: Range<u64>,
@@ -103,11 +105,6 @@ impl Ticket {
 
     pub(crate) fn is_whole(&self) -> bool {
         self.pages == Self::ALL
-    }
-
-    /// Whether it waits for a page that holds data from `since` on.
-    pub(crate) fn covers(&self, page: u64, since: u64) -> bool {
-        since <= self.seq && self.pages.contains(&page)
     }
 }
 
@@ -579,7 +576,7 @@ impl Cache {
         orders.flushes += 1;
         waiter.left_at(Place::Orders);
         let seq = self.last_seq();
-        let ticket = Ticket { seq, pages, waiter, retry_failed: true };
+        let ticket = Ticket { id: orders.flushes, seq, pages, waiter, retry_failed: true };
         orders.tickets.push(ticket);
         drop(orders);
         let flusher = self.flusher.lock().clone();

@@ -164,6 +164,7 @@ mod bypass;
 mod cache;
 mod cached_device;
 mod commit;
+mod covered;
 pub mod errors;
 pub mod evict;
 mod index;

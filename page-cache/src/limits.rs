@@ -23,6 +23,7 @@ use std::time::Duration;
 use uaio_driver::FRAME_SIZE;
 
 use crate::cache::{Cache, CacheError};
+use crate::wait::Wakes;
 
 /// A part of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,10 +109,14 @@ impl Cache {
     ///
     /// [`CacheError::Invalid`], with nothing changed.
     pub fn set_dirty_limits(&self, limits: DirtyLimits) -> Result<(), CacheError> {
-        let mut size = self.size.lock();
-        limits.check(size.frames)?;
-        size.dirty = limits;
-        self.apply_limits(&size);
+        let mut wakes = Wakes::default();
+        {
+            let mut size = self.size.lock();
+            limits.check(size.frames)?;
+            size.dirty = limits;
+            self.apply_limits(&size, &mut wakes);
+        }
+        self.tell(wakes);
         Ok(())
     }
 

@@ -8,7 +8,9 @@
 use uaio_driver::FRAME_SIZE;
 
 use crate::cache::{Cache, CacheError, CacheOptions, Ticket};
+use crate::covered::Covered;
 use crate::sync::Ordering;
+use crate::wait::Wakes;
 
 /// Memory that a cache takes, in bytes. What the device's queues and its pool's own tables take is theirs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +44,7 @@ impl Cache {
         }
         used.tables += self.barriers.memory_bytes() as u64;
         let tickets = self.orders.lock().tickets.capacity();
-        used.tables += (tickets * size_of::<Ticket>()) as u64;
+        used.tables += (tickets * (size_of::<Ticket>() + Covered::BYTES_A_TICKET)) as u64;
         used.lanes = self.lane_bytes.load(Ordering::Relaxed) as u64;
         used
     }
@@ -57,13 +59,15 @@ impl Cache {
     ///
     /// [`CacheError::Invalid`] when the smallest cache of so many shards does not fit; then there is no limit.
     pub fn set_memory_max(&self, bytes: Option<u64>) -> Result<(), CacheError> {
-        let mut max = self.memory_max.lock();
-        *max = None;
-        if let Some(bytes) = bytes {
-            self.fit(bytes)?;
-        }
-        *max = bytes;
-        Ok(())
+        let mut wakes = Wakes::default();
+        let fits = {
+            let mut max = self.memory_max.lock();
+            let fits = bytes.map_or(Ok(()), |bytes| self.fit(bytes, &mut wakes));
+            *max = bytes.filter(|_| fits.is_ok());
+            fits
+        };
+        self.tell(wakes);
+        fits
     }
 
     /// The limit that was set last.
@@ -73,11 +77,17 @@ impl Cache {
 
     /// A lane has come or gone.
     pub(crate) fn keep_memory_max(&self) -> Result<(), CacheError> {
-        let max = self.memory_max.lock();
-        max.map_or(Ok(()), |bytes| self.fit(bytes))
+        let mut wakes = Wakes::default();
+        let fits = {
+            let max = self.memory_max.lock();
+            let Some(bytes) = *max else { return Ok(()) };
+            self.fit(bytes, &mut wakes)
+        };
+        self.tell(wakes);
+        fits
     }
 
-    fn fit(&self, bytes: u64) -> Result<(), CacheError> {
+    fn fit(&self, bytes: u64, wakes: &mut Wakes) -> Result<(), CacheError> {
         let page = FRAME_SIZE as u64;
         let least = self.shards().count() * CacheOptions::FRAMES_MIN;
         // Tables grow by about so much a page, and once they have, what is left is known.
@@ -96,7 +106,7 @@ impl Cache {
                     used.tables + used.lanes
                 )));
             }
-            self.resize_to(frames)?;
+            self.resize_to(frames, wakes)?;
             let used = self.memory();
             if frames as u64 * page + used.tables + used.lanes <= bytes {
                 break;

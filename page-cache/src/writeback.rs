@@ -35,7 +35,8 @@ use uaio_driver::{
     Armed, DeviceError, FRAME_SIZE, IoError, IoErrorKind, IoResult, Op, SgList, Token, Wake,
 };
 
-use crate::cache::{Cache, NO_FLUSHER, Ticket};
+use crate::cache::{Cache, NO_FLUSHER};
+use crate::covered::{self, Covered};
 use crate::lane::{Core, Io, IoKind, Piece, Run};
 use crate::page::{Blocks, Page};
 use crate::room::Usage;
@@ -69,8 +70,6 @@ pub const GIVE_UP: Duration = Duration::from_secs(10);
 const BATCH_PAGES: usize = 2048;
 /// The dirty limit never goes below this, in pages: 1 MiB.
 const LIMIT_MIN_PAGES: usize = 256;
-/// Pages of a range up to which a flush looks each of them up.
-const LOOKED_UP_MAX: u64 = 1024;
 /// How soon the flusher looks again while a flush of a range waits: it leaves its entry on one page, and
 /// flushes of several ranges may wait for different ones that lanes are busy with.
 const RANGE_LOOK: Duration = Duration::from_millis(5);
@@ -94,6 +93,8 @@ pub struct Flusher {
     /// Those whose writes were complete before the device flush in flight was sent.
     sharing: Vec<Waiter>,
     flush: Option<Sent>,
+    /// What those who wait for a flush wait for.
+    covered: Covered,
     /// The page whose queue the entry is on, because a flush waits for it.
     waits_for: Option<u64>,
     /// A page that it is the flusher's turn to write.
@@ -191,6 +192,7 @@ impl Flusher {
             batch: Vec::with_capacity(BATCH_PAGES),
             sharing: Vec::with_capacity(64),
             flush: None,
+            covered: Covered::default(),
             waits_for: None,
             turn: None,
             retry_at: [None; BACKOFF.len()],
@@ -505,22 +507,11 @@ impl Flusher {
 
     /// Sends what flushes of ranges cover, and nothing else. Says whether there are slots left.
     fn write_ranges(&mut self, cache: &Cache, sent: &mut usize) -> bool {
+        covered::retry_failed(cache);
+        self.covered.take(cache);
         let mut batch = std::mem::take(&mut self.batch);
         batch.clear();
-        let mut orders = cache.orders.lock();
-        for ticket in orders.tickets.iter_mut().filter(|ticket| !ticket.is_whole()) {
-            if std::mem::take(&mut ticket.retry_failed) {
-                cache.shards().for_each(|shard| shard.lock().retry_failed_of(&ticket.pages));
-            }
-            any_covered(cache, ticket, |shard, slot| {
-                let room = batch.len() < BATCH_PAGES;
-                if room && matches!(shard.page(slot), Page::Dirty(_)) && !shard.is_failed(slot) {
-                    batch.push(shard.key(slot));
-                }
-                !room
-            });
-        }
-        drop(orders);
+        self.covered.batch(cache, &mut batch, BATCH_PAGES);
         self.store_all(cache, batch, sent)
     }
 
@@ -583,32 +574,28 @@ impl Flusher {
     /// Sends a device flush for those whose writes are complete; says whether it did.
     fn flush_ready(&mut self) -> bool {
         let cache = Arc::clone(&self.core.cache);
-        let mut orders = cache.orders.lock();
-        if orders.tickets.is_empty() || self.flush.is_some() {
+        if self.flush.is_some() {
+            return false;
+        }
+        self.covered.take(&cache);
+        if self.covered.is_empty() {
             return false;
         }
         // Before the pages are looked at: a failure from here on may concern them.
         let failures = cache.stability.failures();
-        // Under no shard lock: what was numbered up to a ticket's number before the ticket was
-        // written down is found in its shard.
-        let oldest = cache.shards().filter_map(|shard| shard.lock().oldest_unwritten()).min();
-        let ready = |ticket: &Ticket| {
-            oldest.is_none_or(|oldest| ticket.seq < oldest)
-                || (!ticket.is_whole() && !any_covered(&cache, ticket, |_, _| true))
-        };
-        let sharing = &mut self.sharing;
-        orders.tickets.retain(|ticket| {
-            let ready = ready(ticket);
+        self.covered.judge(&cache);
+        let Self { sharing, covered, .. } = self;
+        cache.orders.lock().tickets.retain(|ticket| {
+            let ready = covered.is_ready(ticket);
             if ready {
                 sharing.push(ticket.waiter.clone());
             }
             !ready
         });
         if self.sharing.is_empty() {
-            self.wait_for_page(&cache, &orders.tickets);
+            self.wait_for_page(&cache);
             return false;
         }
-        drop(orders);
         self.flush = Some(Sent { id: cache.stability.begin(), failures, succeeded: false });
         cache.device_flushes.fetch_add(1, Ordering::Relaxed);
         let io = Io::new(ME, IoKind::Flush, 0, 0);
@@ -618,15 +605,14 @@ impl Flusher {
 
     /// Leaves the entry on one page that a flush waits for and that somebody is busy with, so that
     /// the flusher turns again when that has ended.
-    fn wait_for_page(&mut self, cache: &Cache, tickets: &[Ticket]) {
+    fn wait_for_page(&mut self, cache: &Cache) {
         if self.waits_for.is_some() || self.turn.is_some() {
             return;
         }
         for shard in cache.shards() {
             let mut shard = shard.lock();
             let covered = |slot: u32, since: Option<u64>| {
-                let key = shard.key(slot);
-                since.is_some_and(|since| tickets.iter().any(|it| it.covers(key, since)))
+                since.is_some_and(|since| self.covered.covers(shard.key(slot), since))
             };
             let found = shard.dirty().chain(shard.writing()).find_map(|slot| {
                 let page = shard.page(slot);
@@ -680,29 +666,6 @@ impl Drop for Flusher {
         cache.set_flusher(None, &mut self.core.wakes);
         self.core.wakes.run();
     }
-}
-
-/// Whether one of the pages that a flush of a range waits for, those with data that is not on the
-/// device, is what `is_it` looks for.
-fn any_covered(cache: &Cache, ticket: &Ticket, mut is_it: impl FnMut(&Shard, u32) -> bool) -> bool {
-    let covers = |shard: &Shard, slot: u32| {
-        let since = shard.unwritten_since(slot);
-        since.is_some_and(|since| ticket.covers(shard.key(slot), since))
-    };
-    // A short range is looked up page by page; of a long one the lists of what is not written are
-    // shorter.
-    if ticket.pages.end - ticket.pages.start <= LOOKED_UP_MAX {
-        return ticket.pages.clone().any(|page| {
-            let shard = cache.shard(page);
-            let found = shard.find(page);
-            found.is_some_and(|slot| covers(&shard, slot) && is_it(&shard, slot))
-        });
-    }
-    cache.shards().any(|shard| {
-        let shard = shard.lock();
-        let mut unwritten = shard.dirty().chain(shard.writing());
-        unwritten.any(|slot| covers(&shard, slot) && is_it(&shard, slot))
-    })
 }
 
 /// Which sequence numbers are how old: the data path reads no clock, so the flusher notes the

@@ -2,12 +2,17 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use common::rig::{PAGE, READ, Rig, WRITE, page};
 use uaio_driver::ram::RamDevice;
-use uaio_driver::{BlockDevice, DmaPool, PoolOptions};
-use uaio_page_cache::{Advice, Cache, CacheError, CacheMode, CacheOptions, Dropped, Residency};
+use uaio_driver::{BlockDevice, DmaPool, PoolOptions, Token, Wake};
+use uaio_page_cache::{
+    Advice, Buffer, Cache, CacheError, CacheMode, CacheOptions, Dropped, Flusher, Lane, Operation,
+    Residency,
+};
 
 /// A cache that brings in nothing but what is asked for.
 fn quiet() -> Rig {
@@ -147,4 +152,63 @@ fn the_dirty_limit_follows_the_percentage_and_the_size() {
     };
     assert!(limit(80) >= frames * 7 / 10);
     assert!(limit(10) <= frames / 10);
+}
+
+/// Asks, whenever it is rung, for what takes the locks that a change of size or limits holds.
+struct Asks {
+    cache: Arc<Cache>,
+    rung: AtomicU64,
+}
+
+impl Wake for Asks {
+    fn wake(&self) {
+        let _asked = (self.cache.dirty_limits(), self.cache.memory_max(), self.cache.memory());
+        self.rung.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn another_size_and_other_limits_wake_under_no_lock() {
+    let (done, ended) = mpsc::channel();
+    let changes = move || {
+        let pool = DmaPool::new(PoolOptions::frames(400)).unwrap();
+        let device = Arc::new(RamDevice::new(1 << 20, 512, pool).unwrap());
+        let options = CacheOptions { shards: 1, ..CacheOptions::frames(64) };
+        let cache = Cache::new(device, options).unwrap();
+        cache.set_dirty_max(10).unwrap();
+        let ring = || Arc::new(Asks { cache: Arc::clone(&cache), rung: AtomicU64::new(0) });
+        let (of_flusher, of_lane) = (ring(), ring());
+        let _flusher = Flusher::new(Arc::clone(&cache), 16, of_flusher.clone()).unwrap();
+        let mut lane = Lane::new(Arc::clone(&cache), 64, 16, of_lane.clone()).unwrap();
+        let handle = cache.open();
+        // Six fit; nobody writes them back.
+        for at in 0..64 {
+            let write = Operation {
+                token: Token::from_u64(at),
+                kind: WRITE,
+                offset: at * PAGE,
+                len: PAGE,
+                buffer: Buffer::Bytes(page(1)),
+                handle: Arc::clone(&handle),
+            };
+            assert!(lane.start(write).is_ok());
+        }
+        let mut rung_by = |change: &dyn Fn()| {
+            let count = |of: &Asks| of.rung.load(Ordering::Relaxed);
+            let before = (count(&of_lane), count(&of_flusher));
+            change();
+            assert!(count(&of_lane) > before.0, "no writer was let go");
+            assert!(count(&of_flusher) > before.1, "the flusher was not rung");
+            (0..3).for_each(|_| _ = lane.turn());
+        };
+        rung_by(&|| cache.set_dirty_max(20).unwrap());
+        rung_by(&|| cache.resize(128).unwrap());
+        let most = cache.memory().total() + 100 * (PAGE + 64);
+        rung_by(&|| cache.set_memory_max(Some(most)).unwrap());
+        done.send(()).unwrap();
+    };
+    let changing = std::thread::spawn(changes);
+    let ended = ended.recv_timeout(Duration::from_secs(60));
+    assert_ne!(ended, Err(mpsc::RecvTimeoutError::Timeout), "somebody is rung under a lock");
+    changing.join().unwrap();
 }
