@@ -378,12 +378,15 @@ impl Cache {
         ranges.map(|range| range.start * block_size..range.end * block_size).collect()
     }
 
-    /// Says that it is known what may have been [lost](Self::lost_ranges) in a range of bytes, in whole
-    /// blocks, and that flushes need not fail for it any more: for an administrator, or for who has
+    /// Says that it is known what may have been [lost](Self::lost_ranges) in the blocks that lie wholly in a
+    /// range of bytes, and that flushes need not fail for it any more: for an administrator, or for who has
     /// restored it.
     pub fn accept_loss(&self, bytes: Range<u64>) {
         let block_size = self.block_size() as u64;
-        self.stability.settle(bytes.start.div_ceil(block_size)..bytes.end.div_ceil(block_size));
+        let blocks = bytes.start.div_ceil(block_size)..bytes.end / block_size;
+        if !blocks.is_empty() {
+            self.stability.settle(blocks);
+        }
     }
 
     /// The blocks of a range of pages.

@@ -94,6 +94,9 @@ fn what_was_evicted_and_is_lost_fails_every_flush_that_covers_it_until_it_is_set
         assert_eq!(rig.run(OpKind::Discard, 3 * PAGE, vec![0; 4096]).0, Ok(()));
         assert_eq!(rig.run(ZEROES, 4 * PAGE, vec![0; 4096]).0, Ok(()));
         assert_eq!(rig.cache.lost_ranges(), [5 * PAGE..10 * PAGE]);
+        // Of block 1 of the page only a part is named.
+        rig.cache.accept_loss(5 * PAGE + 100..5 * PAGE + 600);
+        assert_eq!(rig.cache.lost_ranges(), [5 * PAGE..10 * PAGE]);
         rig.cache.accept_loss(6 * PAGE..7 * PAGE);
         assert_eq!(rig.cache.lost_ranges(), [5 * PAGE..6 * PAGE, 7 * PAGE..10 * PAGE]);
         assert_eq!(rig.flush(), Err(MEDIA));

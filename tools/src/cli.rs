@@ -244,6 +244,30 @@ pub(crate) enum CacheCommand {
         #[command(flatten)]
         range: ByteRange,
     },
+    /// List what of a range may be lost: flushes that cover it fail
+    ///
+    /// It was written to the device, was not cached any more when a device flush failed, and has not been
+    /// written or discarded since. Neighbours may be among it that are sound.
+    Lost {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+        #[command(flatten)]
+        range: ByteRange,
+    },
+    /// Say that it is known what may be lost of a range, so that flushes do not fail for it any more
+    ///
+    /// For what was restored, or is not needed: nothing is written, and what the backend has there is what is
+    /// read from now on. What is lost while this asks stays listed, and so do blocks that only part of the range
+    /// covers.
+    AcceptLoss {
+        /// 0, ublkb0 or /dev/ublkb0
+        id: DeviceId,
+        #[command(flatten)]
+        range: ByteRange,
+        /// Do it without asking for the device's path to be typed
+        #[arg(long)]
+        yes: bool,
+    },
     /// Give the cache another size, up to the --cache-max it was started with
     ///
     /// Returns when the cache has that size. To become smaller it writes out what is dirty first.
@@ -574,6 +598,8 @@ mod tests {
             (&["cache", "resize", "0", "lots"], "`lots` is not a size"),
             (&["cache", "residency", "0", "--offset", "-1"], "'-1'"),
             (&["cache", "drop", "sda"], "`sda` is not a device"),
+            (&["cache", "lost"], "<ID>"),
+            (&["cache", "accept-loss", "0", "--length", "x"], "`x` is not a size"),
             (&["cache", "limit", "0"], "--dirty-percent"),
             (&["cache", "limit", "0", "--age-ms", "99"], "99 is not in 100..="),
             (

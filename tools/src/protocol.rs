@@ -62,6 +62,20 @@ pub(crate) enum Command {
         /// How long it is; what lies past the device does not count.
         len_bytes: u64,
     },
+    /// Which data of a range may be lost.
+    Lost {
+        /// Where the range begins.
+        offset_bytes: u64,
+        /// How long it is; what lies past the device does not count.
+        len_bytes: u64,
+    },
+    /// What may be lost of a range is known: flushes need not fail for it. Answered with what still is.
+    AcceptLoss {
+        /// Where the range begins.
+        offset_bytes: u64,
+        /// How long it is.
+        len_bytes: u64,
+    },
     /// Give the cache another size.
     Resize {
         /// How large.
@@ -90,6 +104,8 @@ impl Command {
             | Self::Stats
             | Self::Residency { .. }
             | Self::DropClean { .. }
+            | Self::Lost { .. }
+            | Self::AcceptLoss { .. }
             | Self::Limit(_) => 5_000,
             Self::Flush { deadline_ms, .. }
             | Self::Resize { deadline_ms, .. }
@@ -163,6 +179,8 @@ pub(crate) enum Answer {
     Residency(Residency),
     /// To [`Command::DropClean`].
     Dropped(Dropped),
+    /// To [`Command::Lost`] and [`Command::AcceptLoss`].
+    Lost(Lost),
     /// To the others.
     Done,
 }
@@ -309,6 +327,22 @@ pub(crate) struct Residency {
 pub(crate) struct Dropped {
     pub(crate) dropped_bytes: u64,
     pub(crate) kept_bytes: u64,
+}
+
+/// What of a range may be lost. Printed as it is by `aioctl cache lost --json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lost {
+    /// Of all ranges together.
+    pub(crate) lost_bytes: u64,
+    /// In order.
+    pub(crate) ranges: Vec<LostRange>,
+}
+
+/// Neighbouring blocks that may be lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LostRange {
+    pub(crate) offset_bytes: u64,
+    pub(crate) len_bytes: u64,
 }
 
 /// Reads one line of at most `max_bytes`, its end included. `Ok(None)`: the other end closed without

@@ -190,6 +190,66 @@ fn a_server_that_misbehaves_costs_one_line() {
     }
 }
 
+/// Answers so many questions at the socket of device 0, one line each, and tells what was asked.
+fn serving(place: &Place, answers: Vec<&'static str>) -> std::thread::JoinHandle<Vec<String>> {
+    std::fs::create_dir_all(place.run_dir()).expect("a directory");
+    let socket = place.run_dir().join("0.sock");
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(socket).expect("a socket");
+    std::thread::spawn(move || {
+        let answer = |answer: &str| {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut request = [0; 4096];
+            let count = stream.read(&mut request).expect("a request");
+            let line = format!("{{\"version\":1,\"result\":{{\"ok\":{answer}}}}}\n");
+            stream.write_all(line.as_bytes()).expect("a client that listens");
+            String::from_utf8_lossy(&request[..count]).trim_end().to_owned()
+        };
+        answers.into_iter().map(answer).collect()
+    })
+}
+
+#[test]
+fn a_loss_is_accepted_only_with_consent_and_only_where_it_was_shown() {
+    let lost = "{\"lost\":{\"lost_bytes\":1024,\"ranges\":[{\"offset_bytes\":0,\"len_bytes\":512},\
+                {\"offset_bytes\":8192,\"len_bytes\":512}]}}";
+    let none = "{\"lost\":{\"lost_bytes\":0,\"ranges\":[]}}";
+    let one =
+        "{\"lost\":{\"lost_bytes\":512,\"ranges\":[{\"offset_bytes\":8192,\"len_bytes\":512}]}}";
+    let place = Place::new();
+    let server = serving(&place, vec![lost]);
+    let said = "flushes of /dev/ublkb0 will not fail any more for 1024 lost bytes: this needs --yes \
+                where nobody can be asked; nothing was changed";
+    place.aioctl(["cache", "accept-loss", "0"]).is_refusal(2, said);
+    assert_eq!(server.join().expect("a thread").len(), 1, "nothing but the list was asked for");
+    let server = serving(&place, vec![lost, none, one]);
+    let done = place.aioctl(["cache", "accept-loss", "0", "--length", "1M", "--yes", "--json"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let said = "{\n  \"accepted_bytes\": 512,\n  \"still_lost_bytes\": 512\n}\n";
+    assert_eq!(done.stdout, said);
+    let asked = server.join().expect("a thread");
+    let of = |verb: &str, offset: u32, len: u32| {
+        format!(
+            "{{\"version\":1,\"command\":{{\"{verb}\":{{\"offset_bytes\":{offset},\
+             \"len_bytes\":{len}}}}}}}"
+        )
+    };
+    let accept = "accept-loss";
+    assert_eq!(asked, [of("lost", 0, 1 << 20), of(accept, 0, 512), of(accept, 8192, 512)]);
+    // Where nothing was lost nobody is asked.
+    let server = serving(&place, vec![none]);
+    let done = place.aioctl(["cache", "accept-loss", "0"]);
+    assert_eq!(done.stdout, "accepted (bytes)    0\nstill lost (bytes)  0\n", "{done:?}");
+    assert_eq!(server.join().expect("a thread").len(), 1);
+    let server = serving(&place, vec![lost]);
+    let table = place.aioctl(["cache", "lost", "0"]).stdout;
+    assert_eq!(
+        table,
+        "OFFSET bytes  LENGTH bytes\n           0           512\n        8192           512\n"
+    );
+    server.join().expect("a thread");
+}
+
 #[test]
 fn a_run_directory_that_is_none_is_refused() {
     let place = Place::new();

@@ -8,12 +8,12 @@ pub(crate) mod nvme;
 pub(crate) mod stats;
 pub(crate) mod stop;
 
-use std::io::Write;
+use std::io::{BufRead, IsTerminal, Write};
 
 use serde::Serialize;
 
 use crate::cli::Deadline;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::record::RunDir;
 use crate::system::System;
 
@@ -50,6 +50,33 @@ impl Context {
 /// As the protocol has it.
 pub(crate) fn milliseconds(deadline: Deadline) -> u64 {
     u64::from(deadline.seconds) * 1000
+}
+
+/// Goes on only when the user wants what cannot be undone, and types what it is done to, or said so with
+/// `yes`.
+pub(crate) fn confirm(
+    target: impl std::fmt::Display,
+    what: &str,
+    yes: bool,
+) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    let stdin = std::io::stdin();
+    let refused =
+        |said: String| Failure::new(Exit::Usage, format!("{what}: {said}"), "nothing was changed");
+    if !stdin.is_terminal() {
+        return Err(refused("this needs --yes where nobody can be asked".into()));
+    }
+    eprint!("{what}\nType {target} to go on: ");
+    let _ = std::io::stderr().flush();
+    let mut line = String::new();
+    // One line of a terminal, which the kernel bounds.
+    stdin.lock().read_line(&mut line).map_err(|error| Failure::os("read the answer", error))?;
+    match line.trim() == target.to_string() {
+        true => Ok(()),
+        false => Err(refused(format!("`{}` is not {target}", line.trim()))),
+    }
 }
 
 /// Writes to stdout. `println!` would panic where the reader has gone; one that has gone, such as

@@ -21,8 +21,8 @@ use crate::holders::{self, Holder};
 use crate::kernel;
 use crate::log;
 use crate::protocol::{
-    self, Answer, CacheStats, Command, Dropped, Info, Limits, OperationStats, Residency, Stats,
-    WaitStats,
+    self, Answer, CacheStats, Command, Dropped, Info, Limits, Lost, LostRange, OperationStats,
+    Residency, Stats, WaitStats,
 };
 use crate::record::log_name;
 use crate::system::System;
@@ -173,10 +173,7 @@ impl Shared {
         let Some(cache) = &self.cache else { return Vec::new() };
         let mut dirty = cache.dirty_ranges();
         if let Some(range) = range {
-            for one in &mut dirty {
-                *one = one.start.max(range.start)..one.end.min(range.end);
-            }
-            dirty.retain(|one| !one.is_empty());
+            clip(&mut dirty, range);
         }
         dirty
     }
@@ -319,6 +316,20 @@ impl Answers for Shared {
                     kept_bytes: done.kept * PAGE_BYTES,
                 }))
             }
+            Command::Lost { offset_bytes, len_bytes } => {
+                let range = offset_bytes..offset_bytes.saturating_add(len_bytes);
+                Ok(Answer::Lost(lost(self.cache()?.lost_ranges(), &range)))
+            }
+            Command::AcceptLoss { offset_bytes, len_bytes } => {
+                let range = offset_bytes..offset_bytes.saturating_add(len_bytes);
+                let cache = self.cache()?;
+                cache.accept_loss(range.clone());
+                let (id, end) = (self.id, range.end);
+                log::line(format_args!(
+                    "{id}: what was lost in bytes {offset_bytes} to {end} is accepted"
+                ));
+                Ok(Answer::Lost(lost(cache.lost_ranges(), &range)))
+            }
             Command::Resize { size_bytes, .. } => {
                 let deadline = Instant::now() + command.deadline();
                 self.resize(size_bytes, deadline).map(|()| Answer::Done)
@@ -360,6 +371,22 @@ fn operation(op: &ublk::OpStats) -> OperationStats {
 
 fn bytes_of(ranges: &[Range<u64>]) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// Leaves what lies in `range`.
+fn clip(ranges: &mut Vec<Range<u64>>, range: &Range<u64>) {
+    for one in &mut *ranges {
+        *one = one.start.max(range.start)..one.end.min(range.end);
+    }
+    ranges.retain(|one| !one.is_empty());
+}
+
+/// What of these may be lost, of a range.
+fn lost(mut ranges: Vec<Range<u64>>, range: &Range<u64>) -> Lost {
+    clip(&mut ranges, range);
+    let lost_range =
+        |one: &Range<u64>| LostRange { offset_bytes: one.start, len_bytes: one.end - one.start };
+    Lost { lost_bytes: bytes_of(&ranges), ranges: ranges.iter().map(lost_range).collect() }
 }
 
 /// The limits in force with what is to be changed of them.
@@ -534,6 +561,14 @@ mod tests {
     use uaio_driver::IoErrorKind;
 
     use super::*;
+
+    #[test]
+    fn what_is_lost_is_told_of_the_range_that_was_asked_for() {
+        let found = lost(vec![0..4096, 8192..16384, 20480..24576], &(12288..20480));
+        let range = LostRange { offset_bytes: 12288, len_bytes: 4096 };
+        assert_eq!(found, Lost { lost_bytes: 4096, ranges: vec![range] });
+        assert_eq!(lost(vec![], &(0..u64::MAX)), Lost::default());
+    }
 
     #[test]
     fn what_cannot_be_saved_is_listed_by_range() {

@@ -1,6 +1,5 @@
 //! Taking a drive for the time of a command, and asking before data is lost.
 
-use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -9,7 +8,7 @@ use uaio_driver::nvme::{ControllerOptions, NvmeController};
 use uaio_driver::{DmaPool, PoolOptions, SystemClock};
 
 use crate::cli::nvme::Target;
-use crate::commands::{Context, print};
+use crate::commands::{Context, confirm, print};
 use crate::exit::{Exit, Failure};
 use crate::server::checks;
 
@@ -119,25 +118,7 @@ impl Session for Terminal<'_> {
 
     fn confirm(&self, target: &Target, what: &str, yes: bool) -> Result<(), Failure> {
         checks::drive(self.0, target.address)?;
-        if yes {
-            return Ok(());
-        }
-        let stdin = std::io::stdin();
-        let refused = |said: String| {
-            Failure::new(Exit::Usage, format!("{what}: {said}"), "nothing was changed")
-        };
-        if !stdin.is_terminal() {
-            return Err(refused("this needs --yes where nobody can be asked".into()));
-        }
-        eprint!("{what}\nType {target} to go on: ");
-        let _ = std::io::stderr().flush();
-        let mut line = String::new();
-        // One line of a terminal, which the kernel bounds.
-        stdin.lock().read_line(&mut line).map_err(|error| Failure::os("read the answer", error))?;
-        match line.trim() == target.to_string() {
-            true => Ok(()),
-            false => Err(refused(format!("`{}` is not {target}", line.trim()))),
-        }
+        confirm(target, what, yes)
     }
 
     fn print(&self, json: &str) -> Result<(), Failure> {
