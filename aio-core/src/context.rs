@@ -47,8 +47,8 @@ impl ContextOptions {
 /// Dropping it cancels what it has with the host, which may wait for ever, waits until every command
 /// it took is finished, bounded by the devices' deadlines, and throws the events away.
 ///
-/// On the thread that turns the reactor, in a notice, it cannot wait, since nobody else turns: what is in
-/// progress is cancelled, ends by itself, and frees its memory then.
+/// In a notice, on the thread that gives it, it cannot wait, since what it waits for may be next to be
+/// answered there: what is in progress is cancelled, ends by itself, and frees its memory then.
 pub struct Context {
     queue: Arc<EventQueue>,
     shared: Arc<Shared>,
@@ -354,9 +354,9 @@ impl Context {
                     return true;
                 }
                 queue.wait_events(waiting.id, need - taken, bell);
-                // Again: what came in between did not see the entry.
+                // Again, both: what came in between did not see the entry.
                 match queue.take(max - taken, &mut out) {
-                    0 => return false,
+                    0 => return queue.has_ended_waits(),
                     more => taken += more,
                 }
             }
@@ -385,7 +385,7 @@ impl Drop for Context {
                 };
                 host + usize::from(station.may_wait()) * (1 + station.cancel_all(&ours))
             });
-            if self.shared.is_turned_here() {
+            if self.shared.is_delivered_here() {
                 let _ = self.cancel_all();
                 return;
             }

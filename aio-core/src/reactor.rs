@@ -202,7 +202,9 @@ impl Reactor {
             .iter()
             .filter_map(|volume| volume.station().close().err().map(|e| volume.close_error(e)))
             .collect();
-        for host in std::mem::take(&mut *self.hosts.lock()) {
+        // Not under the lock: a notice may make a context, or take another host on.
+        let hosts = std::mem::take(&mut *self.hosts.lock());
+        for host in hosts {
             // It has nothing of its own to save, so there is nothing to be said.
             let _ = host.close();
         }
@@ -359,14 +361,18 @@ impl Shared {
     /// Turns every station once. The caller has the baton.
     fn turn(&self, now: Duration) -> Turned {
         let stations = self.stations();
-        let _here = TurnedHere::new(self);
         stations.iter().fold(Turned::IDLE, |all, station| all.and(station.turn(now)))
     }
 
-    /// Whether this thread is in the middle of turning it, and so in a notice.
-    pub(crate) fn is_turned_here(&self) -> bool {
-        let here = TURNED_HERE.try_with(|turned| turned.borrow().contains(&self.address()));
-        // Of a thread that is ending, whose list is gone, nothing turns any more.
+    /// Notes that this thread answers what is finished until the value is dropped.
+    pub(crate) fn delivering(&self) -> DeliveredHere {
+        DeliveredHere::new(self)
+    }
+
+    /// Whether this thread is in the middle of answering what is finished, and so in a notice.
+    pub(crate) fn is_delivered_here(&self) -> bool {
+        let here = DELIVERED_HERE.try_with(|reactors| reactors.borrow().contains(&self.address()));
+        // Of a thread that is ending, whose list is gone, nothing is delivered any more.
         here.unwrap_or(false)
     }
 
@@ -411,23 +417,24 @@ impl Shared {
 }
 
 thread_local! {
-    /// The reactors that this thread is in the middle of turning: a notice of one may turn another.
-    static TURNED_HERE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    /// The reactors whose finished commands this thread is in the middle of answering: a notice of one
+    /// may do so for another.
+    static DELIVERED_HERE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An entry of `TURNED_HERE`, taken away at the end, also of a panic.
-struct TurnedHere;
+/// An entry of `DELIVERED_HERE`, taken away at the end, also of a panic.
+pub(crate) struct DeliveredHere;
 
-impl TurnedHere {
+impl DeliveredHere {
     fn new(shared: &Shared) -> Self {
-        let _ = TURNED_HERE.try_with(|turned| turned.borrow_mut().push(shared.address()));
+        let _ = DELIVERED_HERE.try_with(|reactors| reactors.borrow_mut().push(shared.address()));
         Self
     }
 }
 
-impl Drop for TurnedHere {
+impl Drop for DeliveredHere {
     fn drop(&mut self) {
-        let _ = TURNED_HERE.try_with(|turned| turned.borrow_mut().pop());
+        let _ = DELIVERED_HERE.try_with(|reactors| reactors.borrow_mut().pop());
     }
 }
 

@@ -190,20 +190,20 @@ impl<B: Backend> Station<B> {
     /// Takes in what was linked to a request that is done. It has had its slots from the beginning,
     /// so it is never refused.
     pub(crate) fn go_on(&self, request: Request) {
-        if B::MAY_WAIT && self.is_closed() {
+        if let Err(request) = self.enqueue(request, true) {
+            debug_assert!(B::MAY_WAIT, "a linked request was refused");
             self.deliver_one(request, Err(IoError::new(IoErrorKind::Gone)));
-            return;
         }
-        let enqueued = self.enqueue(request, true);
-        debug_assert!(enqueued.is_ok(), "a linked request was refused");
     }
 
     fn enqueue(&self, request: Request, beyond: bool) -> Result<(), Request> {
         let (ticket, queue) = (request.ticket(), Arc::clone(request.queue()));
         queue.tickets().moved(ticket, self.id, None);
         self.in_inbox(|inbox| {
-            // Under the lock, as above. What is linked to something goes on all the same.
-            if !beyond && self.is_closed() { Err(request) } else { inbox.push(request, beyond) }
+            // Under the lock, as above. What is linked to something goes on all the same, unless it
+            // may wait for ever: who closes has cancelled what it found here, and does so once.
+            let refused = (!beyond || B::MAY_WAIT) && self.is_closed();
+            if refused { Err(request) } else { inbox.push(request, beyond) }
         })?;
         if queue.tickets().ending(ticket).is_some()
             && let Some(request) = self.in_inbox(|inbox| inbox.remove(ticket))
@@ -266,9 +266,10 @@ impl<B: Backend> Station<B> {
         if done.is_empty() {
             return;
         }
+        let _here = self.shared.delivering();
         for done in done.drain(..) {
             match done {
-                Done::Over(request, result) => self.deliver_one(request, result),
+                Done::Over(request, result) => self.answer_one(request, result),
                 Done::More(queue, event) => queue.complete(event),
             }
         }
@@ -277,6 +278,11 @@ impl<B: Backend> Station<B> {
     }
 
     fn deliver_one(&self, request: Request, result: Result<usize, IoError>) {
+        let _here = self.shared.delivering();
+        self.answer_one(request, result);
+    }
+
+    fn answer_one(&self, request: Request, result: Result<usize, IoError>) {
         let next = request.answer(result);
         if let Some(next) = next
             && let Some(next) = next.begin(None, || self.shared.clock().now())

@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::{stack, with_thread};
 use uaio_core::host::{Descriptor, HostOp, Position};
 use uaio_core::{
-    AsyncContext, ContextOptions, HostOptions, Iocb, OpenOptions, Refusal, VolumeOptions,
+    AsyncContext, ContextOptions, HostOptions, Iocb, Notify, OpenOptions, Refusal, VolumeOptions,
 };
 use uaio_driver::ram::RamDevice;
 use uaio_page_cache::{Cache, CacheOptions};
@@ -226,4 +226,62 @@ fn a_host_is_closed_while_endless_reads_are_submitted() {
             assert_eq!(context.outstanding(), 0, "every one has its event");
         });
     }
+}
+
+/// Calls a function when it is woken first.
+struct OnWake(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Wake for OnWake {
+    fn wake(self: Arc<Self>) {
+        let run = self.0.lock().unwrap().take();
+        run.into_iter().for_each(|run| run());
+    }
+}
+
+fn on_wake(run: impl FnOnce() + Send + 'static) -> Notify {
+    Notify::Waker(Waker::from(Arc::new(OnWake(Mutex::new(Some(Box::new(run)))))))
+}
+
+/// Closing answers several at once: the notice of the first has the last name of their context, which
+/// cannot wait for the second.
+#[test]
+fn the_last_name_of_a_context_goes_in_a_notice_while_its_reactor_is_closed() {
+    returns("close", || {
+        let stack = stack(16, VolumeOptions::default());
+        let host = stack.reactor.attach_host(HostOptions::default()).unwrap();
+        let context = Arc::new(stack.reactor.context(ContextOptions::events(4)).unwrap());
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let fd = Descriptor::new(reader);
+        let read = || {
+            let (fd, at) = (fd.clone(), Position::Current);
+            let op = HostOp::Read { fd, memory: vec![0; 4].into(), at, flags: 0 };
+            Iocb::host(&host, op)
+        };
+        let name = Arc::clone(&context);
+        context.submit(read().with_notify(on_wake(move || drop(name)))).unwrap();
+        context.submit(read()).unwrap();
+        drop(context);
+        stack.reactor.close().unwrap();
+    });
+}
+
+#[test]
+fn a_notice_makes_a_context_while_the_reactor_is_closed() {
+    returns("close", || {
+        let stack = Arc::new(stack(16, VolumeOptions::default()));
+        let host = stack.reactor.attach_host(HostOptions::default()).unwrap();
+        let context = stack.reactor.context(ContextOptions::events(4)).unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let (fd, at) = (Descriptor::new(reader), Position::Current);
+        let op = HostOp::Read { fd, memory: vec![0; 4].into(), at, flags: 0 };
+        let (made, is_made) = mpsc::channel();
+        let name = Arc::clone(&stack);
+        let notify = on_wake(move || {
+            let context = name.reactor.context(ContextOptions::events(1));
+            made.send(context.is_ok()).unwrap();
+        });
+        context.submit(Iocb::host(&host, op).with_notify(notify)).unwrap();
+        stack.reactor.close().unwrap();
+        assert_eq!(is_made.try_recv(), Ok(true));
+    });
 }

@@ -215,6 +215,30 @@ fn control_data_carries_a_descriptor() {
     assert_eq!(text, "through");
 }
 
+/// A server answers in the message that the question came in: what came with it is neither sent back,
+/// by numbers that may be others' by now, nor is room for control data sent as such.
+#[test]
+fn a_message_that_was_received_into_is_sent_without_control_data() {
+    let mut bench = Bench::new(8);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (ours, theirs) = (Descriptor::new(ours), Descriptor::new(theirs));
+    let room = || Box::new(Message::new(vec![vec![0]]).with_control_room(64));
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let rights = Message::new(vec![b"x".to_vec()]).with_descriptors(vec![Descriptor::new(reader)]);
+    for (descriptors, sent) in [(1, Box::new(rights)), (0, room()), (0, room())] {
+        let op = HostOp::SendMsg { fd: ours.clone(), message: sent, flags: 0 };
+        assert_eq!(bench.run(op).result, Ok(1), "the question");
+        let op = HostOp::RecvMsg { fd: theirs.clone(), message: room(), flags: 0 };
+        let (_, received) = message(bench.run(op));
+        assert_eq!(received.descriptors.len(), descriptors);
+        let op = HostOp::SendMsg { fd: theirs.clone(), message: received, flags: 0 };
+        assert_eq!(bench.run(op).result, Ok(1), "the answer");
+        let op = HostOp::RecvMsg { fd: ours.clone(), message: room(), flags: 0 };
+        let (_, answer) = message(bench.run(op));
+        assert_eq!((answer.descriptors.len(), answer.control().len()), (0, 0));
+    }
+}
+
 /// What nobody takes out of a message is closed with it.
 #[test]
 fn a_descriptor_that_came_with_a_message_is_closed_with_it() {

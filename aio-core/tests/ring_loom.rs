@@ -21,6 +21,7 @@ mod waiters;
 use loom::sync::Arc;
 use loom::thread::{self, Thread};
 use ring::Ring;
+use sync::{AtomicUsize, Ordering};
 use waiters::Waiters;
 
 fn check(bound: usize, scene: impl Fn() + Send + Sync + 'static) {
@@ -102,14 +103,35 @@ fn a_ring_drops_what_is_left_in_it() {
 struct Scene {
     ring: Ring<usize>,
     waiters: Waiters<(usize, Thread)>,
+    /// Not 0: nobody waits any more.
+    ended: AtomicUsize,
 }
 
 impl Scene {
+    fn new() -> Arc<Self> {
+        let (ring, waiters) = (Ring::new(2), Waiters::new(2));
+        Arc::new(Self { ring, waiters, ended: AtomicUsize::new(0) })
+    }
+
     fn complete(&self, value: usize) {
         self.ring.push(value);
+        self.wake();
+    }
+
+    fn end_waits(&self) {
+        self.ended.store(1, Ordering::Relaxed);
+        self.wake();
+    }
+
+    fn has_ended_waits(&self) -> bool {
+        self.ended.load(Ordering::Relaxed) != 0
+    }
+
+    fn wake(&self) {
         while let Some((_, thread)) = self.waiters.find(|entries| {
             let there = self.ring.len();
-            let at = entries.iter().position(|(need, _)| *need <= there)?;
+            let wanted = |need: usize| need <= there || self.has_ended_waits();
+            let at = entries.iter().position(|(need, _)| wanted(*need))?;
             Some(entries.remove(at))
         }) {
             thread.unpark();
@@ -120,7 +142,7 @@ impl Scene {
         let mut out = Vec::new();
         loop {
             self.ring.pop(need - out.len(), |value| out.push(value));
-            if out.len() >= need {
+            if out.len() >= need || self.has_ended_waits() {
                 return out;
             }
             let left = need - out.len();
@@ -129,7 +151,8 @@ impl Scene {
                 entries.retain(|(_, thread)| thread.id() != me.id());
                 entries.push((left, me.clone()));
             });
-            if self.ring.pop(left, |value| out.push(value)) == 0 {
+            // As `Context::wait` has it: both are looked at again.
+            if self.ring.pop(left, |value| out.push(value)) == 0 && !self.has_ended_waits() {
                 thread::park();
             }
         }
@@ -146,7 +169,7 @@ fn waiter(scene: &Arc<Scene>, need: usize) -> thread::JoinHandle<Vec<usize>> {
 #[test]
 fn an_event_that_comes_while_somebody_goes_to_sleep_wakes_it() {
     check(3, || {
-        let scene = Arc::new(Scene { ring: Ring::new(2), waiters: Waiters::new(2) });
+        let scene = Scene::new();
         let waiter = waiter(&scene, 2);
         let other = Arc::clone(&scene);
         let producer = thread::spawn(move || other.complete(1));
@@ -162,12 +185,26 @@ fn an_event_that_comes_while_somebody_goes_to_sleep_wakes_it() {
 #[test]
 fn two_who_wait_both_get_theirs() {
     check(2, || {
-        let scene = Arc::new(Scene { ring: Ring::new(2), waiters: Waiters::new(2) });
+        let scene = Scene::new();
         let waiters = [1, 1].map(|need| waiter(&scene, need));
         scene.complete(1);
         scene.complete(2);
         let mut seen = waiters.map(|waiter| waiter.join().unwrap()).concat();
         seen.sort_unstable();
         assert_eq!(seen, [1, 2]);
+    });
+}
+
+/// One event wakes two, and the one that does not get it is on its way back to sleep when the waits are
+/// ended: its entry is not there to be found, so it has to see that itself.
+#[test]
+fn the_end_of_all_waits_reaches_one_that_was_woken_for_nothing() {
+    check(2, || {
+        let scene = Scene::new();
+        let waiters = [1, 1].map(|need| waiter(&scene, need));
+        scene.complete(1);
+        scene.end_waits();
+        let seen = waiters.map(|waiter| waiter.join().unwrap()).concat();
+        assert!(seen.len() + scene.ring.len() == 1, "{seen:?}");
     });
 }

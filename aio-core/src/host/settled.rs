@@ -212,13 +212,15 @@ pub(super) fn has_extent(fd: RawFd) -> bool {
     matches!(kind(fd), Some(libc::S_IFREG | libc::S_IFBLK))
 }
 
-/// What it is (`S_IFMT`).
+/// What it is (`S_IFMT`), without asking whoever serves the file, who may be this process or gone: what
+/// an open file is does not change.
 fn kind(fd: RawFd) -> Option<libc::mode_t> {
     // SAFETY: a structure of numbers, for which zero is a value.
-    let mut status: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: the address of a structure of ours; a bad descriptor is an error.
-    let result = unsafe { libc::fstat(fd, &raw mut status) };
-    (result == 0).then_some(status.st_mode & libc::S_IFMT)
+    let mut status: libc::statx = unsafe { std::mem::zeroed() };
+    let (flags, to) = (libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC, &raw mut status);
+    // SAFETY: an empty name and the address of a structure of ours; a bad descriptor is an error.
+    let result = unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, to) };
+    (result == 0).then_some(libc::mode_t::from(status.stx_mode) & libc::S_IFMT)
 }
 
 pub(super) fn last_errno() -> Errno {

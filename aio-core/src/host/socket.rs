@@ -181,6 +181,9 @@ pub struct Message {
     pub descriptors: Vec<OwnedFd>,
     /// Control data in the form of cmsg(3): sent as it is, or received into as far as it is long.
     control: Vec<u8>,
+    /// `control` is the caller's and may be sent: not room, nor what was received, which names
+    /// descriptors that are ours to close.
+    sends_control: bool,
     /// Of a received message: the bytes of `control` that there are.
     control_len: usize,
     /// What `control` names.
@@ -208,6 +211,7 @@ impl Message {
             address: None,
             descriptors: Vec::new(),
             control: Vec::new(),
+            sends_control: false,
             control_len: 0,
             lent: Vec::new(),
             raw: None,
@@ -256,14 +260,15 @@ impl Message {
             control.extend(descriptor.as_raw_fd().to_ne_bytes());
         }
         control.resize(len.next_multiple_of(CONTROL_ALIGN), 0);
-        (self.control, self.lent) = (control, descriptors);
+        (self.control, self.lent, self.sends_control) = (control, descriptors, true);
         self
     }
 
-    /// The same with room for so many bytes of control data to be received.
+    /// The same with room for so many bytes of control data to be received. Nothing of it is sent, before
+    /// or after: a message that was received into goes out without control data until it is given some.
     #[must_use]
     pub fn with_control_room(mut self, len_bytes: usize) -> Self {
-        self.control = vec![0; len_bytes];
+        (self.control, self.sends_control) = (vec![0; len_bytes], false);
         self
     }
 
@@ -275,7 +280,7 @@ impl Message {
     /// answer.
     #[must_use]
     pub unsafe fn with_control(mut self, control: Vec<u8>) -> Self {
-        self.control = control;
+        (self.control, self.sends_control) = (control, true);
         self
     }
 
@@ -306,9 +311,12 @@ impl Message {
                 ((&raw mut address.storage).cast(), address.len)
             }
         };
-        (self.header.msg_control, self.header.msg_controllen) = match self.control.is_empty() {
-            true => (std::ptr::null_mut(), 0),
-            false => (self.control.as_mut_ptr().cast(), self.control.len()),
+        // From here on the kernel may write to it.
+        self.sends_control &= !receive;
+        let given = (receive || self.sends_control) && !self.control.is_empty();
+        (self.header.msg_control, self.header.msg_controllen) = match given {
+            false => (std::ptr::null_mut(), 0),
+            true => (self.control.as_mut_ptr().cast(), self.control.len()),
         };
         self.header.msg_flags = 0;
         &raw mut self.header
