@@ -181,11 +181,27 @@ impl Ring {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => break,
-                    errno => return Err(errno.unwrap_or(libc::EIO)),
+                    errno => {
+                        let errno = errno.unwrap_or(libc::EIO);
+                        self.keep_taken(errno);
+                        return Err(errno);
+                    }
                 },
             }
         }
         Ok(())
+    }
+
+    /// Where a thread submits it may have taken entries, or take them yet, whatever entering the kernel says: they
+    /// are in flight, and their memory is the device's. Only what a thread that has died left in the ring was
+    /// never taken.
+    fn keep_taken(&mut self, errno: i32) {
+        if !self.has_thread {
+            return;
+        }
+        let left = if errno == libc::EOWNERDEAD { self.ring.submission().len() } else { 0 };
+        let taken = self.pending.len().saturating_sub(left);
+        drop(self.pending.drain(..taken));
     }
 
     /// The next entry that the kernel never took, when it will take no more.
