@@ -123,7 +123,8 @@ impl Cache {
         let mut shard = self.shard(page);
         let slot = shard.find(page)?;
         let Page::Clean(content) = shard.page(slot) else { return Some(false) };
-        if content.frame.is_shared() {
+        // Who has the turn at it is about to use it, and those who wait behind would be woken all at once.
+        if content.frame.is_shared() || shard.is_reserved(slot) {
             return Some(false);
         }
         let wasted = content.notes.contains(Notes::AHEAD) && asked;

@@ -281,6 +281,15 @@ impl Bypass {
         // What was cancelled before it sent anything has changed nothing, and may not have waited
         // until its pages were quiet.
         let changed = if self.sent { self.portion.clone() } else { 0..0 };
+        // Nor does it matter what was there before, and may not have been stable. At once, and not page by page:
+        // a span of neighbours grown into each other would be cut into more pieces than there is room for.
+        if self.op == Op::Discard && self.error.is_none() && !changed.is_empty() {
+            for shard in cache.shards() {
+                shard.lock().settle_gone(changed.clone());
+            }
+            // A flush that failed since the device answered may have told of it.
+            cache.stability.settle(changed.clone());
+        }
         for page in changed.start / per_page..changed.end.div_ceil(per_page) {
             let start = page * per_page;
             let from = changed.start.max(start) - start;

@@ -533,7 +533,9 @@ impl Core {
             if let Some(frame) = frame.and_then(DmaBuf::release) {
                 shard.put_frame(frame);
             }
-            if past && matches!(shard.page(slot), Page::Clean(_)) {
+            // Not when somebody has just been handed the turn: all who wait behind it would be woken, to
+            // queue up anew. The last of those who write past the cache lets go of it.
+            if past && matches!(shard.page(slot), Page::Clean(_)) && !shard.is_reserved(slot) {
                 shard.let_go(slot, &mut self.wakes);
             }
             match result {
@@ -694,7 +696,13 @@ impl Core {
         }
     }
 
-    pub(crate) fn arm(&mut self) -> Armed {
+    /// Prepares for the owner to sleep, whose flush `unconfirmed` has succeeded. That it counts by now puts
+    /// nothing on the run queue, and rang nobody while the owner was awake: it is asked, and the owner is to
+    /// be rung again if it does not.
+    pub(crate) fn arm(&mut self, unconfirmed: Option<FlushId>) -> Armed {
+        if unconfirmed.is_some_and(|flush| self.is_confirmed(flush)) {
+            return Armed::Ready;
+        }
         if !self.run.is_empty() || !self.early.is_empty() || !self.slot_waiters.is_empty() {
             // Whoever waits for a slot has one as soon as something in flight completes.
             if self.run.is_empty() && self.early.is_empty() && self.ios.free() == 0 {
@@ -802,6 +810,15 @@ struct Entry {
 }
 
 /// One owner's way through a cache; see the module page.
+///
+/// # Obligation
+///
+/// While anything is in flight, the owner [turns](Lane::turn) the lane, or sleeps on what it [armed](Lane::arm)
+/// and turns it when that rings. Others depend on it, not its own operations alone: who waits for a page that
+/// this lane reads or writes, and, once it has a device flush in flight for its stable writes, every flush and
+/// stable write of the whole cache: none counts before the outcome of those that were sent before it is known
+/// ([`crate::stability`]). An owner that goes away to compute for long drops its lane, which drains it, or
+/// leaves it to a thread that turns it.
 pub struct Lane {
     core: Core,
     entries: Slots<Entry>,
@@ -1025,7 +1042,10 @@ impl Lane {
 
     /// Prepares for the owner to sleep; as [`IoQueue::arm`].
     pub fn arm(&mut self) -> Armed {
-        if self.finished.is_empty() { self.core.arm() } else { Armed::Ready }
+        if !self.finished.is_empty() {
+            return Armed::Ready;
+        }
+        self.core.arm(self.core.group.unconfirmed())
     }
 
     /// As [`IoQueue::event_fd`].

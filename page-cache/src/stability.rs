@@ -24,12 +24,15 @@
 //! Flushes of several queues overlap, and their completions are seen in any order. That one succeeded
 //! says nothing while another, sent before, has not been heard of: that one may fail, and have dropped
 //! data before this one came. So a success counts (is *confirmed*) when every flush that had been sent by
-//! then has been heard of, and none of them has failed. Whoever waits for it is rung.
+//! then has been heard of, and none of them has failed. Whoever waits for it is rung. Heard of by its sender: a
+//! queue that nobody polls holds up the others, without bound, and so polling is the owner's
+//! [obligation](crate::Lane#obligation).
 //!
 //! Each failure is counted twice, before and after the pages have been gone through. What notes the count before
 //! it looks at a page, or sends it, and finds another one afterwards cannot tell on which side of the failure
 //! the page was, and takes the worse.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -67,7 +70,7 @@ struct Inner {
     /// Those that succeeded and are not confirmed: with the last one begun by then.
     unconfirmed: Vec<(u64, u64)>,
     /// Whom to ring when something was heard of a flush.
-    waiting: Vec<Arc<RunQueue>>,
+    waiting: VecDeque<Arc<RunQueue>>,
     lost: Spans,
     /// How the last flush that failed did.
     error: IoError,
@@ -79,7 +82,7 @@ impl Stability {
         let inner = Inner {
             in_flight: Vec::new(),
             unconfirmed: Vec::new(),
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
             lost: Spans::new(LOST_MAX),
             error: IoError::new(IoErrorKind::Device),
         };
@@ -157,7 +160,7 @@ impl Stability {
         self.heard_of(&mut inner, id);
         let confirmed = !inner.is_unconfirmed(id);
         if !confirmed {
-            inner.waiting.push(Arc::clone(owner));
+            inner.waiting.push_back(Arc::clone(owner));
         }
         drop(inner);
         self.ring(owner);
@@ -170,7 +173,7 @@ impl Stability {
         let mut inner = self.inner.lock();
         let confirmed = !inner.is_unconfirmed(id);
         if !confirmed && !inner.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, owner)) {
-            inner.waiting.push(Arc::clone(owner));
+            inner.waiting.push_back(Arc::clone(owner));
         }
         confirmed
     }
@@ -206,14 +209,14 @@ impl Stability {
         });
     }
 
-    /// Rings those who wait, but not the caller, under no lock.
+    /// Rings those who wait, but not the caller, under no lock. First come first rung: who asks again meanwhile
+    /// is behind those who have not been rung.
     fn ring(&self, caller: &Arc<RunQueue>) {
         let count = self.inner.lock().waiting.len();
         for _ in 0..count {
             let mut inner = self.inner.lock();
             let others = inner.waiting.iter().position(|waiting| !Arc::ptr_eq(waiting, caller));
-            let Some(at) = others else { return };
-            let waiting = inner.waiting.swap_remove(at);
+            let Some(waiting) = others.and_then(|at| inner.waiting.remove(at)) else { return };
             drop(inner);
             waiting.ring();
         }
@@ -291,14 +294,13 @@ impl Spans {
         self.spans.capacity() * size_of::<Span>()
     }
 
-    /// Adds a span; those that are `over` are let go when room is needed.
+    /// Adds a span; those that are `over` are let go first: one that the new span touches would come to life
+    /// with it.
     pub(crate) fn add(&mut self, span: Span, over: impl Fn(&Span) -> bool) {
+        self.spans.retain(|own| !over(own));
         let gap =
             |own: &Span| own.start.saturating_sub(span.end).max(span.start.saturating_sub(own.end));
         let touching = self.spans.iter().position(|own| gap(own) == 0);
-        if touching.is_none() && self.spans.len() == self.max {
-            self.spans.retain(|own| !over(own));
-        }
         if touching.is_none() && self.spans.len() < self.max {
             self.spans.push(span);
             return;

@@ -246,7 +246,7 @@ impl Flusher {
 
     /// Whether it may sleep; as [`uaio_driver::IoQueue::arm`].
     pub fn arm(&mut self) -> Armed {
-        self.core.arm()
+        self.core.arm(self.unconfirmed())
     }
 
     /// As [`uaio_driver::IoQueue::event_fd`].
@@ -320,10 +320,14 @@ impl Flusher {
         }
     }
 
+    /// The flush that has succeeded, and is not confirmed yet.
+    fn unconfirmed(&self) -> Option<FlushId> {
+        self.flush.filter(|flush| flush.succeeded).map(|flush| flush.id)
+    }
+
     /// The flush has succeeded, and may count now; says whether it does.
     fn confirm_flush(&mut self) -> bool {
-        let flush = self.flush.filter(|flush| flush.succeeded);
-        let confirmed = flush.is_some_and(|flush| self.core.is_confirmed(flush.id));
+        let confirmed = self.unconfirmed().is_some_and(|flush| self.core.is_confirmed(flush));
         if confirmed {
             self.flush_ended(Ok(()));
         }

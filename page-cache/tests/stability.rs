@@ -5,6 +5,7 @@
 mod common;
 
 use common::rig::{MEDIA, PAGE, READ, Rig, STABLE, WRITE, page};
+use uaio_driver::Armed;
 use uaio_driver::sim::{Effect, Fault, FaultOn};
 use uaio_page_cache::{CacheMode, CacheOptions, OpKind};
 
@@ -198,4 +199,70 @@ fn a_flush_that_succeeded_counts_when_those_sent_before_it_were_heard_of() {
     assert_eq!((rig.wait(1).0, rig.wait(2).0), (Ok(()), Ok(())));
     rig.device.clear_fault(stuck);
     assert_eq!(rig.wait(9).0, Ok(()));
+}
+
+/// Two stable writes on a lane: the first is FUA, the second takes a device flush.
+fn start_pair(rig: &mut Rig, lane: usize, id: u64) {
+    rig.start_on(lane, id, STABLE, id * PAGE, page(1));
+    rig.start_on(lane, id + 1, STABLE, (id + 1) * PAGE, page(2));
+}
+
+#[test]
+fn a_lane_or_flusher_whose_flush_was_confirmed_as_it_went_to_sleep_does_not_sleep() {
+    let mut rig = rig(CacheMode::Writeback, 1);
+    let held = rig.device.set_fault(Fault::new(FaultOn::Flushes, Effect::Stuck).times(1));
+    start_pair(&mut rig, 1, 1);
+    while rig.device.counts().flushes == 0 {
+        rig.turn_lanes();
+    }
+    start_pair(&mut rig, 0, 10);
+    rig.start_on(0, 20, OpKind::FlushRange, 100 * PAGE, page(0));
+    rig.turns(30);
+    assert_eq!(rig.device.counts().flushes, 3);
+    assert_eq!((rig.result(11), rig.result(20)), (None, None), "the first may have failed");
+    assert_eq!((rig.lanes[0].arm(), rig.flusher.arm()), (Armed::Yes, Armed::Yes));
+    rig.device.clear_fault(held);
+    // Nobody sleeps yet, so a bell that rings only sleepers rings for nobody.
+    while rig.result(2).is_none() {
+        rig.lanes[1].turn();
+        rig.collect();
+    }
+    assert_eq!((rig.lanes[0].arm(), rig.flusher.arm()), (Armed::Ready, Armed::Ready));
+    assert_eq!((rig.wait(11).0, rig.wait(20).0), (Ok(()), Ok(())));
+}
+
+/// Writes a page and has it evicted, with the device's cache holding it.
+fn write_and_evict(rig: &mut Rig, number: u64) {
+    assert_eq!(rig.run(WRITE, number * PAGE, page(7)).0, Ok(()));
+    rig.flusher.write_all(true);
+    rig.turns(30);
+    rig.flusher.write_all(false);
+    assert_eq!(rig.cache.drop_clean(0..u64::MAX).kept, 0);
+}
+
+#[test]
+fn what_lies_beside_blocks_that_are_stable_is_lost_alone() {
+    let mut rig = rig(CacheMode::Writeback, 1);
+    for number in 0..10 {
+        write_and_evict(&mut rig, number);
+        if number < 9 {
+            assert_eq!(rig.flush(), Ok(()));
+        }
+    }
+    lose(&rig, 1);
+    assert_eq!(rig.flush(), Err(MEDIA));
+    assert_eq!(rig.cache.lost_ranges(), [9 * PAGE..10 * PAGE]);
+}
+
+#[test]
+fn what_was_evicted_and_then_discarded_is_not_lost() {
+    for shards in [1, 4] {
+        let options = CacheOptions { shards, ..CacheOptions::frames(64) };
+        let mut rig = Rig::seeded(1 << 20, options, 1);
+        (0..10).for_each(|number| write_and_evict(&mut rig, number));
+        assert_eq!(rig.run(OpKind::Discard, 2 * PAGE, vec![0; 8 * 4096]).0, Ok(()));
+        lose(&rig, 1);
+        assert_eq!(rig.flush(), Err(MEDIA));
+        assert_eq!(rig.cache.lost_ranges().last().map(|range| range.end), Some(2 * PAGE));
+    }
 }

@@ -91,10 +91,21 @@ fn a_flush_does_not_starve_behind_stable_writes_of_its_page() {
 /// Each is woken when it is its turn, by the one before it.
 #[test]
 fn a_thousand_stable_writers_of_one_page_are_a_thousand_wakeups() {
+    a_thousand_writers_of_one_page(STABLE);
+}
+
+/// Though the page is to leave when the last of them has written.
+#[test]
+fn a_thousand_direct_writers_of_one_page_are_a_thousand_wakeups() {
+    let rig = a_thousand_writers_of_one_page(OpKind::Write { stable: true, direct: true });
+    assert_eq!(rig.cache.residency(0..PAGE).cached, 0, "it stays");
+}
+
+fn a_thousand_writers_of_one_page(kind: OpKind) -> Rig {
     const WRITERS: u64 = 1000;
     let mut rig = Rig::of_lanes(1 << 20, CacheOptions::frames(64), 1, WRITERS as usize);
     for id in 0..WRITERS {
-        rig.start_on((id % 2) as usize, id, STABLE, 512 * (id % 8), vec![id as u8; 512]);
+        rig.start_on((id % 2) as usize, id, kind, 512 * (id % 8), vec![id as u8; 512]);
     }
     let mut order = Vec::new();
     while order.len() < WRITERS as usize {
@@ -115,6 +126,7 @@ fn a_thousand_stable_writers_of_one_page_are_a_thousand_wakeups() {
     (0..WRITERS).for_each(|id| last[512 * (id as usize % 8)] = id as u8);
     let image = rig.device.crash();
     (0..8).for_each(|block| assert_eq!(image[512 * block], last[512 * block]));
+    rig
 }
 
 /// The time that the clock of the next test shows.
