@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ pub(crate) struct State {
     host: Host,
     volumes: RwLock<Vec<Handle>>,
     flights: Mutex<Slots<(Flight, Option<Ticket>)>>,
-    /// Those that commands named last, by the caller's number.
-    eventfds: Mutex<VecDeque<(i32, NoticeFd)>>,
+    /// Those that commands named last, by the caller's number; only notices to come keep one open.
+    eventfds: Mutex<VecDeque<(i32, Weak<OwnedFd>)>>,
     /// Threads that take events out, and so write to memory of the caller's.
     taking: AtomicUsize,
     pub(crate) callbacks: Callbacks,
@@ -309,22 +309,25 @@ impl State {
     }
 
     /// An eventfd of the caller's, by a name of our own: it may close its own at any time. One that is
-    /// named again and again is duplicated once.
+    /// named again while a notice on it is to come is duplicated once. Kept no longer than that: an open
+    /// name would hold the caller's eventfd in its epoll sets after it closed it.
     pub(crate) fn eventfd(&self, fd: i32) -> Result<NoticeFd, Errno> {
         let mut known = self.eventfds.lock();
+        known.retain(|(_, own)| own.strong_count() > 0);
         if let Some(at) = known.iter().position(|(number, _)| *number == fd) {
-            if user::is_same_file(known[at].1.as_fd(), fd) {
-                return Ok(known[at].1.clone());
+            let own = known[at].1.upgrade();
+            if let Some(own) = own.filter(|own| user::is_same_file(own.as_fd(), fd)) {
+                return Ok(NoticeFd::from_fd(own));
             }
             // Another file has the number by now.
             known.remove(at);
         }
-        let eventfd = NoticeFd::from_fd(Arc::new(user::eventfd(fd)?));
+        let own = Arc::new(user::eventfd(fd)?);
         if known.len() == EVENTFDS_MAX {
             known.pop_front();
         }
-        known.push_back((fd, eventfd.clone()));
-        Ok(eventfd)
+        known.push_back((fd, Arc::downgrade(&own)));
+        Ok(NoticeFd::from_fd(own))
     }
 
     pub(crate) fn host(&self) -> &Host {

@@ -130,6 +130,36 @@ fn reads_that_never_end_do_not_keep_the_write_waiting_that_would_end_them() {
     assert_eq!(events.len(), MANY + 1);
 }
 
+/// An eventfd that its owner closed is gone from its epoll sets once no notice on it is to come: a name
+/// of the library's would keep it there, readable, for ever.
+#[test]
+fn an_eventfd_is_held_no_longer_than_a_notice_on_it_is_to_come() {
+    let set = Set::up(8);
+    let fd = eventfd(libc::EFD_NONBLOCK);
+    // SAFETY: makes a descriptor.
+    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    assert!(epoll >= 0);
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+    // SAFETY: the address of a structure of ours.
+    let added =
+        unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) };
+    assert_eq!(added, 0);
+    // SAFETY: room for one event.
+    let mut ready = |timeout_ms| unsafe { libc::epoll_wait(epoll, &raw mut event, 1, timeout_ms) };
+    let mut one = UaioIocb { flags: F_RESFD, resfd: fd.as_raw_fd(), ..noop(5) };
+    assert_eq!(set.submit(&mut [&raw mut one]), 1);
+    assert_eq!(set.data(1, 1), [5]);
+    assert_eq!(ready(20_000), 1, "no notice");
+    drop(fd);
+    let start = Instant::now();
+    while ready(0) != 0 {
+        assert!(start.elapsed() < Duration::from_secs(5), "it is held");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // SAFETY: made above, and nobody else's.
+    unsafe { libc::close(epoll) };
+}
+
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
