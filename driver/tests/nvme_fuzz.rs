@@ -27,6 +27,8 @@ const FRAMES: usize = 700;
 const BLOCKS: u64 = 512;
 /// Blocks of a lane: requests stay inside of one, and one at a time is in flight in it.
 const LANE: u64 = 16;
+/// Requests in flight of one of the two threads.
+const DEPTH: u64 = 12;
 /// How long a request may take on the test's clock, all rungs of the ladder climbed as often as they may
 /// be.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -487,8 +489,10 @@ fn run_threads(seed: u64) {
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..2u64)
             .map(|lane| {
-                let (random, namespace, pool) = (random.fork(), &namespace, &pool);
-                scope.spawn(move || work(lane, random, namespace, pool))
+                let (random, pool) = (random.fork(), &pool);
+                // Before anything fails: a controller that never comes back opens no queue.
+                let queue = namespace.open_queue(QueueOptions::polled(DEPTH as u16)).unwrap();
+                scope.spawn(move || work(lane, random, queue, pool))
             })
             .collect();
         let mut random = random.fork();
@@ -507,10 +511,10 @@ fn run_threads(seed: u64) {
             }
             model_of.hold(false);
         });
-        for worker in workers {
-            worker.join().unwrap();
-        }
+        // First all are waited for: a worker that panicked must not leave the third thread running.
+        let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         stop.store(true, Ordering::Relaxed);
+        ended.into_iter().for_each(|ended| ended.unwrap());
     });
     drop((namespace, controller));
     drop(model);
@@ -518,9 +522,7 @@ fn run_threads(seed: u64) {
 }
 
 /// Requests of every kind on the blocks of one half; each is answered once and with its frames.
-fn work(lane: u64, mut random: fastrand::Rng, namespace: &NvmeNamespace, pool: &DmaPool) {
-    const DEPTH: u64 = 12;
-    let mut queue = namespace.open_queue(QueueOptions::polled(DEPTH as u16)).unwrap();
+fn work(lane: u64, mut random: fastrand::Rng, mut queue: Box<dyn IoQueue>, pool: &DmaPool) {
     let mut asked: BTreeMap<u64, usize> = BTreeMap::new();
     let (mut next, mut out, mut failed) = (0, Vec::new(), false);
     for _ in 0..600 {
