@@ -63,7 +63,10 @@
 //!   the stricter of the umask of its submission and of its making.
 //! * A call that a worker has begun is interrupted when it is cancelled, as by a signal: it ends with
 //!   ECANCELED if it waited for something, and goes to its end if it did not. For that the process has a
-//!   handler for one real-time signal, the highest that was free when the first worker started.
+//!   handler for one real-time signal: the highest that had none when the first engine with workers was
+//!   made, and was not blocked there. A signal of that number that a program waits for all the same
+//!   (`sigwaitinfo(2)`, a signalfd) reaches it, if need be behind those of its number that were queued
+//!   meanwhile, and the next one is used from then on.
 //! * A mode has the umask of its submission also where the directory has a default ACL, which would let
 //!   it out (acl(5)): what is created may get fewer permissions than the call itself would have given.
 //! * [`close`](HostOp::Close) may be cancelled, and then the descriptor is still there.

@@ -2,7 +2,8 @@
 //! may wait for somebody else (`flock`, `waitid`), which have a thread each, or the one that ends their
 //! wait could be waiting behind them.
 //!
-//! A worker takes no signals but the one that gets it out of a call that was cancelled, and has a working directory and a umask of its own (`CLONE_FS`), so a
+//! A worker takes no signals but the one that gets it out of a call that was cancelled
+//! ([`interrupt`](super::interrupt)), and has a working directory and a umask of its own (`CLONE_FS`), so a
 //! file that it creates has exactly the mode that its operation was settled with, and a name begins
 //! where the submitter was. Credentials are its process's: it compares, see
 //! [`credentials`](super::credentials).
@@ -23,7 +24,7 @@ use rustix::io::Errno;
 use uaio_driver::Token;
 
 use super::credentials::Credentials;
-use super::interrupt;
+use super::interrupt::{self, Reach};
 use super::op::{Between, HostOp, Open};
 use super::settled::last_errno;
 
@@ -78,7 +79,7 @@ struct Crew {
 /// A job that a thread has begun.
 struct Running {
     slot: Token,
-    thread: libc::pid_t,
+    reach: Reach,
     interrupted: bool,
 }
 
@@ -91,6 +92,8 @@ impl Workers {
     /// A pool of at most `threads_max` threads, none of them yet, for `jobs_max` jobs at once; what may
     /// wait for ever has a thread each beside them.
     pub(super) fn new(threads_max: usize, jobs_max: usize) -> io::Result<Self> {
+        // Here, where the signals are blocked that the program waits for.
+        interrupt::prepare();
         // Blocking: io_uring waits for one that can be waited for, and a writer never waits here.
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
         let crew = |threads_max, idle_max, room| Crew {
@@ -156,7 +159,7 @@ impl Workers {
         if let Some(running) = state.running.iter_mut().find(|running| running.slot == slot) {
             running.interrupted = true;
             // Under the lock, which the thread takes before it begins anything else.
-            interrupt::interrupt(running.thread);
+            running.reach.interrupt();
         }
     }
 
@@ -173,7 +176,7 @@ impl Drop for Workers {
         state.crews.iter_mut().for_each(|crew| crew.queued.clear());
         for running in &mut state.running {
             running.interrupted = true;
-            interrupt::interrupt(running.thread);
+            running.reach.interrupt();
         }
         drop(state);
         // Threads are not joined: one may be in a call that takes as long as it takes.
@@ -185,19 +188,24 @@ impl Drop for Workers {
 
 /// What a thread of the pool does.
 fn work(shared: &Shared, crew: usize) {
-    let (alone, thread) = (set_apart(), interrupt::this_thread());
+    let alone = set_apart();
+    let mut reach = Reach::this_thread();
     let mut state = shared.state.lock();
     loop {
         while let Some(mut job) = state.crews[crew].queued.pop_front() {
             let slot = job.slot;
-            state.running.push(Running { slot, thread, interrupted: false });
+            reach.renew();
+            state.running.push(Running { slot, reach, interrupted: false });
             for _ in 0..AGAIN_MAX {
                 drop(state);
                 job.result = alone.and_then(|()| run(&mut job));
+                reach.renew();
                 state = shared.state.lock();
-                // A signal for the job before this one may have come late.
-                let meant = state.running.iter().any(|one| one.slot == slot && one.interrupted);
-                if meant || job.result != Err(Errno::INTR) {
+                let mut running = state.running.iter_mut();
+                let Some(running) = running.find(|one| one.slot == slot) else { break };
+                running.reach = reach;
+                // A signal for the job before this one may have come late, or one been somebody else's.
+                if running.interrupted || job.result != Err(Errno::INTR) {
                     break;
                 }
             }
@@ -220,7 +228,7 @@ fn work(shared: &Shared, crew: usize) {
     }
 }
 
-/// Takes no signals but the one that interrupts it, and makes working directory and umask those of this thread alone.
+/// Takes no signals, and makes working directory and umask those of this thread alone.
 fn set_apart() -> Result<(), Errno> {
     // SAFETY: a set of signals is numbers, for which zero is a value.
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -232,7 +240,6 @@ fn set_apart() -> Result<(), Errno> {
     if blocked != 0 {
         return Err(Errno::from_raw_os_error(blocked));
     }
-    interrupt::let_through();
     // SAFETY: of this thread alone; it needs no right.
     if unsafe { libc::unshare(libc::CLONE_FS) } < 0 {
         return Err(last_errno());
