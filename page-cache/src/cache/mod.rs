@@ -1,4 +1,19 @@
 //! The cache: what all its users share.
+//!
+//! | file | one idea |
+//! |---|---|
+//! | this | shards, and what is asked of all of them together |
+//! | `options` | how a cache is to be made |
+//! | `enlist` | who may wait on its queues |
+//! | `orders` | flushes that wait for the flusher |
+//! | `handle` | who opened it, and is told of errors |
+//! | `pin` | a page that is looked at where it lies |
+
+mod enlist;
+mod handle;
+mod options;
+mod orders;
+mod pin;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,113 +22,28 @@ use std::time::Duration;
 use uaio_driver::{BlockDevice, DmaBuf, DmaPool, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
 
 use crate::barrier::Barriers;
-use crate::errors::{ErrorLog, Told, WritebackError};
+use crate::errors::{ErrorLog, WritebackError};
 use crate::index::hash;
 use crate::limits::{Amount, DirtyLimits};
 use crate::page::Blocks;
-use crate::readahead::Streams;
 use crate::room::DirtyRoom;
 use crate::shard::Shard;
 use crate::stability::Stability;
 use crate::stats::CacheStats;
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, Wanted};
-use crate::wait::{Entries, Place, Waiter, WakeTarget, Wakes, Wakeup};
+use crate::wait::Wakes;
 use crate::waited::WaitCounts;
+
+pub(crate) use enlist::Enlisted;
+use enlist::Lanes;
+pub use handle::Handle;
+pub use options::{CacheError, CacheMode, CacheOptions};
+use orders::Orders;
+pub(crate) use orders::{NO_FLUSHER, Ticket};
+pub use pin::PagePin;
 
 /// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
 pub(crate) const PAGES_TOGETHER: u64 = 8;
-
-/// What an acknowledged write means. *Stable* is on media that survives power loss.
-///
-/// | | `Writeback` | `Writethrough` | `None` |
-/// |---|---|---|---|
-/// | write | in the cache | on the device (its cache, if it has one) | on the device (its cache) |
-/// | write that is to be stable | stable | stable | stable |
-/// | flush | all acknowledged earlier is stable | same | same |
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CacheMode {
-    /// Writes are acknowledged from the cache and written later.
-    #[default]
-    Writeback,
-    /// Writes are acknowledged when the device has them; reads are cached.
-    Writethrough,
-    /// Nothing stays in the cache.
-    None,
-}
-
-/// How a cache is to be made.
-#[derive(Clone, Copy, Debug)]
-pub struct CacheOptions {
-    /// How many frames of the device's pool it takes; at least [`CacheOptions::FRAMES_MIN`].
-    pub frames: usize,
-    /// What an acknowledged write means.
-    pub mode: CacheMode,
-    /// Shards, a power of two; 0 for as many as suit the number of frames.
-    pub shards: usize,
-    /// Room for dirty pages, as part of all frames in percent, 1 to 90. Below this the limit is set
-    /// by the write rate seen, so that a flush takes about two seconds. More can be said with
-    /// [`Cache::set_dirty_limits`].
-    pub dirty_max_percent: u8,
-    /// A clock that never goes back, for the time spent waiting in [`CacheStats::waits`]; without one those are
-    /// counted only. Read once a turn of a lane at most, and only when somebody waits.
-    pub clock: Option<fn() -> Duration>,
-}
-
-impl CacheOptions {
-    /// The fewest frames a cache works with.
-    pub const FRAMES_MIN: usize = 16;
-
-    /// A write-back cache of `frames` frames.
-    pub fn frames(frames: usize) -> Self {
-        Self { frames, mode: CacheMode::Writeback, shards: 0, dirty_max_percent: 50, clock: None }
-    }
-}
-
-/// Why a cache could not be made.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CacheError {
-    /// An option is out of range.
-    #[error("{0}")]
-    Invalid(String),
-    /// The device's pool has fewer free frames than were asked for.
-    #[error("the cache needs {wanted} frames of 4096 bytes and the pool has {free} free")]
-    NoFrames {
-        /// How many were asked for.
-        wanted: usize,
-        /// How many there are.
-        free: usize,
-    },
-}
-
-/// A flush that waits: for everything up to `seq` in its pages to be on the device, and then for a
-/// device flush.
-pub(crate) struct Ticket {
-    /// Higher than those of the tickets before it.
-    pub(crate) id: u64,
-    pub(crate) seq: u64,
-    /// The pages it covers.
-    pub(crate) pages: Range<u64>,
-    pub(crate) waiter: Waiter,
-    /// What failed to be written in its pages is to be tried again at once.
-    pub(crate) retry_failed: bool,
-}
-
-impl Ticket {
-    /// The pages of a flush that covers all there are.
-    pub(crate) const ALL: Range<u64> = 0..u64::MAX;
-
-    pub(crate) fn is_whole(&self) -> bool {
-        self.pages == Self::ALL
-    }
-}
-
-/// What the flusher is asked for.
-#[derive(Default)]
-pub(crate) struct Orders {
-    pub(crate) tickets: Vec<Ticket>,
-    pub(crate) flushes: u64,
-}
 
 /// A page cache over one block device.
 ///
@@ -173,59 +103,6 @@ impl Size {
 /// The dirty limit in pages until the write rate is known: what a slow drive writes in two seconds.
 pub(crate) const ROOM_PAGES_UNTIL_KNOWN: usize = (128 << 20) / FRAME_SIZE;
 
-/// Who may wait on the cache's queues.
-#[derive(Default)]
-struct Lanes {
-    /// By number, whether there is such a lane.
-    taken: Vec<bool>,
-    /// How many operations all of them have.
-    operations: usize,
-}
-
-/// The entries of a lane that is registered with the cache's wait queues, for as long as it is.
-pub(crate) struct Enlisted {
-    cache: Arc<Cache>,
-    entries: Arc<Entries>,
-    /// What the lane takes.
-    bytes: usize,
-}
-
-impl Enlisted {
-    /// The lane takes so many bytes more. Fails when the cache cannot make place for them.
-    pub(crate) fn charge(&mut self, bytes: usize) -> Result<(), CacheError> {
-        self.bytes += bytes;
-        self.cache.lane_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.cache.keep_memory_max()
-    }
-
-    pub(crate) fn entries(&self) -> &Arc<Entries> {
-        &self.entries
-    }
-}
-
-impl Drop for Enlisted {
-    /// Whatever entry is still on a queue is taken off.
-    fn drop(&mut self) {
-        let mut wakes = Wakes::default();
-        for slot in 0..self.entries.operations() {
-            // A wake-up that is on its way finds nobody and needs nobody: only a lane that was drained, or
-            // the flusher, which has taken its own, comes here.
-            self.cache.cancel_wait(&self.entries, slot, &mut wakes);
-        }
-        let lane = self.entries.lane();
-        self.cache.shards().for_each(|shard| shard.lock().waiters().leave(lane));
-        self.cache.rooms().for_each(|room| room.leave(lane));
-        self.cache.barriers.leave_lane(lane);
-        let mut lanes = self.cache.lanes.lock();
-        lanes.taken[lane as usize] = false;
-        lanes.operations -= self.entries.operations() as usize;
-        drop(lanes);
-        self.cache.lane_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        // There is more place now, so that nothing can be refused.
-        let _kept = self.cache.keep_memory_max();
-    }
-}
-
 /// A shard on cache lines of its own.
 #[repr(align(128))]
 struct ShardCell {
@@ -237,14 +114,6 @@ struct ShardCell {
     wanted: Arc<Wanted>,
     /// Pins that callers hold.
     pins: AtomicUsize,
-}
-
-/// One opener of a cache: each is told once of writeback errors that happened while it was open.
-#[derive(Debug)]
-pub struct Handle {
-    told: Mutex<Told>,
-    /// What it reads; see [`crate::readahead`].
-    pub(crate) streams: Mutex<Streams>,
 }
 
 impl Cache {
@@ -352,11 +221,6 @@ impl Cache {
         self.blocks * self.block_size as u64
     }
 
-    /// A new opener, which has seen all errors so far.
-    pub fn open(&self) -> Arc<Handle> {
-        Arc::new(Handle { told: Mutex::new(self.errors.told()), streams: Mutex::default() })
-    }
-
     /// Copies a range that is wholly cached into `out`, in the caller's thread, and says whether it
     /// was. On `false` the contents of `out` are undefined and nothing has been started; an operation
     /// should follow. A page that bears the mark of readahead is not a hit here: the operation finds it
@@ -376,25 +240,6 @@ impl Cache {
             done += len;
         }
         true
-    }
-
-    /// Pins the page at `offset` (a multiple of 4096) if all of it is cached: what it holds can then
-    /// be looked at without a copy. Writers go on in a frame of their own meanwhile, so a pin is a
-    /// snapshot. Hold it briefly: a pinned frame serves nobody else. When a quarter of the frames is
-    /// pinned (of the shard that the page lies in) there is no pin to be had: copy instead.
-    pub fn try_pin(&self, offset: u64) -> Option<PagePin<'_>> {
-        let page = offset / FRAME_SIZE as u64;
-        if !offset.is_multiple_of(FRAME_SIZE as u64) || page >= self.pages() {
-            return None;
-        }
-        let cell = self.cell(page);
-        if cell.pins.fetch_add(1, Ordering::Relaxed) < self.pins_max()
-            && let Some(frame) = self.share(page, self.existing(page))
-        {
-            return Some(PagePin { cache: self, page, frame: Some(frame) });
-        }
-        cell.pins.fetch_sub(1, Ordering::Relaxed);
-        None
     }
 
     /// A handle to the page's frame, if these blocks of it are cached.
@@ -494,11 +339,6 @@ impl Cache {
         self.shards().map(|shard| shard.lock().count().lent).sum()
     }
 
-    /// How many pages of a shard may be pinned: a quarter.
-    fn pins_max(&self) -> usize {
-        self.frames() / self.shards.len() / 4
-    }
-
     /// How many frames it is to have.
     pub(crate) fn frames(&self) -> usize {
         self.frames.load(Ordering::Relaxed)
@@ -569,154 +409,6 @@ impl Cache {
         self.seq.load(Ordering::Acquire)
     }
 
-    /// Asks for everything acknowledged so far in these pages to be stable; the waiter gets the
-    /// result.
-    pub(crate) fn order_flush(&self, pages: Range<u64>, waiter: Waiter) {
-        let mut orders = self.orders.lock();
-        orders.flushes += 1;
-        waiter.left_at(Place::Orders);
-        let seq = self.last_seq();
-        let ticket = Ticket { id: orders.flushes, seq, pages, waiter, retry_failed: true };
-        orders.tickets.push(ticket);
-        drop(orders);
-        let flusher = self.flusher.lock().clone();
-        match flusher {
-            Some(flusher) => flusher.wake(),
-            // Nobody would ever answer.
-            None => self.fail_tickets(&mut Wakes::default(), NO_FLUSHER, |_| true),
-        }
-    }
-
-    pub(crate) fn ring_flusher(&self) {
-        // Under no lock: it may be a call of the kernel, and is somebody else's code.
-        let flusher = self.flusher.lock().clone();
-        if let Some(flusher) = flusher {
-            flusher.wake();
-        }
-    }
-
-    /// Names the flusher, if there is none; says whether there was none.
-    pub(crate) fn add_flusher(&self, wake: Arc<dyn Wake>, wakes: &mut Wakes) -> bool {
-        {
-            let _one_at_a_time = self.flusher_changes.lock();
-            let mut flusher = self.flusher.lock();
-            if flusher.is_some() {
-                return false;
-            }
-            *flusher = Some(Arc::clone(&wake));
-        }
-        self.set_flusher(Some(wake), wakes);
-        true
-    }
-
-    /// Names the flusher; without one, whoever needs it fails instead of waiting for ever.
-    pub(crate) fn set_flusher(&self, wake: Option<Arc<dyn Wake>>, wakes: &mut Wakes) {
-        let _one_at_a_time = self.flusher_changes.lock();
-        let broken = if wake.is_some() { None } else { Some(NO_FLUSHER) };
-        *self.flusher.lock() = wake;
-        self.rooms().for_each(|room| room.set_broken(broken, wakes));
-        if let Some(error) = broken {
-            self.fail_tickets(wakes, error, |_| true);
-            self.shards().for_each(|shard| shard.lock().fail_frame_waiters(error, wakes));
-        }
-    }
-
-    /// Registers a lane of `operations` operations with every queue that they may wait on.
-    pub(crate) fn enlist(
-        self: &Arc<Self>,
-        operations: usize,
-        target: Arc<dyn WakeTarget>,
-    ) -> Enlisted {
-        let mut lanes = self.lanes.lock();
-        let number = lanes.taken.iter().position(|taken| !taken).unwrap_or(lanes.taken.len());
-        let all = lanes.taken.len().max(number + 1);
-        lanes.taken.resize(all, false);
-        lanes.taken[number] = true;
-        lanes.operations += operations;
-        let entries = Entries::new(number as u32, operations, target);
-        self.shards().for_each(|shard| shard.lock().waiters().join(&entries));
-        self.rooms().for_each(|room| room.join(&entries));
-        self.barriers.join(&entries, lanes.operations);
-        let mut orders = self.orders.lock();
-        let more = lanes.operations.saturating_sub(orders.tickets.len());
-        orders.tickets.reserve(more);
-        drop(orders);
-        self.stability.reserve(all);
-        Enlisted { cache: Arc::clone(self), entries, bytes: 0 }
-    }
-
-    /// Takes the entry of an operation off whatever queue it is on. `false` when it is on none: it
-    /// waits for nothing, or has been taken out by a waker, and its wake-up will arrive.
-    pub(crate) fn cancel_wait(&self, entries: &Arc<Entries>, slot: u32, wakes: &mut Wakes) -> bool {
-        match entries.place(slot) {
-            None => false,
-            Some(Place::Shard(number)) => {
-                self.shards[number as usize].lock.lock().cancel_wait(entries, slot)
-            }
-            Some(Place::Room(number)) => {
-                self.shards[number as usize].room.cancel_wait(entries, slot)
-            }
-            Some(Place::Barriers) => self.barriers.cancel_wait(entries, slot, wakes),
-            Some(Place::Orders) => {
-                let mut orders = self.orders.lock();
-                let is_it = |ticket: &Ticket| ticket.waiter.is(entries, slot);
-                let Some(at) = orders.tickets.iter().position(is_it) else { return false };
-                orders.tickets.remove(at);
-                entries.arrived(slot);
-                true
-            }
-        }
-    }
-
-    /// Fails the flushes that cover what could not be written of these pages, the oldest of it numbered
-    /// `oldest`. They fail now: it was tried, and waiting longer would be for as long as the device
-    /// pleases.
-    pub(crate) fn fail_covering(
-        &self,
-        wakes: &mut Wakes,
-        error: IoError,
-        pages: &Range<u64>,
-        oldest: u64,
-    ) {
-        self.fail_tickets(wakes, error, |ticket| {
-            if ticket.is_whole() {
-                return ticket.seq >= oldest;
-            }
-            // Some of the pages may be of the range, and others what is old enough.
-            let common = pages.start.max(ticket.pages.start)..pages.end.min(ticket.pages.end);
-            ticket.seq >= oldest
-                && common.into_iter().any(|page| {
-                    let shard = self.shard(page);
-                    shard.find(page).is_some_and(|slot| {
-                        let since = shard.page(slot).dirty_since();
-                        shard.attempts(slot) > 0 && since.is_some_and(|it| it <= ticket.seq)
-                    })
-                })
-        });
-    }
-
-    /// Gives a pin of `page` up.
-    #[inline]
-    pub(crate) fn unpin(&self, page: u64, frame: DmaBuf) {
-        let last = frame.release();
-        // Either this sees that a frame is wanted, or the one who wants it saw that this pin is gone.
-        if last.is_some() || self.cell(page).wanted.is_raised() {
-            self.unpin_slow(page, last);
-        }
-    }
-
-    #[cold]
-    fn unpin_slow(&self, page: u64, last: Option<DmaBuf>) {
-        let mut wakes = Wakes::default();
-        let mut shard = self.shard(page);
-        if let Some(frame) = last {
-            shard.put_frame(frame);
-        }
-        shard.hand_over(&mut wakes);
-        drop(shard);
-        wakes.run();
-    }
-
     /// What every wait ends with when the device has failed for good.
     pub(crate) fn device_error(&self) -> Option<IoError> {
         match self.device.health() {
@@ -724,73 +416,7 @@ impl Cache {
             Health::Failed(error) => Some(error),
         }
     }
-
-    /// Fails the flushes that wait and are to fail.
-    pub(crate) fn fail_tickets(
-        &self,
-        wakes: &mut Wakes,
-        error: IoError,
-        covers: impl Fn(&Ticket) -> bool,
-    ) {
-        let mut orders = self.orders.lock();
-        orders.tickets.retain(|ticket| {
-            let failed = covers(ticket);
-            if failed {
-                wakes.push(ticket.waiter.clone(), Wakeup::Ended(Err(error)));
-            }
-            !failed
-        });
-    }
 }
-
-impl Handle {
-    /// The error in these pages that this handle has not been told of, if there is one; the next call says
-    /// `None`.
-    pub(crate) fn take_error(&self, cache: &Cache, pages: &Range<u64>) -> Option<IoError> {
-        let page_size = FRAME_SIZE as u64;
-        let bytes = pages.start * page_size..pages.end.saturating_mul(page_size);
-        let news = cache.errors.tell(&mut self.told.lock(), &bytes);
-        news.map(|news| news.error)
-    }
-
-    /// What it was told of last: the range and the count that belong to the error of the last flush which
-    /// failed because of a write-back, of this handle. Several are told as one, from the first byte to the
-    /// last.
-    pub fn last_told(&self) -> Option<WritebackError> {
-        self.told.lock().last.clone()
-    }
-}
-
-/// A page that stays where it is while somebody looks at it.
-pub struct PagePin<'a> {
-    cache: &'a Cache,
-    page: u64,
-    frame: Option<DmaBuf>,
-}
-
-impl PagePin<'_> {
-    /// The page's frame; read only.
-    #[inline]
-    pub fn frame(&self) -> &DmaBuf {
-        match &self.frame {
-            Some(frame) => frame,
-            None => unreachable!("a pin has its frame until it is dropped"),
-        }
-    }
-}
-
-impl Drop for PagePin<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(frame) = self.frame.take() {
-            self.cache.cell(self.page).pins.fetch_sub(1, Ordering::Relaxed);
-            self.cache.unpin(self.page, frame);
-        }
-    }
-}
-
-/// The error of what needs a flusher when there is none.
-pub(crate) const NO_FLUSHER: IoError = IoError::new(IoErrorKind::Cancelled);
 
 /// The error of an operation that lies outside the device.
 pub(crate) const OUT_OF_RANGE: IoError = IoError::new(IoErrorKind::Invalid);
