@@ -1,4 +1,5 @@
-/* Copies a file into a volume, 16 blocks at a time, and reads it back.
+/* Copies a file into a volume, 16 blocks at a time. Also opening it, asking for its size and closing it
+ * are commands, so a program that has something else to do waits for none of it.
  *
  *   cc copy.c -I../include -L../../../target/debug -luaio -o copy && ./copy FILE
  */
@@ -8,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 #include "uaio.h"
 
 enum { DEPTH = 16, BLOCK = 65536 };
@@ -33,33 +33,56 @@ static void submit(uaio_context_t context, struct block *block)
         fail("submit", answer);
 }
 
+/* One command that there is nothing else to do beside. */
+static int64_t wait_for(uaio_context_t context, struct uaio_iocb iocb)
+{
+    struct uaio_iocb *list = &iocb;
+    struct uaio_event event;
+    int answer = uaio_submit(context, 1, &list);
+    if (answer == 1)
+        answer = uaio_getevents(context, 1, 1, &event, NULL);
+    return answer == 1 ? event.res : answer;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
         fprintf(stderr, "usage: copy FILE\n");
         return 2;
     }
-    int fd = open(argv[1], O_RDONLY | O_CLOEXEC);
-    struct stat stat;
-    if (fd < 0 || fstat(fd, &stat) < 0)
-        fail(argv[1], -errno);
-
     uaio_context_t context;
     int answer = uaio_setup(DEPTH, &context);
     if (answer < 0)
         fail("setup", answer);
+
+    struct uaio_iocb open = {
+        .opcode = UAIO_OPENAT, .fd = AT_FDCWD, .buf = argv[1], .op_flags = O_RDONLY,
+    };
+    int64_t fd = wait_for(context, open);
+    if (fd < 0)
+        fail(argv[1], fd);
+    struct statx status;
+    struct uaio_statx ask = {.path = "", .status = &status, .mask = STATX_SIZE};
+    struct uaio_iocb stat = {
+        .opcode = UAIO_STATX, .fd = (int)fd, .buf = &ask, .op_flags = AT_EMPTY_PATH,
+    };
+    int64_t asked = wait_for(context, stat);
+    if (asked < 0)
+        fail(argv[1], asked);
+    int64_t size = (int64_t)status.stx_size;
+
     int volume = uaio_open(context, "ram:64M", 0, 4 << 20);
     if (volume < 0)
         fail("open", volume);
-    if (stat.st_size > uaio_size(context, volume))
+    if (size > uaio_size(context, volume))
         fail(argv[1], -EFBIG);
 
     static struct block blocks[DEPTH];
     int64_t next = 0, copied = 0;
     int busy = 0;
-    for (int i = 0; i < DEPTH && next < stat.st_size; i++, next += BLOCK, busy++) {
+    for (int i = 0; i < DEPTH && next < size; i++, next += BLOCK, busy++) {
         struct uaio_iocb iocb = {
-            .data = (uint64_t)(uintptr_t)&blocks[i], .opcode = UAIO_PREAD, .fd = fd,
+            .data = (uint64_t)(uintptr_t)&blocks[i], .opcode = UAIO_PREAD, .fd = (int)fd,
             .buf = blocks[i].data, .nbytes = BLOCK, .offset = next,
         };
         blocks[i].iocb = iocb;
@@ -83,10 +106,10 @@ int main(int argc, char **argv)
         }
         if (block->iocb.opcode == UAIO_PWRITE)
             copied += event.res;
-        if (next < stat.st_size) {
+        if (next < size) {
             block->iocb.opcode = UAIO_PREAD;
             block->iocb.flags = 0;
-            block->iocb.fd = fd;
+            block->iocb.fd = (int)fd;
             block->iocb.nbytes = BLOCK;
             block->iocb.offset = next;
             next += BLOCK;
@@ -95,6 +118,10 @@ int main(int argc, char **argv)
             busy--;
         }
     }
+    struct uaio_iocb close = {.opcode = UAIO_CLOSE, .fd = (int)fd};
+    int64_t closed = wait_for(context, close);
+    if (closed < 0)
+        fail(argv[1], closed);
     answer = uaio_destroy(context);
     if (answer < 0)
         fail("destroy", answer);

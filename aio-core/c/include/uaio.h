@@ -13,7 +13,10 @@
  * Memory: an iocb and what it points to belong to the library from uaio_submit() until its event has
  * been taken out by uaio_getevents(), or uaio_destroy() has returned; cancelling does not end that. A
  * null pointer, or one into the kernel's half, is EFAULT; any other bad pointer is EFAULT on a
- * descriptor of the host, and a crash on a volume, as with memcpy().
+ * descriptor of the host and on names, and a crash on a volume, as with memcpy(). Names and the structures
+ * that say them (uaio_names, uaio_statx, uaio_to, uaio_call) are copied by uaio_submit(); only the
+ * struct statx of a UAIO_STATX, written when its event is taken out, and the memory of a UAIO_CALL are
+ * used later.
  */
 #ifndef UAIO_H
 #define UAIO_H
@@ -50,6 +53,25 @@ enum uaio_opcode {
     UAIO_SENDMSG = 36,      /* buf: struct msghdr, op_flags */
     UAIO_RECVMSG = 37,      /* the same; descriptors that come with it are close-on-exec */
     UAIO_SHUTDOWN = 38,     /* op_flags: SHUT_RD ... */
+    /* Names. fd: the directory that a relative one begins in, or AT_FDCWD, which is the submitter's working
+     * directory at uaio_submit(), as the umask is the submitter's then. */
+    UAIO_OPENAT = 48,       /* buf: the name, op_flags: O_..., nbytes: the mode; the result is the
+                               descriptor, close-on-exec */
+    UAIO_CLOSE = 49,        /* fd: a descriptor; it is still open after -ECANCELED, and only then */
+    UAIO_UNLINKAT = 50,     /* buf: the name, op_flags: AT_REMOVEDIR */
+    UAIO_RENAMEAT = 51,     /* buf: struct uaio_names, op_flags: RENAME_... */
+    UAIO_LINKAT = 52,       /* buf: struct uaio_names, op_flags: AT_SYMLINK_FOLLOW ... */
+    UAIO_SYMLINKAT = 53,    /* buf: struct uaio_names, whose old_path is what it says; fd: not looked at */
+    UAIO_MKDIRAT = 54,      /* buf: the name, nbytes: the mode */
+    UAIO_STATX = 55,        /* buf: struct uaio_statx, op_flags: AT_... */
+    /* Files. fd: the file. */
+    UAIO_FALLOCATE = 56,    /* offset, nbytes, op_flags: FALLOC_FL_... */
+    UAIO_FTRUNCATE = 57,    /* nbytes: its length afterwards */
+    UAIO_FADVISE = 58,      /* offset, nbytes (0: all after it; less than 4 GiB), op_flags: POSIX_FADV_... */
+    UAIO_SPLICE = 59,       /* from fd, offset (-1: where it is, and for a pipe), nbytes, op_flags:
+                               SPLICE_F_...; buf: struct uaio_to. The result: how many bytes. */
+    UAIO_COPY = 60,         /* the same by copy_file_range(2); op_flags: 0 */
+    UAIO_CALL = 64,         /* buf: struct uaio_call; the result is what it returns */
 };
 
 enum uaio_iocb_flags {
@@ -100,6 +122,48 @@ struct uaio_iocb {
     uint32_t reserved;   /* 0 */
 };
 
+struct statx;
+
+/* Two names, for UAIO_RENAMEAT and its like. */
+struct uaio_names {
+    const char *old_path; /* begins in fd of the iocb */
+    const char *new_path;
+    int32_t new_fd;       /* the directory that new_path begins in, or AT_FDCWD */
+    uint32_t reserved;    /* 0 */
+};
+
+/* For UAIO_STATX. */
+struct uaio_statx {
+    const char *path;     /* with AT_EMPTY_PATH "": fd itself */
+    struct statx *status; /* out */
+    uint32_t mask;        /* STATX_BASIC_STATS ... */
+    uint32_t reserved;    /* 0 */
+};
+
+/* Where the bytes go, for UAIO_SPLICE and UAIO_COPY. */
+struct uaio_to {
+    int64_t offset;       /* -1: where the descriptor is, and for a pipe */
+    int32_t fd;
+    uint32_t reserved;    /* 0 */
+};
+
+/* A system call, with its arguments as syscall(2) has them; those behind its last are not looked at. It is
+ * made by another thread, with the submitter's working directory and umask, and if the credentials of
+ * that thread are still those of who called uaio_setup() (else -EPERM).
+ *
+ * Files: f-, l- and plain getxattr setxattr listxattr removexattr, fchmod fchmodat fchown fchownat
+ * utimensat truncate mknodat readlinkat faccessat faccessat2 statfs fstatfs fstat newfstatat getdents64
+ * lseek flock sync syncfs sendfile (with a null offset) tee umount2. Sockets: socket bind listen. Others:
+ * memfd_create pidfd_open inotify_init1 inotify_add_watch inotify_rm_watch waitid (with a null rusage)
+ * getrandom uname sysinfo clock_gettime.
+ *
+ * EINVAL: it is one of the opcodes above, or must have a null pointer there. EOPNOTSUPP: it makes no sense
+ * on another thread (exit, fork, chdir). ENOSYS: none of these. */
+struct uaio_call {
+    int64_t number;       /* SYS_fchmod ... */
+    uint64_t arguments[6];
+};
+
 struct uaio_event {
     uint64_t data;
     struct uaio_iocb *obj;
@@ -112,7 +176,7 @@ struct uaio_event {
  * ENOSYS, EPERM, EACCES: there is no io_uring to be had here. */
 int uaio_setup(unsigned nr_events, uaio_context_t *context);
 
-/* Cancels what can be cancelled, waits for the rest, throws the events away, writes what the caches of
+/* Cancels what can be cancelled, waits for the rest (a descriptor that one opens then is closed), throws the events away, writes what the caches of
  * its volumes hold, and closes them. -EIO and the like: not all of that could be made stable.
  * Whoever waits in uaio_getevents() gets what it has by then, or EINVAL, before this returns. */
 int uaio_destroy(uaio_context_t context);
@@ -133,7 +197,7 @@ int uaio_open(uaio_context_t context, const char *url, unsigned flags, uint64_t 
 int64_t uaio_size(uaio_context_t context, int volume);
 
 /* Submits in order until one is refused; says how many it took, or why not the first: EAGAIN (no slot),
- * EINVAL, EBADF, EFAULT, EOPNOTSUPP. The devices see them together. Never blocks. */
+ * EINVAL, EBADF, EFAULT, ENAMETOOLONG, EOPNOTSUPP, ENOSYS. The devices see them together. Never blocks. */
 int uaio_submit(uaio_context_t context, long nr, struct uaio_iocb **iocbs);
 
 /* Takes events out: at least min_nr, at most nr, unless timeout (NULL: none) is over first. */

@@ -11,6 +11,7 @@ use uaio_core::{BUFFERS_MAX, Buffers, Event, Handle, Host, Iocb, Notify, Priorit
 use crate::Errno;
 use crate::host;
 use crate::layout::{F_LINK, F_NOTIFY, F_RESFD, F_VOLUME, UaioEvent, UaioIocb, opcode};
+use crate::names::{between, on_names};
 use crate::notice::notice;
 use crate::state::State;
 use crate::user::{self, Span};
@@ -22,6 +23,8 @@ pub(crate) struct Flight {
     data: u64,
     /// Where the bytes of a read of a volume go.
     into: Vec<Span>,
+    /// Where the answer of a statx(2) goes.
+    status: Option<*mut libc::statx>,
     /// The next iocb of the same submission begins when this is done.
     linked: bool,
 }
@@ -46,12 +49,18 @@ impl Flight {
                 rest = later;
             }
         }
-        let res = match event.result {
+        let mut res = match event.result {
             Ok(number) => number as i64,
             Err(error) => -i64::from(error.errno()),
         };
         if let (Ok(_), Buffers::Host(reply)) = (event.result, event.buffers) {
-            let _ = reply.into_op().into_descriptor().map(IntoRawFd::into_raw_fd);
+            let op = reply.into_op();
+            if let (Some(to), HostOp::Statx(statx)) = (self.status, &op)
+                && let Err(errno) = user::deliver(to, statx.status)
+            {
+                res = -i64::from(errno.0);
+            }
+            let _ = op.into_descriptor().map(IntoRawFd::into_raw_fd);
         }
         UaioEvent { data: self.data, obj: self.iocb, res, res2: 0 }
     }
@@ -83,10 +92,11 @@ pub(crate) fn command<'a>(
         Target::Host(state.host())
     };
     let linked = iocb.flags & F_LINK != 0;
-    let mut flight = Flight { iocb: address, data: iocb.data, into: Vec::new(), linked };
+    let mut flight =
+        Flight { iocb: address, data: iocb.data, into: Vec::new(), status: None, linked };
     let command = match target {
         Target::Volume(handle) => on_volume(&iocb, handle, &mut flight.into)?,
-        Target::Host(host) => Iocb::host(host, on_host(&iocb)?),
+        Target::Host(host) => Iocb::host(host, on_host(&iocb, &mut flight.status)?),
     };
     let mut command = command.with_priority(priority(iocb.priority)?);
     if iocb.timeout_ms != 0 {
@@ -195,9 +205,12 @@ fn on_volume(iocb: &UaioIocb, handle: &Handle, into: &mut Vec<Span>) -> Result<I
     Ok(Iocb::pwrite(handle, offset, bytes))
 }
 
-fn on_host(iocb: &UaioIocb) -> Result<HostOp, Errno> {
+fn on_host(iocb: &UaioIocb, status: &mut Option<*mut libc::statx>) -> Result<HostOp, Errno> {
     if iocb.opcode == opcode::NOOP {
         return Ok(HostOp::Nop);
+    }
+    if let Some(op) = on_names(iocb, status)? {
+        return Ok(op);
     }
     user::is_open(iocb.fd)?;
     let fd: Descriptor = host::descriptor(iocb.fd);
@@ -222,7 +235,13 @@ fn on_host(iocb: &UaioIocb) -> Result<HostOp, Errno> {
     let flags = iocb.op_flags.cast_signed();
     let takes_flags = !matches!(
         iocb.opcode,
-        opcode::FSYNC | opcode::FDSYNC | opcode::POLL | opcode::READAHEAD | opcode::CONNECT
+        opcode::FSYNC
+            | opcode::FDSYNC
+            | opcode::POLL
+            | opcode::READAHEAD
+            | opcode::CONNECT
+            | opcode::CLOSE
+            | opcode::FTRUNCATE
     );
     if !takes_flags && flags != 0 {
         return Err(Errno::INVAL);
@@ -269,11 +288,24 @@ fn on_host(iocb: &UaioIocb) -> Result<HostOp, Errno> {
         opcode::SENDMSG => HostOp::SendMsg { fd, message: host::message(iocb.buf)?, flags },
         opcode::RECVMSG => HostOp::RecvMsg { fd, message: host::message(iocb.buf)?, flags },
         opcode::SHUTDOWN => HostOp::Shutdown { fd, how: flags },
+        opcode::CLOSE => HostOp::CloseForeign(host::given_up(iocb.fd)),
+        opcode::FALLOCATE => {
+            let offset = u64::try_from(iocb.offset).map_err(|_| Errno::INVAL)?;
+            HostOp::Fallocate { fd, mode: flags, offset, len: usize_of(iocb.nbytes)? as u64 }
+        }
+        opcode::FTRUNCATE => HostOp::Ftruncate { fd, len: usize_of(iocb.nbytes)? as u64 },
+        opcode::FADVISE => {
+            let (offset, len) = range()?;
+            HostOp::Fadvise { fd, offset, len, advice: flags }
+        }
+        opcode::SPLICE => HostOp::Splice(between(iocb)?),
+        opcode::COPY => HostOp::Copy(between(iocb)?),
         opcode::DISCARD | opcode::WRITE_ZEROES => return Err(Errno::OPNOTSUPP),
         _ => return Err(Errno::INVAL),
     })
 }
 
-fn usize_of(bytes: u64) -> Result<usize, Errno> {
+/// A length, which is not beyond what ssize_t holds.
+pub(crate) fn usize_of(bytes: u64) -> Result<usize, Errno> {
     if i64::try_from(bytes).is_ok() { Ok(bytes as usize) } else { Err(Errno::INVAL) }
 }

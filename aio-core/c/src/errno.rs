@@ -11,6 +11,7 @@ impl Errno {
     pub(crate) const BADF: Self = Self(libc::EBADF);
     pub(crate) const FAULT: Self = Self(libc::EFAULT);
     pub(crate) const INVAL: Self = Self(libc::EINVAL);
+    pub(crate) const NAMETOOLONG: Self = Self(libc::ENAMETOOLONG);
     pub(crate) const NOMEM: Self = Self(libc::ENOMEM);
     pub(crate) const OPNOTSUPP: Self = Self(libc::EOPNOTSUPP);
     pub(crate) const IO: Self = Self(libc::EIO);

@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 
-use uaio_core::host::{Descriptor, Memory, Message, Vectored};
+use uaio_core::host::{Descriptor, ForeignFd, Memory, Message, Vectored};
 
 use crate::Errno;
 use crate::command::Flight;
@@ -19,6 +19,13 @@ pub(crate) fn descriptor(fd: i32) -> Descriptor {
     // event. If it is closed all the same the kernel says EBADF, or uses what has its number then,
     // which is the caller's as well.
     unsafe { Descriptor::raw(fd) }
+}
+
+/// A descriptor that the caller gives up.
+pub(crate) fn given_up(fd: i32) -> ForeignFd {
+    // SAFETY: `uaio.h`: it is the library's until the event, and the caller's again only when that says
+    // that the command was cancelled.
+    unsafe { ForeignFd::new(fd) }
 }
 
 /// Memory of the caller's.

@@ -1,6 +1,6 @@
 //! What `uaio.h` declares, as Rust sees it. A test compares the two by their offsets.
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 
 /// `struct uaio_iocb`.
 #[repr(C)]
@@ -80,6 +80,56 @@ pub struct UaioNotify {
     pub function: Option<extern "C" fn(*mut c_void)>,
 }
 
+/// `struct uaio_names`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UaioNames {
+    /// The name that there is, or what a symbolic link says.
+    pub old_path: *const c_char,
+    /// The name that there will be.
+    pub new_path: *const c_char,
+    /// The directory that it begins in.
+    pub new_fd: i32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// `struct uaio_statx`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UaioStatx {
+    /// The name.
+    pub path: *const c_char,
+    /// What the kernel says.
+    pub status: *mut libc::statx,
+    /// Which fields are wanted.
+    pub mask: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// `struct uaio_to`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UaioTo {
+    /// The first byte, or -1 for where the descriptor is.
+    pub offset: i64,
+    /// The descriptor.
+    pub fd: i32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// `struct uaio_call`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UaioCall {
+    /// The number of the call.
+    pub number: i64,
+    /// Its arguments.
+    pub arguments: [u64; 6],
+}
+
 /// `enum uaio_opcode`.
 pub mod opcode {
     /// Read into one buffer.
@@ -120,6 +170,34 @@ pub mod opcode {
     pub const RECVMSG: u16 = 37;
     /// End one or both directions.
     pub const SHUTDOWN: u16 = 38;
+    /// Open a name.
+    pub const OPENAT: u16 = 48;
+    /// Close a descriptor.
+    pub const CLOSE: u16 = 49;
+    /// Take a name away.
+    pub const UNLINKAT: u16 = 50;
+    /// Give another name.
+    pub const RENAMEAT: u16 = 51;
+    /// Give one more name.
+    pub const LINKAT: u16 = 52;
+    /// Make a symbolic link.
+    pub const SYMLINKAT: u16 = 53;
+    /// Make a directory.
+    pub const MKDIRAT: u16 = 54;
+    /// Ask what a name names.
+    pub const STATX: u16 = 55;
+    /// Allocate or free blocks of a file.
+    pub const FALLOCATE: u16 = 56;
+    /// Set the length of a file.
+    pub const FTRUNCATE: u16 = 57;
+    /// Say how a file will be used.
+    pub const FADVISE: u16 = 58;
+    /// Move bytes from or to a pipe.
+    pub const SPLICE: u16 = 59;
+    /// Copy bytes from file to file.
+    pub const COPY: u16 = 60;
+    /// Make another system call.
+    pub const CALL: u16 = 64;
 }
 
 /// `UAIO_F_VOLUME`.

@@ -12,7 +12,8 @@
 //!
 //! A command on a descriptor of the host goes to the kernel with the caller's addresses, which checks
 //! them. One on a volume goes through memory of ours: a write is copied at submit, a read when its event
-//! is taken out.
+//! is taken out. Names and the structures that say them are copied at submit, by the kernel, so that a bad
+//! pointer is EFAULT there, too.
 //!
 //! # Where it differs from the man pages
 //!
@@ -41,6 +42,7 @@ pub mod exports;
 mod forked;
 mod host;
 pub mod layout;
+mod names;
 mod notice;
 mod state;
 mod user;

@@ -4,17 +4,22 @@
 //! as with every library of C.
 #![expect(unsafe_code, reason = "a caller in C gives addresses")]
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::{null, null_mut};
 
 use rustix::fs::readlinkat;
 
 use crate::Errno;
-use crate::layout::UaioIocb;
+use crate::layout::{UaioCall, UaioIocb, UaioNames, UaioStatx, UaioTo};
 
 /// The first address that no program has: half of what 48 bits and sign extension give (x86-64, and
 /// arm64 with 48 bits; a larger address space of 52 or 57 bits is given only to who asks for it).
 const USER_END: usize = 1 << 47;
+/// The longest name with its zero, as Linux has it.
+const PATH_MAX: usize = 4096;
+/// No more of a name is copied at once: the smallest page.
+const PATH_CHUNK: usize = 4096;
 
 /// An array of the caller's that may be read, and written where it says so.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +97,115 @@ pub(crate) fn set_status(iocb: *mut UaioIocb, status: i32) -> Result<(), Errno> 
     let mut value = read(iocb, 0)?;
     value.status = status;
     write(iocb, 0, value)
+}
+
+/// A name of the caller's, which the kernel copies for us: EFAULT rather than a crash, as with the system
+/// calls that take one.
+pub(crate) fn path(text: *const c_char) -> Result<CString, Errno> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; PATH_CHUNK];
+    while bytes.len() < PATH_MAX {
+        let at = text.wrapping_byte_add(bytes.len());
+        // Not across the end of a page, behind which there may be nothing.
+        let len = PATH_CHUNK - at.addr() % PATH_CHUNK;
+        Span::of(at, len)?;
+        copy_in(at.cast(), &mut chunk[..len])?;
+        if let Some(end) = chunk[..len].iter().position(|byte| *byte == 0) {
+            bytes.extend_from_slice(&chunk[..end]);
+            let short = bytes.len() < PATH_MAX;
+            let path = CString::new(bytes).map_err(|_| Errno::INVAL)?;
+            return if short { Ok(path) } else { Err(Errno::NAMETOOLONG) };
+        }
+        bytes.extend_from_slice(&chunk[..len]);
+    }
+    Err(Errno::NAMETOOLONG)
+}
+
+/// A structure of the caller's, copied as [`path`] is.
+pub(crate) fn fetch<T: Plain>(from: *const T) -> Result<T, Errno> {
+    Span::of(from, 1)?;
+    let mut value = T::ZERO;
+    let start = (&raw mut value).cast::<u8>();
+    // SAFETY: the bytes of a value of ours, without padding and any bytes being one (`Plain`).
+    let bytes = unsafe { std::slice::from_raw_parts_mut(start, size_of::<T>()) };
+    copy_in(from.cast(), bytes)?;
+    Ok(value)
+}
+
+/// Puts a structure into the caller's memory: EFAULT rather than a crash.
+pub(crate) fn deliver<T: Copy>(to: *mut T, value: T) -> Result<(), Errno> {
+    Span::of(to.cast_const(), 1)?;
+    let local = iovec((&raw const value).cast_mut().cast(), size_of::<T>());
+    let remote = iovec(to.cast(), size_of::<T>());
+    let process = std::process::id().cast_signed();
+    // SAFETY: the kernel copies from a value of ours to where the caller said, as far as that may be
+    // written, which the caller says is its own.
+    let moved =
+        unsafe { libc::process_vm_writev(process, &raw const local, 1, &raw const remote, 1, 0) };
+    match whole(moved, size_of::<T>())? {
+        true => Ok(()),
+        false => write(to, 0, value),
+    }
+}
+
+/// Copies bytes of the caller's.
+fn copy_in(from: *const u8, out: &mut [u8]) -> Result<(), Errno> {
+    let local = iovec(out.as_mut_ptr().cast(), out.len());
+    let remote = iovec(from.cast_mut().cast(), out.len());
+    let process = std::process::id().cast_signed();
+    // SAFETY: the kernel copies to memory of ours, as far as there is something to be read.
+    let moved =
+        unsafe { libc::process_vm_readv(process, &raw const local, 1, &raw const remote, 1, 0) };
+    if !whole(moved, out.len())? {
+        // SAFETY: as for `Span::append_to`; nobody checks it here.
+        unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+    }
+    Ok(())
+}
+
+/// Whether the kernel copied it all; not, where a filter forbids it to copy anything.
+fn whole(moved: isize, wanted: usize) -> Result<bool, Errno> {
+    match usize::try_from(moved) {
+        Ok(moved) if moved == wanted => Ok(true),
+        Ok(_) => Err(Errno::FAULT),
+        Err(_) => match std::io::Error::last_os_error().raw_os_error() {
+            Some(libc::ENOSYS | libc::EPERM | libc::EACCES) => Ok(false),
+            errno => Err(errno.map_or(Errno::FAULT, Errno)),
+        },
+    }
+}
+
+fn iovec(address: *mut c_void, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: address, iov_len: len }
+}
+
+/// Structures of `uaio.h` without padding, of which any bytes are a value.
+///
+/// # Safety
+///
+/// That is so.
+pub(crate) unsafe trait Plain: Copy {
+    const ZERO: Self;
+}
+
+// SAFETY: two pointers, two words of 32 bits.
+unsafe impl Plain for UaioNames {
+    const ZERO: Self = Self { old_path: null(), new_path: null(), new_fd: 0, reserved: 0 };
+}
+
+// SAFETY: two pointers, two words of 32 bits.
+unsafe impl Plain for UaioStatx {
+    const ZERO: Self = Self { path: null(), status: null_mut(), mask: 0, reserved: 0 };
+}
+
+// SAFETY: a word of 64 bits and two of 32.
+unsafe impl Plain for UaioTo {
+    const ZERO: Self = Self { offset: 0, fd: 0, reserved: 0 };
+}
+
+// SAFETY: seven words of 64 bits.
+unsafe impl Plain for UaioCall {
+    const ZERO: Self = Self { number: 0, arguments: [0; 6] };
 }
 
 /// A string of the caller's.

@@ -6,7 +6,9 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use uaio::layout::{UaioEvent, UaioIocb, UaioNotify, UaioWait};
+use uaio::layout::{
+    UaioCall, UaioEvent, UaioIocb, UaioNames, UaioNotify, UaioStatx, UaioTo, UaioWait,
+};
 
 /// Where this test's own files go.
 fn folder(name: &str) -> PathBuf {
@@ -81,6 +83,10 @@ fn the_header_has_the_layouts_of_the_library() {
     layout!(UaioEvent, "uaio_event", data, obj, res, res2);
     layout!(UaioWait, "uaio_wait", context, iocb);
     layout!(UaioNotify, "uaio_notify", kind, signo, tid, fd, value, function);
+    layout!(UaioNames, "uaio_names", old_path, new_path, new_fd, reserved);
+    layout!(UaioStatx, "uaio_statx", path, status, mask, reserved);
+    layout!(UaioTo, "uaio_to", offset, fd, reserved);
+    layout!(UaioCall, "uaio_call", number, arguments);
     use uaio::layout::{self, opcode};
     for (name, is) in [
         ("UAIO_PREAD", usize::from(opcode::PREAD)),
@@ -102,6 +108,20 @@ fn the_header_has_the_layouts_of_the_library() {
         ("UAIO_SENDMSG", usize::from(opcode::SENDMSG)),
         ("UAIO_RECVMSG", usize::from(opcode::RECVMSG)),
         ("UAIO_SHUTDOWN", usize::from(opcode::SHUTDOWN)),
+        ("UAIO_OPENAT", usize::from(opcode::OPENAT)),
+        ("UAIO_CLOSE", usize::from(opcode::CLOSE)),
+        ("UAIO_UNLINKAT", usize::from(opcode::UNLINKAT)),
+        ("UAIO_RENAMEAT", usize::from(opcode::RENAMEAT)),
+        ("UAIO_LINKAT", usize::from(opcode::LINKAT)),
+        ("UAIO_SYMLINKAT", usize::from(opcode::SYMLINKAT)),
+        ("UAIO_MKDIRAT", usize::from(opcode::MKDIRAT)),
+        ("UAIO_STATX", usize::from(opcode::STATX)),
+        ("UAIO_FALLOCATE", usize::from(opcode::FALLOCATE)),
+        ("UAIO_FTRUNCATE", usize::from(opcode::FTRUNCATE)),
+        ("UAIO_FADVISE", usize::from(opcode::FADVISE)),
+        ("UAIO_SPLICE", usize::from(opcode::SPLICE)),
+        ("UAIO_COPY", usize::from(opcode::COPY)),
+        ("UAIO_CALL", usize::from(opcode::CALL)),
         ("UAIO_F_NOTIFY", layout::F_NOTIFY as usize),
         ("UAIO_F_LINK", layout::F_LINK as usize),
         ("UAIO_F_VOLUME", layout::F_VOLUME as usize),
@@ -123,6 +143,16 @@ fn the_header_has_the_layouts_of_the_library() {
 fn the_calls_do_what_the_header_says() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     assert_eq!(run(&compile("face", &root.join("tests/face.c")), None), "ok\n");
+}
+
+#[test]
+fn names_files_and_calls_are_done_with_the_errno_of_the_man_page() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = compile("names", &root.join("tests/names.c"));
+    let own = folder("names-own");
+    std::fs::remove_dir_all(&own).unwrap();
+    std::fs::create_dir(&own).unwrap();
+    assert_eq!(run(&program, Some(&own)), "ok\n");
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::calls::{self, Kind, Row};
-use super::memory::Descriptor;
+use super::calls::{self, Row, Takes};
+use super::memory::{Descriptor, Memory};
 use super::op::Directory;
 use super::settled::{last_errno, working_directory};
 
@@ -28,6 +28,8 @@ pub enum Argument {
     /// Bytes that the kernel reads or writes. Their length, where the call has one, is passed with
     /// them; it is no argument here.
     Bytes(Vec<u8>),
+    /// The same, of whoever made this [by address](Memory::raw), which the kernel checks.
+    Memory(Memory),
     /// No address, where the call lets one out.
     Null,
 }
@@ -115,24 +117,36 @@ impl Call {
     ///
     /// When the call is not one that can be made, or its arguments are not what it takes.
     pub fn new(number: i64, arguments: Vec<Argument>) -> Result<Self, CallRefused> {
-        calls::off_thread(number)?;
-        if let Some(name) = calls::operation(number) {
-            return Err(CallRefused::HasOperation { name });
-        }
-        let row = calls::listed(number);
-        let Some(row) = row else { return Err(CallRefused::NotListed { number }) };
+        let row = Self::row(number)?;
         let name = row.name;
         let (wanted, given) = (row.kinds.len(), arguments.len());
         if wanted != given {
             return Err(CallRefused::Arguments { name, wanted, given });
         }
         for (index, (kind, argument)) in row.kinds.iter().zip(&arguments).enumerate() {
-            if !kind.takes(argument) {
+            if !kind.fits(argument) {
                 return Err(CallRefused::Argument { name, index, wanted: kind.name() });
             }
         }
         let what = What::Listed { row, arguments };
         Ok(Self { number, what, working_directory: None, opened: None })
+    }
+
+    /// What a call takes, place by place, the lengths of buffers left out.
+    ///
+    /// # Errors
+    ///
+    /// When the call is not one that can be made.
+    pub fn takes(number: i64) -> Result<&'static [Takes], CallRefused> {
+        Self::row(number).map(|row| row.kinds)
+    }
+
+    fn row(number: i64) -> Result<&'static Row, CallRefused> {
+        calls::off_thread(number)?;
+        if let Some(name) = calls::operation(number) {
+            return Err(CallRefused::HasOperation { name });
+        }
+        calls::listed(number).ok_or(CallRefused::NotListed { number })
     }
 
     /// A call with arguments as the kernel takes them, whether it is listed or not.
@@ -205,17 +219,22 @@ impl Call {
                 opens = row.opens;
                 let mut at = 0;
                 for (kind, argument) in row.kinds.iter().zip(arguments) {
-                    words[at] = match argument {
+                    words[at] = match &mut *argument {
                         Argument::Value(value) => *value as usize,
                         Argument::Descriptor(fd) => fd.as_raw_fd() as usize,
                         Argument::Directory(directory) => directory.as_raw_fd() as usize,
                         Argument::Path(path) => path.as_ptr().expose_provenance(),
                         Argument::Bytes(bytes) => bytes.as_mut_ptr().expose_provenance(),
+                        Argument::Memory(memory) => memory.rest(0).0.expose_provenance(),
                         Argument::Null => 0,
                     };
-                    if let (Kind::Bytes, Argument::Bytes(bytes)) = (kind, argument) {
+                    if *kind == Takes::Bytes {
                         at += 1;
-                        words[at] = bytes.len();
+                        words[at] = match argument {
+                            Argument::Bytes(bytes) => bytes.len(),
+                            Argument::Memory(memory) => memory.len(),
+                            _ => 0,
+                        };
                     }
                     at += 1;
                 }
@@ -223,8 +242,8 @@ impl Call {
         }
         let [a, b, c, d, e, f] = words;
         // SAFETY: for a listed call the table says what each argument is, `new` has compared, every
-        // address is of memory that the arguments own, and every length is that of its buffer; for a
-        // raw one the caller vouched.
+        // address is of memory that the arguments own, or for which its maker vouched, and every
+        // length is that of its buffer; for a raw one the caller vouched.
         let result = unsafe { libc::syscall(self.number, a, b, c, d, e, f) };
         if result == -1 {
             return Err(last_errno());

@@ -4,34 +4,41 @@ use std::mem::size_of;
 
 use super::call::{Argument, CallRefused};
 
-/// What the kernel takes in one place.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+/// What a call takes in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// [`Argument::Value`].
     Value,
+    /// [`Argument::Descriptor`].
     Fd,
+    /// [`Argument::Directory`].
     Dir,
+    /// [`Argument::Path`].
     Path,
-    /// A structure of at least so many bytes.
+    /// [`Argument::Bytes`] or [`Argument::Memory`], of at least so many bytes: a structure.
     Struct(usize),
-    /// The same, or no address.
+    /// The same, or [`Argument::Null`].
     StructOrNull(usize),
-    /// No address, ever.
+    /// [`Argument::Null`], ever.
     Null,
-    /// Bytes, and in the next place how many.
+    /// [`Argument::Bytes`] or [`Argument::Memory`]; the kernel has their number in the place after.
     Bytes,
 }
 
-impl Kind {
-    pub(super) fn takes(self, argument: &Argument) -> bool {
+impl Takes {
+    pub(super) fn fits(self, argument: &Argument) -> bool {
         match (self, argument) {
             (Self::Value, Argument::Value(_))
             | (Self::Fd, Argument::Descriptor(_))
             | (Self::Dir, Argument::Directory(_))
             | (Self::Path, Argument::Path(_))
-            | (Self::Bytes, Argument::Bytes(_))
+            | (Self::Bytes, Argument::Bytes(_) | Argument::Memory(_))
             | (Self::StructOrNull(_) | Self::Null, Argument::Null) => true,
             (Self::Struct(len) | Self::StructOrNull(len), Argument::Bytes(bytes)) => {
                 bytes.len() >= len
+            }
+            (Self::Struct(len) | Self::StructOrNull(len), Argument::Memory(memory)) => {
+                memory.len() >= len
             }
             _ => false,
         }
@@ -55,26 +62,26 @@ impl Kind {
 pub(super) struct Row {
     pub(super) number: i64,
     pub(super) name: &'static str,
-    pub(super) kinds: &'static [Kind],
+    pub(super) kinds: &'static [Takes],
     /// The result is a new descriptor.
     pub(super) opens: bool,
     /// It may wait for somebody else, for ever.
     pub(super) waits: bool,
 }
 
-const fn row(number: i64, name: &'static str, kinds: &'static [Kind]) -> Row {
+const fn row(number: i64, name: &'static str, kinds: &'static [Takes]) -> Row {
     Row { number, name, kinds, opens: false, waits: false }
 }
 
-const fn waits(number: i64, name: &'static str, kinds: &'static [Kind]) -> Row {
+const fn waits(number: i64, name: &'static str, kinds: &'static [Takes]) -> Row {
     Row { number, name, kinds, opens: false, waits: true }
 }
 
-const fn opens(number: i64, name: &'static str, kinds: &'static [Kind]) -> Row {
+const fn opens(number: i64, name: &'static str, kinds: &'static [Takes]) -> Row {
     Row { number, name, kinds, opens: true, waits: false }
 }
 
-use Kind::{Bytes, Dir, Fd, Null, Path, Struct, StructOrNull, Value};
+use Takes::{Bytes, Dir, Fd, Null, Path, Struct, StructOrNull, Value};
 
 /// The allow-list. Nothing here depends on which thread of the process makes it, but for credentials,
 /// working directory and umask, which the worker sees to.
@@ -285,24 +292,24 @@ mod tests {
     fn a_number_never_stands_where_the_kernel_expects_an_address() {
         for row in LISTED {
             for (index, kind) in row.kinds.iter().enumerate() {
-                if matches!(kind, Kind::Value) {
+                if matches!(kind, Takes::Value) {
                     continue;
                 }
                 let arguments = row.kinds.iter().enumerate().map(|(at, kind)| match kind {
                     _ if at == index => Argument::Value(4096),
-                    Kind::Value => Argument::Value(0),
-                    Kind::Fd => Argument::Descriptor(Descriptor::new(std::io::pipe().unwrap().0)),
-                    Kind::Dir => Argument::Directory(Directory::Current),
-                    Kind::Path => Argument::Path(c"x".into()),
-                    Kind::Struct(len) | Kind::StructOrNull(len) => Argument::Bytes(vec![0; *len]),
-                    Kind::Null => Argument::Null,
-                    Kind::Bytes => Argument::Bytes(vec![0; 8]),
+                    Takes::Value => Argument::Value(0),
+                    Takes::Fd => Argument::Descriptor(Descriptor::new(std::io::pipe().unwrap().0)),
+                    Takes::Dir => Argument::Directory(Directory::Current),
+                    Takes::Path => Argument::Path(c"x".into()),
+                    Takes::Struct(len) | Takes::StructOrNull(len) => Argument::Bytes(vec![0; *len]),
+                    Takes::Null => Argument::Null,
+                    Takes::Bytes => Argument::Bytes(vec![0; 8]),
                 });
                 let error = Call::new(row.number, arguments.collect()).unwrap_err();
                 assert!(matches!(error, CallRefused::Argument { index: at, .. } if at == index));
             }
             let places = row.kinds.len()
-                + row.kinds.iter().filter(|kind| matches!(kind, Kind::Bytes)).count();
+                + row.kinds.iter().filter(|kind| matches!(kind, Takes::Bytes)).count();
             assert!(places <= 6, "{} has more arguments than a call", row.name);
         }
     }
@@ -310,6 +317,9 @@ mod tests {
     #[test]
     fn a_structure_that_is_too_short_is_refused() {
         let short = Argument::Bytes(vec![0; size_of::<libc::utsname>() - 1]);
+        let error = Call::new(libc::SYS_uname, vec![short]).unwrap_err();
+        assert!(matches!(error, CallRefused::Argument { name: "uname", index: 0, .. }));
+        let short = Argument::Memory(vec![0; size_of::<libc::utsname>() - 1].into());
         let error = Call::new(libc::SYS_uname, vec![short]).unwrap_err();
         assert!(matches!(error, CallRefused::Argument { name: "uname", index: 0, .. }));
     }

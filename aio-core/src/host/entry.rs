@@ -33,7 +33,7 @@ pub(super) fn opcode_of(op: &HostOp) -> Option<u8> {
         HostOp::RecvMsg { .. } => opcode::RecvMsg::CODE,
         HostOp::Shutdown { .. } => opcode::Shutdown::CODE,
         HostOp::Open(_) => opcode::OpenAt::CODE,
-        HostOp::Close { .. } => opcode::Close::CODE,
+        HostOp::Close { .. } | HostOp::CloseForeign(_) => opcode::Close::CODE,
         HostOp::Unlink { .. } => opcode::UnlinkAt::CODE,
         HostOp::Rename(_) => opcode::RenameAt::CODE,
         HostOp::Link(_) => opcode::LinkAt::CODE,
@@ -139,6 +139,7 @@ pub(super) fn step(slot: &mut InFlight, no_signal: bool) -> Entry {
             slot.closing = fd;
             opcode::Close::new(types::Fd(fd)).build()
         }
+        HostOp::CloseForeign(fd) => opcode::Close::new(file(fd)).build(),
         HostOp::Unlink { directory, path, flags } => {
             let directory = types::Fd(directory.as_raw_fd());
             opcode::UnlinkAt::new(directory, path.as_ptr()).flags(*flags).build()

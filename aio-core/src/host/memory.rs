@@ -54,6 +54,29 @@ impl AsRawFd for Descriptor {
     }
 }
 
+/// A descriptor of somebody else's that is to be closed, by number. Dropping this does not close it: only
+/// the operation does.
+#[derive(Debug)]
+pub struct ForeignFd(RawFd);
+
+impl ForeignFd {
+    /// The descriptor of this number. One that is not open is not an error here: the operation gets
+    /// EBADF.
+    ///
+    /// # Safety
+    ///
+    /// Whoever owns it gives it up to the operation, and has it back only when that was cancelled.
+    pub unsafe fn new(fd: RawFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsRawFd for ForeignFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
 /// Two are equal when they are the same number, which is the same file as long as both are open.
 impl PartialEq for Descriptor {
     fn eq(&self, other: &Self) -> bool {

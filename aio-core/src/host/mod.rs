@@ -69,7 +69,7 @@
 //!   meanwhile, and the next one is used from then on.
 //! * A mode has the umask of its submission also where the directory has a default ACL, which would let
 //!   it out (acl(5)): what is created may get fewer permissions than the call itself would have given.
-//! * [`close`](HostOp::Close) may be cancelled, and then the descriptor is still there.
+//! * [`close`](HostOp::Close), also of a [number](HostOp::CloseForeign), may be cancelled, and then the descriptor is still there.
 
 mod call;
 mod calls;
@@ -90,9 +90,10 @@ mod word;
 mod workers;
 
 pub use call::{Argument, Call, CallRefused};
+pub use calls::Takes;
 pub use credentials::Credentials;
 pub use engine::{Cancel, DEPTH_MAX, Engine, EngineOptions, OpId};
-pub use memory::{Descriptor, Memory, TRANSFER_MAX_BYTES, Vectored};
+pub use memory::{Descriptor, ForeignFd, Memory, TRANSFER_MAX_BYTES, Vectored};
 pub use op::{
     Accept, Between, Directory, EpollWait, HostDone, HostOp, HostRefusal, HostRefused, HostRequest,
     Names, Open, Position, Statx, Symlink,

@@ -10,7 +10,7 @@ use uaio_driver::Token;
 
 use super::call::Call;
 use super::credentials::Credentials;
-use super::memory::{Descriptor, Memory, Vectored};
+use super::memory::{Descriptor, ForeignFd, Memory, Vectored};
 use super::settled::Settled;
 use super::socket::{Message, SocketAddress};
 
@@ -293,6 +293,8 @@ pub enum HostOp {
         /// What is closed; `None` is EBADF.
         fd: Option<OwnedFd>,
     },
+    /// close(2) of a descriptor that its owner gives up by number. A cancelled one stays open.
+    CloseForeign(ForeignFd),
     /// unlinkat(2).
     Unlink {
         /// Where a relative `path` begins.
@@ -410,6 +412,7 @@ impl HostOp {
             Self::Nop
             | Self::Open(_)
             | Self::Close { .. }
+            | Self::CloseForeign(_)
             | Self::Unlink { .. }
             | Self::Rename(_)
             | Self::Link(_)

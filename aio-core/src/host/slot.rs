@@ -90,7 +90,8 @@ pub(super) struct InFlight {
 impl InFlight {
     pub(super) fn new(token: Token, request: HostRequest) -> Self {
         // Opening and closing may wait for a medium, and cannot be told not to.
-        let blocks = matches!(request.op, HostOp::Open(_) | HostOp::Close { .. });
+        let blocks =
+            matches!(request.op, HostOp::Open(_) | HostOp::Close { .. } | HostOp::CloseForeign(_));
         let away = request.away || blocks || request.may_signal_issuer();
         Self {
             token,
@@ -213,7 +214,8 @@ impl InFlight {
 
     /// Whether an interrupted operation is as it was before. A close may have closed.
     fn may_begin_anew(&self, errno: i32) -> bool {
-        !(errno == libc::EINTR && matches!(self.request.op, HostOp::Close { .. }))
+        let closes = matches!(self.request.op, HostOp::Close { .. } | HostOp::CloseForeign(_));
+        !(errno == libc::EINTR && closes)
     }
 
     /// The descriptor it is on, also while a worker has it.
