@@ -200,7 +200,8 @@ int64_t uaio_size(uaio_context_t context, int volume);
  * EINVAL, EBADF, EFAULT, ENAMETOOLONG, EOPNOTSUPP, ENOSYS. The devices see them together. Never blocks. */
 int uaio_submit(uaio_context_t context, long nr, struct uaio_iocb **iocbs);
 
-/* Takes events out: at least min_nr, at most nr, unless timeout (NULL: none) is over first. */
+/* Takes events out: at least min_nr, at most nr, unless timeout (NULL: none) is over first.
+ * When as many are there it makes no system call and takes no lock. */
 int uaio_getevents(uaio_context_t context, long min_nr, long nr, struct uaio_event *events,
                    const struct timespec *timeout);
 

@@ -30,8 +30,14 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    pub(crate) fn is_of(&self, iocb: *mut UaioIocb) -> bool {
-        self.iocb == iocb
+    pub(crate) fn iocb(&self) -> *mut UaioIocb {
+        self.iocb
+    }
+
+    /// One of nothing but its iocb.
+    #[cfg(test)]
+    pub(crate) fn of(iocb: *mut UaioIocb) -> Self {
+        Self { iocb, data: 0, into: Vec::new(), status: None, linked: false }
     }
 
     pub(crate) fn is_linked(&self) -> bool {

@@ -39,6 +39,7 @@
 mod command;
 mod errno;
 pub mod exports;
+mod flights;
 mod forked;
 mod host;
 pub mod layout;

@@ -1,5 +1,6 @@
 //! Contexts by name, each with its reactor, its volumes and what is in flight.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,18 +9,20 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_queue::ArrayQueue;
 use parking_lot::{Mutex, RwLock};
 use uaio_core::host::EngineError;
 use uaio_core::{
-    Batch, Callbacks, Context, ContextOptions, Handle, Host, HostOptions, Iocb, Listed, NoticeFd,
-    Notify, OpenOptions, Reactor, Refused, Ticket, VolumeOptions,
+    Batch, Callbacks, Context, ContextOptions, Event, Handle, Host, HostOptions, Iocb, Listed,
+    NoticeFd, Notify, OpenOptions, Reactor, Refused, Ticket, VolumeOptions,
 };
 use uaio_driver::url::Backend;
-use uaio_driver::{Clock, DmaPool, PoolOptions, Slots, SystemClock, Token};
+use uaio_driver::{Clock, DmaPool, PoolOptions, SystemClock, Token};
 use uaio_page_cache::{Cache, CacheOptions};
 
 use crate::Errno;
-use crate::command::{Flight, command};
+use crate::command::command;
+use crate::flights::Flights;
 use crate::forked;
 use crate::layout::{O_DIRECT, O_DSYNC, UaioEvent, UaioIocb};
 use crate::user;
@@ -34,6 +37,10 @@ const CACHE_BYTES_MIN: u64 = 64 << 10;
 const CACHE_BYTES_MAX: u64 = 1 << 40;
 /// How often who destroys a context looks whether it is quiet.
 const LOOK: Duration = Duration::from_micros(200);
+/// Contexts that a thread finds without a lock.
+const KNOWN_MAX: usize = 4;
+/// Vectors of events that a context keeps.
+const SPARE: usize = 4;
 /// Eventfds of the caller's that a context keeps a name of.
 const EVENTFDS_MAX: usize = 64;
 
@@ -48,11 +55,13 @@ pub(crate) struct State {
     pub(crate) context: Context,
     host: Host,
     volumes: RwLock<Vec<Handle>>,
-    flights: Mutex<Slots<(Flight, Option<Ticket>)>>,
+    flights: Flights,
     /// Those that commands named last, by the caller's number; only notices to come keep one open.
     eventfds: Mutex<VecDeque<(i32, Weak<OwnedFd>)>>,
     /// Threads that take events out, and so write to memory of the caller's.
     taking: AtomicUsize,
+    /// Vectors for events on their way, to be used again.
+    spare: ArrayQueue<Vec<Event>>,
     pub(crate) callbacks: Callbacks,
     reactor: Arc<Reactor>,
     clock: Arc<dyn Clock>,
@@ -60,10 +69,41 @@ pub(crate) struct State {
     destroyed: AtomicBool,
 }
 
-/// A context by its name.
+/// Contexts that a thread has looked up, by name.
+struct Known {
+    contexts: [(u64, Weak<State>); KNOWN_MAX],
+    /// Which it forgets next.
+    oldest: usize,
+}
+
+thread_local! {
+    static KNOWN: RefCell<Known> = const {
+        RefCell::new(Known { contexts: [const { (0, Weak::new()) }; KNOWN_MAX], oldest: 0 })
+    };
+}
+
+/// A context by its name. Without a lock, if this thread has asked for it lately.
 pub(crate) fn find(name: u64) -> Result<Arc<State>, Errno> {
     forked::check()?;
-    contexts().read().get(&name).cloned().ok_or(Errno::INVAL)
+    let known = KNOWN.try_with(|known| {
+        let known = known.try_borrow().ok()?;
+        known.contexts.iter().find(|(of, _)| *of == name).and_then(|(_, state)| state.upgrade())
+    });
+    if let Ok(Some(state)) = known {
+        // Somebody may still have it whose call began before it was destroyed.
+        let destroyed = state.destroyed.load(Ordering::SeqCst);
+        return if destroyed { Err(Errno::INVAL) } else { Ok(state) };
+    }
+    let state = contexts().read().get(&name).cloned().ok_or(Errno::INVAL)?;
+    // A thread that is ending has nothing to remember it in.
+    let _ = KNOWN.try_with(|known| {
+        if let Ok(mut known) = known.try_borrow_mut() {
+            let at = known.oldest;
+            known.oldest = (at + 1) % KNOWN_MAX;
+            known.contexts[at] = (name, Arc::downgrade(&state));
+        }
+    });
+    Ok(state)
 }
 
 /// Makes a context; gives its name.
@@ -87,7 +127,8 @@ pub(crate) fn set_up(events: usize) -> Result<u64, Errno> {
         context,
         host,
         volumes: RwLock::default(),
-        flights: Mutex::new(Slots::new(events)),
+        flights: Flights::new(events),
+        spare: ArrayQueue::new(SPARE),
         eventfds: Mutex::default(),
         taking: AtomicUsize::new(0),
         callbacks: callbacks.clone(),
@@ -216,7 +257,7 @@ impl State {
             }
         }
         let count = made.len();
-        // Held until the ticket is there: whoever takes the event out waits for it.
+        // Held until the tickets are noted, which whoever cancels asks for.
         let mut flights = self.flights.lock();
         if self.destroyed.load(Ordering::SeqCst) {
             return Err(Errno::INVAL);
@@ -227,7 +268,7 @@ impl State {
         let mut tokens = Vec::with_capacity(count);
         let mut chain: Option<Iocb> = None;
         for (address, command, flight) in made {
-            let Ok(token) = flights.insert((flight, None)) else { unreachable!("there is room") };
+            let Ok(token) = flights.insert(flight) else { unreachable!("there is room") };
             tokens.push(token);
             if let Err(errno) = user::set_key(address, token.to_u64()) {
                 tokens.iter().for_each(|token| drop(flights.remove(*token)));
@@ -242,11 +283,7 @@ impl State {
         let Some(chain) = chain else { return Ok(0) };
         match batch.submit(chain) {
             Ok(ticket) => {
-                for token in tokens {
-                    if let Some((_, noted)) = flights.get_mut(token) {
-                        *noted = Some(ticket);
-                    }
-                }
+                tokens.into_iter().for_each(|token| flights.note(token, ticket));
                 Ok(count)
             }
             Err(Refused { reason, .. }) => {
@@ -275,7 +312,7 @@ impl State {
                     // Each of a list goes by itself.
                     return Err(Errno::INVAL);
                 }
-                let token = flights.insert((flight, None)).map_err(|_| Errno::AGAIN)?;
+                let token = flights.insert(flight).map_err(|_| Errno::AGAIN)?;
                 let noted = user::set_key(iocb, token.to_u64());
                 let noted = noted.and_then(|()| user::set_status(iocb, 0));
                 noted.inspect_err(|_| drop(flights.remove(token)))?;
@@ -301,9 +338,7 @@ impl State {
             });
         }
         for ((token, _), ticket) in taken.iter().zip(&tickets) {
-            if let Some((_, noted)) = flights.get_mut(*token) {
-                *noted = Some(*ticket);
-            }
+            flights.note(*token, *ticket);
         }
         Ok(tickets)
     }
@@ -336,13 +371,12 @@ impl State {
 
     /// The ticket of an iocb whose event has not been taken out.
     pub(crate) fn ticket(&self, iocb: *mut UaioIocb) -> Result<Ticket, Errno> {
-        let token = Token::from_u64(user::read(iocb, 0)?.key);
-        let flights = self.flights.lock();
-        let found = flights.get(token).filter(|(flight, _)| flight.is_of(iocb));
-        found.and_then(|(_, ticket)| *ticket).ok_or(Errno::INVAL)
+        let key = Token::from_u64(user::read(iocb, 0)?.key);
+        self.flights.ticket(key, iocb).ok_or(Errno::INVAL)
     }
 
-    /// Moves events to the caller's array.
+    /// Moves events to the caller's array. Takes no lock, makes no system call and allocates nothing when
+    /// enough are there.
     pub(crate) fn events(
         &self,
         min: usize,
@@ -355,25 +389,22 @@ impl State {
         if self.destroyed.load(Ordering::SeqCst) {
             return Err(Errno::INVAL);
         }
-        let mut taken = Vec::with_capacity(max.min(self.context.slots()));
+        let mut taken = self.spare.pop().unwrap_or_default();
         let got = self.context.get_events(min, max, &mut taken, timeout);
         got.map_err(|_| Errno::INVAL)?;
         if taken.is_empty() && min > 0 && self.destroyed.load(Ordering::SeqCst) {
             return Err(Errno::INVAL);
         }
-        let mut over = Vec::with_capacity(taken.len());
-        let mut flights = self.flights.lock();
-        for event in &taken {
-            let flight = flights.remove(Token::from_u64(event.user_data));
-            over.push(flight.expect("one event a command").0);
-        }
-        // The bytes are copied without the lock.
-        drop(flights);
         let count = taken.len();
-        for (at, (event, flight)) in taken.into_iter().zip(over).enumerate() {
-            user::write(out, at, flight.event(event))?;
+        let mut written = Ok(());
+        for (at, event) in taken.drain(..).enumerate() {
+            let flight = self.flights.take(Token::from_u64(event.user_data));
+            let event = flight.expect("one event a command").event(event);
+            written = written.and(user::write(out, at, event));
         }
-        Ok(count)
+        // When there are enough of them, this one goes.
+        let _ = self.spare.push(taken);
+        written.map(|()| count)
     }
 }
 
@@ -390,5 +421,72 @@ impl<'a> Taking<'a> {
 impl Drop for Taking<'_> {
     fn drop(&mut self) {
         self.0.taking.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::{null, null_mut};
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::layout::opcode;
+
+    /// A submitter with a long list, and somebody who makes a context, may be preempted with their locks.
+    #[test]
+    fn events_that_are_there_are_taken_out_without_a_lock() {
+        let name = set_up(4).unwrap();
+        let state = find(name).unwrap();
+        let (go, wait) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let taker = std::thread::spawn(move || {
+            // Known to this thread from here on.
+            assert!(find(name).is_ok());
+            for () in wait {
+                let mut out =
+                    [const { UaioEvent { data: 0, obj: null_mut(), res: 1, res2: 0 } }; 4];
+                let taken = find(name).and_then(|state| state.events(4, 4, out.as_mut_ptr(), None));
+                tell.send((taken, out.map(|event| event.data))).unwrap();
+            }
+        });
+        for round in 0..50 {
+            let mut iocbs = [0, 1, 2, 3].map(|at| noop(round * 4 + at));
+            let list = iocbs.each_mut().map(std::ptr::from_mut);
+            assert_eq!(state.submit(4, |at| Ok(list[at])), Ok(4));
+            while state.context.outstanding() > 0 {
+                std::thread::yield_now();
+            }
+            let (submitting, making) = (state.flights.lock(), contexts().write());
+            go.send(()).unwrap();
+            let (taken, mut data) = told.recv_timeout(Duration::from_secs(20)).expect("it waited");
+            drop((submitting, making));
+            data.sort_unstable();
+            assert_eq!(taken, Ok(4));
+            assert_eq!(data, [0, 1, 2, 3].map(|at| round * 4 + at));
+        }
+        drop(go);
+        taker.join().unwrap();
+        assert_eq!(destroy(name), Ok(()));
+        assert!(find(name).is_err(), "we still have it");
+    }
+
+    fn noop(data: u64) -> UaioIocb {
+        UaioIocb {
+            data,
+            opcode: opcode::NOOP,
+            priority: 0,
+            fd: 0,
+            buf: null_mut(),
+            nbytes: 0,
+            offset: 0,
+            flags: 0,
+            resfd: 0,
+            timeout_ms: 0,
+            status: 0,
+            key: 0,
+            notify: null(),
+            op_flags: 0,
+            reserved: 0,
+        }
     }
 }

@@ -146,6 +146,12 @@ fn the_calls_do_what_the_header_says() {
 }
 
 #[test]
+fn getevents_makes_no_system_call_when_events_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(run(&compile("quiet", &root.join("tests/quiet.c")), None), "ok\n");
+}
+
+#[test]
 fn names_files_and_calls_are_done_with_the_errno_of_the_man_page() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = compile("names", &root.join("tests/names.c"));
