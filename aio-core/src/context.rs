@@ -5,10 +5,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use rustix::event::{EventfdFlags, eventfd};
 use uaio_driver::{DeviceError, IoError};
 
 use crate::event::Event;
+use crate::host::Credentials;
 use crate::iocb::{Iocb, Plan, Work};
 use crate::listio::List;
 use crate::notify::Notify;
@@ -42,6 +44,14 @@ impl ContextOptions {
 ///
 /// Shared between threads: any may submit, any may get events, at the same time.
 ///
+/// # Credentials
+///
+/// Operations of the host are done with the credentials (user, groups, capabilities, security label) of
+/// the thread that made the context, whoever submits and whatever becomes of that thread, until
+/// they are [refreshed](Context::refresh_credentials). What io_uring does not do is done by a thread of
+/// this process as what the process is then, and fails with EPERM unless that is the same. A host
+/// that was attached later has those of the thread that attached it. Volumes look at nobody's.
+///
 /// # Dropping
 ///
 /// Dropping it cancels what it has with the host, which may wait for ever, waits until every command
@@ -52,6 +62,8 @@ impl ContextOptions {
 pub struct Context {
     queue: Arc<EventQueue>,
     shared: Arc<Shared>,
+    /// One for each host that there was when they were taken.
+    credentials: RwLock<Vec<Credentials>>,
     /// The queue is another's by now, or nobody's: there is nothing to wait for.
     given_up: bool,
 }
@@ -81,16 +93,22 @@ impl Context {
             .then(|| eventfd(0, flags))
             .transpose()
             .map_err(|error| DeviceError::Os { what: "eventfd".into(), source: error.into() })?;
+        let taken = take_credentials(&shared);
+        let credentials = taken.map_err(|source| DeviceError::Os {
+            what: "registering credentials with io_uring".into(),
+            source,
+        })?;
         let queue = EventQueue::new(shared.next_context(), events, eventfd);
         shared.add_slots(events);
-        Ok(Self { queue, shared, given_up: false })
+        Ok(Self { queue, shared, credentials: RwLock::new(credentials), given_up: false })
     }
 
     /// For one sync call: a kept queue of one event, or a new one.
     pub(crate) fn for_call(shared: Arc<Shared>) -> Self {
         let kept = shared.calls.pop();
         let queue = kept.unwrap_or_else(|| EventQueue::new(shared.next_context(), 1, None));
-        Self { queue, shared, given_up: false }
+        // It is for volumes, which look at nobody's.
+        Self { queue, shared, credentials: RwLock::default(), given_up: false }
     }
 
     /// After one sync call: keeps the queue for the next.
@@ -107,6 +125,18 @@ impl Context {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Operations of the host that are submitted from now on are done with the credentials that the
+    /// calling thread has now. May wait for one turn of the reactor.
+    ///
+    /// # Errors
+    ///
+    /// ENOMEM or EBUSY when the kernel keeps no more of them; they stay what they were.
+    pub fn refresh_credentials(&self) -> std::io::Result<()> {
+        let taken = take_credentials(&self.shared)?;
+        *self.credentials.write() = taken;
+        Ok(())
     }
 
     /// How many commands and events it holds.
@@ -269,9 +299,12 @@ impl Context {
         if !Arc::ptr_eq(shared, &self.shared) {
             return Err(Refusal::Invalid);
         }
-        let plan = match &iocb.work {
+        let plan = match &mut iocb.work {
             Work::Volume(work) => work.plan()?,
-            Work::Host(_) => Plan::Go(0),
+            Work::Host(work) => {
+                work.submitted(&self.credentials.read());
+                Plan::Go(0)
+            }
         };
         if let Some(links) = &mut iocb.links {
             for linked in &mut links.0 {
@@ -367,6 +400,11 @@ impl Context {
         drop(place);
         taken
     }
+}
+
+/// Those of the calling thread, for each host.
+fn take_credentials(shared: &Shared) -> std::io::Result<Vec<Credentials>> {
+    shared.stations().iter().filter_map(|station| station.take_credentials()).collect()
 }
 
 impl Drop for Context {

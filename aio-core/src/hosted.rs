@@ -34,17 +34,21 @@ impl Default for HostOptions {
 /// The host's descriptors, sockets, names and calls, served by one [`Reactor`](crate::Reactor): what
 /// iocbs on them name. Cloning it is another name for the same.
 ///
-/// Operations are done with the credentials of the thread that attached the host, or made this name
-/// of it with [`as_caller`](Host::as_caller), whichever thread turns the reactor.
+/// Operations are done with the [credentials of the context](crate::Context#credentials) that they are
+/// submitted to, whichever thread turns the reactor; by a name made with
+/// [`as_caller`](Host::as_caller), with those of its maker.
 #[derive(Clone)]
 pub struct Host {
     station: Arc<Station<Hosted>>,
-    credentials: Credentials,
+    /// Of the thread that attached it: for contexts that were there before.
+    attached: Credentials,
+    /// Of the thread that made this name.
+    own: Option<Credentials>,
 }
 
 impl Host {
-    pub(crate) fn new(station: Arc<Station<Hosted>>, credentials: Credentials) -> Self {
-        Self { station, credentials }
+    pub(crate) fn new(station: Arc<Station<Hosted>>, attached: Credentials) -> Self {
+        Self { station, attached, own: None }
     }
 
     pub(crate) fn station(&self) -> &Arc<Station<Hosted>> {
@@ -52,7 +56,7 @@ impl Host {
     }
 
     /// A name for the host whose operations are done with the credentials that the calling thread
-    /// has now. May wait for one turn of the reactor.
+    /// has now, whatever the context. May wait for one turn of the reactor.
     ///
     /// # Errors
     ///
@@ -61,7 +65,8 @@ impl Host {
         let taken = self.station.with_backend(|hosted| hosted.engine.take_credentials());
         let gone = || Err(std::io::Error::from_raw_os_error(libc::ENODEV));
         let credentials = taken.unwrap_or_else(gone)?;
-        Ok(Self { station: Arc::clone(&self.station), credentials })
+        let (station, attached) = (Arc::clone(&self.station), self.attached.clone());
+        Ok(Self { station, attached, own: Some(credentials) })
     }
 
     /// Cancels every operation on a descriptor that is not over, of whatever context
@@ -87,6 +92,8 @@ pub(crate) struct HostWork {
     pub(crate) request: HostRequest,
     /// By which it is found while the engine has it.
     fd: Option<RawFd>,
+    /// Its maker has said as whom it is to be done.
+    as_said: bool,
     /// How many bytes it is to move, if that is what it does.
     pub(crate) asked: Option<usize>,
     /// What came of a multishot before it ended for want of a slot.
@@ -105,16 +112,27 @@ impl HostWork {
             HostOp::Splice(between) | HostOp::Copy(between) => Some(between.len),
             _ => None,
         };
-        Self { host: host.clone(), request, fd, asked, held: None }
+        let as_said = request.credentials.is_some();
+        Self { host: host.clone(), request, fd, as_said, asked, held: None }
     }
 
-    /// Takes down what it needs of the submitter's thread.
+    /// Begins a submission of it: as whom it is done, out of what the context has, and nothing of what
+    /// another submitter had that was refused.
+    pub(crate) fn submitted(&mut self, context: &[Credentials]) {
+        self.request.unsettle();
+        if self.as_said {
+            return;
+        }
+        let Host { attached, own, .. } = &self.host;
+        let of_context = || context.iter().find(|taken| taken.engine() == attached.engine());
+        let credentials = own.as_ref().or_else(of_context).unwrap_or(attached);
+        self.request.credentials = Some(credentials.clone());
+    }
+
+    /// Takes down what else it needs of the submitter's thread.
     pub(crate) fn settle(&mut self) -> Result<(), IoError> {
         let request = &mut self.request;
-        if request.credentials.is_none() {
-            request.credentials = Some(self.host.credentials.clone());
-        }
-        // These need nothing of it but its credentials, and asking costs system calls.
+        // These need nothing more, and asking costs system calls.
         let settled = matches!(
             request.op,
             HostOp::Nop
@@ -284,5 +302,9 @@ impl Backend for Hosted {
 
     fn closed(&mut self) -> Option<IoResult> {
         Some(Ok(()))
+    }
+
+    fn take_credentials(station: &Station<Self>) -> Option<std::io::Result<Credentials>> {
+        station.with_backend(|hosted| hosted.engine.take_credentials())
     }
 }

@@ -106,7 +106,7 @@
 //! | lio_listio | Dugué, Rao, Vivier 2007 | [`Context::listio`], [`Context::listio_wait`] | `a_list_is_one_submission_whose_failed_element_stops_no_other`, `a_list_that_is_waited_for_is_done_when_the_call_returns` |
 //! | sockets and pipes | road map of 2006, part 4 | [`Iocb::host`] | `tests/host_sockets.rs`, `a_descriptor_and_a_volume_share_a_context` |
 //! | operations on names; readahead | LaHaise 2016 | [`Iocb::host`]; [`Iocb::readahead`] | `names_are_made_moved_linked_and_removed`, `readahead_is_done_when_the_pages_are_there` |
-//! | arbitrary system calls | syslets, acall, 2007 to 2016 | [`host::Call`] | `a_system_call_is_made_with_what_its_arguments_own`, `tests/host_settled.rs` |
+//! | arbitrary system calls | syslets, acall, 2007 to 2016 | [`host::Call`]; [`Context::refresh_credentials`] | `a_system_call_is_made_with_what_its_arguments_own`, `tests/host_settled.rs`, `tests/credentials.rs` |
 //! | cancellation | LaHaise 2016 | [`Context::cancel`], [`Context::cancel_all`], [`Handle::cancel_all`], [`Host::cancel_descriptor`] | `tests/cancel.rs`, `a_cancel_reaches_the_device_for_what_it_does_for_the_command_alone`, `a_call_that_a_worker_has_begun_is_interrupted_where_it_waits`, `tests/ticket_loom.rs`, `what_waits_at_a_descriptor_is_cancelled_by_ticket_by_descriptor_and_by_context` |
 //! | priorities, deadlines, links, timeouts | aio_reqprio; io_uring | [`Iocb::with_priority`], [`Iocb::with_timeout`], [`Iocb::then`] | `tests/chains.rs`, `a_chain_goes_from_the_host_to_a_volume_and_back` |
 //! | a depth that is a promise | io_setup(2), io_submit(2) | [`ContextOptions::events`], [`Context::submit_all`] | `submit_all_takes_as_many_as_there_is_room_for`, `a_chain_has_all_its_slots_or_is_refused_whole` |

@@ -18,7 +18,7 @@ use crate::baton::{Baton, Place};
 use crate::cached::{Cached, FlusherBell};
 use crate::cancel::Cancel;
 use crate::context::{Context, ContextOptions};
-use crate::host::{DEPTH_MAX, Engine, EngineError, EngineOptions};
+use crate::host::{Credentials, DEPTH_MAX, Engine, EngineError, EngineOptions};
 use crate::hosted::{Host, HostOptions, Hosted};
 use crate::queue::EventQueue;
 use crate::request::Request;
@@ -105,8 +105,7 @@ impl Reactor {
         Ok(volume)
     }
 
-    /// Takes the host on: its descriptors, sockets, names and system calls, with the credentials of
-    /// the calling thread. See [`Host`].
+    /// Takes the host on: its descriptors, sockets, names and system calls. See [`Host`].
     ///
     /// # Errors
     ///
@@ -140,13 +139,14 @@ impl Reactor {
         station
     }
 
-    /// A context for commands on this reactor's volumes and hosts. Makes room for as many operations in
+    /// A context for commands on this reactor's volumes and hosts, with the calling thread's
+    /// [credentials](Context#credentials). Makes room for as many operations in
     /// progress on a host as it has slots, and may wait for one turn for that.
     ///
     /// # Errors
     ///
     /// [`DeviceError::Invalid`] for no events or more than [`EVENTS_MAX`](crate::EVENTS_MAX), [`DeviceError::Os`] when there is no descriptor left
-    /// for the eventfd.
+    /// for the eventfd, or the kernel keeps no more credentials.
     pub fn context(&self, options: ContextOptions) -> Result<Context, DeviceError> {
         let context = Context::new(Arc::clone(&self.shared), options)?;
         let hosts = self.hosts.lock();
@@ -240,6 +240,8 @@ pub(crate) trait Serve: Send + Sync {
     fn is_closed(&self) -> bool;
     /// See [`Backend::MAY_WAIT`].
     fn may_wait(&self) -> bool;
+    /// See [`Backend::take_credentials`].
+    fn take_credentials(&self) -> Option<std::io::Result<Credentials>>;
 }
 
 impl<B: Backend> Serve for Station<B> {
@@ -269,6 +271,9 @@ impl<B: Backend> Serve for Station<B> {
     }
     fn may_wait(&self) -> bool {
         B::MAY_WAIT
+    }
+    fn take_credentials(&self) -> Option<std::io::Result<Credentials>> {
+        B::take_credentials(self)
     }
 }
 

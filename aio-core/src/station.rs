@@ -18,6 +18,7 @@ use uaio_driver::{Armed, IoError, IoErrorKind, IoResult, Slots, Token, Wake};
 use crate::cancel::Cancel;
 use crate::deadline::Deadlines;
 use crate::event::Event;
+use crate::host::Credentials;
 use crate::inbox::Inbox;
 use crate::queue::EventQueue;
 use crate::reactor::Shared;
@@ -55,6 +56,14 @@ pub(crate) trait Backend: Send {
     fn start_closing(&mut self);
     /// How that went, when it is over.
     fn closed(&mut self) -> Option<IoResult>;
+    /// The credentials of the calling thread, in the form that requests carry; none for who looks at
+    /// nobody's, and where the station was closed. Waits for one turn at most.
+    fn take_credentials(_: &Station<Self>) -> Option<std::io::Result<Credentials>>
+    where
+        Self: Sized,
+    {
+        None
+    }
 }
 
 /// What became of a piece.

@@ -99,6 +99,8 @@ pub struct Call {
     what: What,
     /// Where relative names without a directory begin.
     working_directory: Option<OwnedFd>,
+    /// The mode of a mknodat before the umask was put to it.
+    unmasked: Option<u64>,
     /// The descriptor that the call made, afterwards. It is closed with this unless it is taken out.
     pub opened: Option<OwnedFd>,
 }
@@ -129,7 +131,7 @@ impl Call {
             }
         }
         let what = What::Listed { row, arguments };
-        Ok(Self { number, what, working_directory: None, opened: None })
+        Ok(Self { number, what, working_directory: None, unmasked: None, opened: None })
     }
 
     /// What a call takes, place by place, the lengths of buffers left out.
@@ -162,7 +164,7 @@ impl Call {
     pub unsafe fn raw(number: i64, arguments: [usize; 6]) -> Result<Self, CallRefused> {
         calls::off_thread(number)?;
         let what = What::Raw(arguments);
-        Ok(Self { number, what, working_directory: None, opened: None })
+        Ok(Self { number, what, working_directory: None, unmasked: None, opened: None })
     }
 
     /// Its arguments, filled in by then if it is done; none for a raw one.
@@ -191,9 +193,22 @@ impl Call {
         if self.number == libc::SYS_mknodat
             && let Argument::Value(mode) = &mut arguments[2]
         {
-            *mode &= !u64::from(super::settled::umask()?);
+            let umask = super::settled::umask()?;
+            self.unmasked = Some(*mode);
+            *mode &= !u64::from(umask);
         }
         Ok(())
+    }
+
+    /// Makes it what it was before that.
+    pub(super) fn unsettle(&mut self) {
+        self.working_directory = None;
+        if let (Some(unmasked), What::Listed { arguments, .. }) =
+            (self.unmasked.take(), &mut self.what)
+            && let Argument::Value(mode) = &mut arguments[2]
+        {
+            *mode = unmasked;
+        }
     }
 
     /// Whether it may wait for somebody else, for ever; of a raw one nobody knows.

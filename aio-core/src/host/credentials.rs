@@ -26,7 +26,7 @@ impl Credentials {
         Ok(Self(Arc::new(Taken { engine, personality, identity })))
     }
 
-    pub(super) fn engine(&self) -> u64 {
+    pub(crate) fn engine(&self) -> u64 {
         self.0.engine
     }
 

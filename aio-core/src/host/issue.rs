@@ -44,11 +44,9 @@ impl Engine {
         let (Some(slot), Some(workers)) = (self.slots.get_mut(token), &self.workers) else {
             return;
         };
-        let placed = match slot.request.settled {
-            Some(_) => Ok(()),
-            None => slot.request.settle_place(),
-        };
-        if let Err(errno) = placed {
+        if slot.request.settled.is_none()
+            && let Err(errno) = slot.request.settle_place()
+        {
             return self.answer(token, Err(errno));
         }
         slot.stage = Stage::Working;

@@ -5,7 +5,7 @@
 //! objections to the AIO patch sets of 2007 and 2016).
 #![expect(unsafe_code, reason = "asks the kernel of this thread, and signals it")]
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
@@ -20,6 +20,16 @@ pub(super) struct Settled {
     thread: libc::pid_t,
     /// Bytes at and after this one are not written: RLIMIT_FSIZE, for a regular file only.
     pub(super) file_size_max: u64,
+    before: Before,
+}
+
+/// What a request said before it was settled.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Before {
+    /// The mode.
+    mode: u32,
+    /// Names that began in the working directory: the first, the second.
+    current: [bool; 2],
 }
 
 impl Settled {
@@ -34,7 +44,8 @@ impl Settled {
 impl HostRequest {
     /// Takes down what the operation needs of the calling thread: its working directory if a name
     /// begins there, its umask if something is created, its RLIMIT_FSIZE if something is written,
-    /// and who it is, for SIGPIPE and SIGXFSZ. Only the first call counts.
+    /// and who it is, for SIGPIPE and SIGXFSZ. Only the first call counts, until it is
+    /// [taken back](HostRequest::unsettle).
     ///
     /// Without it the operation takes what is there when it is done, and sends no signal; where names
     /// begin, for a worker, is taken down by [`start`](super::Engine::start) at the latest. Does not block but
@@ -47,7 +58,7 @@ impl HostRequest {
         if self.settled.is_some() {
             return Ok(());
         }
-        self.settle_place()?;
+        let before = self.settle_place()?;
         let file_size_max = match &self.op {
             HostOp::Write { fd, .. } | HostOp::WriteV { fd, .. } => file_size_max(fd.as_raw_fd()),
             HostOp::Fallocate { .. } | HostOp::Ftruncate { .. } | HostOp::Call(_) => {
@@ -60,34 +71,65 @@ impl HostRequest {
         };
         // SAFETY: asks who this thread is.
         let thread = unsafe { libc::gettid() };
-        self.settled = Some(Settled { thread, file_size_max });
+        self.settled = Some(Settled { thread, file_size_max, before });
         Ok(())
     }
 
-    /// Takes down where names begin and what is taken off modes: what no worker can know later.
-    pub(super) fn settle_place(&mut self) -> Result<(), Errno> {
+    /// Makes it what it was before it was settled: for somebody else who submits it, after it was not
+    /// taken.
+    pub fn unsettle(&mut self) {
+        let Some(Settled { before, .. }) = self.settled.take() else { return };
+        let [first, second] = before.current;
         match &mut self.op {
             HostOp::Open(open) => {
-                settle_name(&mut open.directory, &open.path)?;
+                open.mode = before.mode;
+                unsettle_name(&mut open.directory, first);
+            }
+            HostOp::Mkdir { directory, mode, .. } => {
+                *mode = before.mode;
+                unsettle_name(directory, first);
+            }
+            HostOp::Unlink { directory, .. } => unsettle_name(directory, first),
+            HostOp::Rename(names) | HostOp::Link(names) => {
+                unsettle_name(&mut names.old_directory, first);
+                unsettle_name(&mut names.new_directory, second);
+            }
+            HostOp::Symlink(link) => unsettle_name(&mut link.directory, first),
+            HostOp::Statx(statx) => unsettle_name(&mut statx.directory, first),
+            HostOp::Call(call) => call.unsettle(),
+            _ => {}
+        }
+    }
+
+    /// Takes down where names begin and what is taken off modes: what no worker can know later. Says
+    /// what there was before.
+    pub(super) fn settle_place(&mut self) -> Result<Before, Errno> {
+        let mut before = Before::default();
+        let [first, second] = &mut before.current;
+        match &mut self.op {
+            HostOp::Open(open) => {
+                *first = settle_name(&mut open.directory, &open.path)?;
+                before.mode = open.mode;
                 if creates(open.flags) {
                     open.mode &= !umask()?;
                 }
             }
             HostOp::Mkdir { directory, path, mode } => {
-                settle_name(directory, path)?;
+                *first = settle_name(directory, path)?;
+                before.mode = *mode;
                 *mode &= !umask()?;
             }
-            HostOp::Unlink { directory, path, .. } => settle_name(directory, path)?,
+            HostOp::Unlink { directory, path, .. } => *first = settle_name(directory, path)?,
             HostOp::Rename(names) | HostOp::Link(names) => {
-                settle_name(&mut names.old_directory, &names.old_path)?;
-                settle_name(&mut names.new_directory, &names.new_path)?;
+                *first = settle_name(&mut names.old_directory, &names.old_path)?;
+                *second = settle_name(&mut names.new_directory, &names.new_path)?;
             }
-            HostOp::Symlink(link) => settle_name(&mut link.directory, &link.path)?,
-            HostOp::Statx(statx) => settle_name(&mut statx.directory, &statx.path)?,
+            HostOp::Symlink(link) => *first = settle_name(&mut link.directory, &link.path)?,
+            HostOp::Statx(statx) => *first = settle_name(&mut statx.directory, &statx.path)?,
             HostOp::Call(call) => call.settle()?,
             _ => {}
         }
-        Ok(())
+        Ok(before)
     }
 
     /// The signal that the system call would have sent with this error, which is the submitter's.
@@ -144,18 +186,30 @@ pub(super) fn creates(flags: i32) -> bool {
     flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE
 }
 
-fn settle_name(directory: &mut Directory, path: &CStr) -> Result<(), Errno> {
-    if matches!(directory, Directory::Current) && !path.to_bytes().starts_with(b"/") {
+/// Says whether the name begins in the working directory, which is taken down then.
+fn settle_name(directory: &mut Directory, path: &CStr) -> Result<bool, Errno> {
+    let current = matches!(directory, Directory::Current) && !path.to_bytes().starts_with(b"/");
+    if current {
         *directory = Directory::At(Descriptor::new(working_directory()?));
     }
-    Ok(())
+    Ok(current)
+}
+
+fn unsettle_name(directory: &mut Directory, current: bool) {
+    if current {
+        *directory = Directory::Current;
+    }
 }
 
 /// The working directory as it is now, whatever becomes of it.
 pub(super) fn working_directory() -> Result<OwnedFd, Errno> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    open(c".", flags)
+}
+
+fn open(path: &CStr, flags: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: the path is a string that ends with a zero.
-    let fd = unsafe { libc::open(c".".as_ptr(), flags) };
+    let fd = unsafe { libc::open(path.as_ptr(), flags) };
     if fd < 0 {
         return Err(last_errno());
     }
@@ -166,14 +220,7 @@ pub(super) fn working_directory() -> Result<OwnedFd, Errno> {
 /// The umask. umask(2) itself can only be asked by setting it, for every thread, for a moment; the
 /// kernel says it in /proc since 4.7.
 pub(super) fn umask() -> Result<u32, Errno> {
-    let path = CString::from(c"/proc/thread-self/status");
-    // SAFETY: the path is a string that ends with a zero.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    if fd < 0 {
-        return Err(last_errno());
-    }
-    // SAFETY: the kernel has just given this descriptor to us.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = open(c"/proc/thread-self/status", libc::O_RDONLY | libc::O_CLOEXEC)?;
     // The umask is the second line, after the name of the thread, which is 16 bytes at most, 64 when
     // every byte of it is escaped.
     let mut start = [0u8; 256];
