@@ -108,7 +108,7 @@ impl HostWork {
             | HostOp::Write { memory, .. }
             | HostOp::Send { memory, .. }
             | HostOp::Recv { memory, .. } => Some(memory.len()),
-            HostOp::ReadV { memory, .. } | HostOp::WriteV { memory, .. } => Some(memory.len()),
+            HostOp::ReadV { memory, .. } | HostOp::WriteV { memory, .. } => memory.asked(),
             HostOp::Splice(between) | HostOp::Copy(between) => Some(between.len),
             _ => None,
         };

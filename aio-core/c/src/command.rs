@@ -234,8 +234,11 @@ fn on_host(iocb: &UaioIocb, status: &mut Option<*mut libc::statx>) -> Result<Hos
         if count > BUFFERS_MAX {
             return Err(Errno::INVAL);
         }
-        Span::of(iocb.buf.cast::<libc::iovec>(), count)?;
-        Ok(host::vectored(iocb.buf, count as u32))
+        let list = Span::of(iocb.buf.cast::<libc::iovec>(), count)?;
+        let vectored = host::vectored(iocb.buf, count as u32);
+        // Only the next of a chain asks how much it was to be.
+        let linked = iocb.flags & F_LINK != 0;
+        Ok(if linked { vectored.with_len(user::total(list, count)?) } else { vectored })
     };
     // As the flags of the system call are: bits, whatever the sign.
     let flags = iocb.op_flags.cast_signed();

@@ -132,6 +132,19 @@ pub(crate) fn fetch<T: Plain>(from: *const T) -> Result<T, Errno> {
     Ok(value)
 }
 
+/// How many bytes a list of `count` `struct iovec` names, copied as [`path`] is.
+pub(crate) fn total(list: Span, count: usize) -> Result<usize, Errno> {
+    let mut bytes = vec![0; list.len()];
+    if count > 0 {
+        copy_in(std::ptr::with_exposed_provenance(list.address), &mut bytes)?;
+    }
+    let (words, _) = bytes.as_chunks::<{ size_of::<usize>() }>();
+    // The length is the second word of each.
+    const { assert!(std::mem::offset_of!(libc::iovec, iov_len) == size_of::<usize>()) };
+    let lens = words.iter().skip(1).step_by(2).map(|word| usize::from_ne_bytes(*word));
+    Ok(lens.fold(0, usize::saturating_add))
+}
+
 /// Puts a structure into the caller's memory: EFAULT rather than a crash.
 pub(crate) fn deliver<T: Copy>(to: *mut T, value: T) -> Result<(), Errno> {
     Span::of(to.cast_const(), 1)?;

@@ -124,6 +124,44 @@ fn ranges_are_made_stable_and_read_ahead_on_volumes_and_files() {
     assert_eq!(run(&set, long), -i64::from(libc::EINVAL));
 }
 
+/// A list of memory by address is as long as what it names, also for a chain.
+#[test]
+fn what_is_linked_to_a_vectored_transfer_begins_when_all_of_it_was_moved_and_not_before() {
+    let set = Set::up(4);
+    let path = std::env::temp_dir().join(format!("uaio-linked-{}", std::process::id()));
+    let options = std::fs::File::options().read(true).write(true).create_new(true).open(&path);
+    let file = options.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let mut bytes = [7; 300];
+    let (first, second) = bytes.split_at_mut(100);
+    let vector = |bytes: &mut [u8]| libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    let mut parts = [vector(first), vector(second)];
+    let list = UaioIocb {
+        fd: file.as_raw_fd(),
+        buf: parts.as_mut_ptr().cast(),
+        nbytes: 2,
+        flags: F_LINK,
+        ..iocb(1, opcode::PWRITEV)
+    };
+    let mut iocbs = [list, UaioIocb { fd: file.as_raw_fd(), ..iocb(2, opcode::FSYNC) }];
+    let mut chain = |first: UaioIocb| {
+        iocbs[0] = first;
+        set.submit(&mut iocbs.each_mut().map(std::ptr::from_mut))
+    };
+    assert_eq!(chain(list), 2);
+    let events = set.events(2, 4, PATIENCE).unwrap();
+    assert_eq!(data_and_results(&events), [(1, 300), (2, 0)]);
+    // Short at the end of the file.
+    assert_eq!(chain(UaioIocb { opcode: opcode::PREADV, offset: 100, ..list }), 2);
+    let events = set.events(2, 4, PATIENCE).unwrap();
+    assert_eq!(data_and_results(&events), [(1, 200), (2, -i64::from(libc::ECANCELED))]);
+    let unmapped = std::ptr::without_provenance_mut(4096);
+    assert_eq!(chain(UaioIocb { buf: unmapped, ..list }), -libc::EFAULT);
+}
+
 fn data_and_results(events: &[UaioEvent]) -> Vec<(u64, i64)> {
     events.iter().map(|event| (event.data, event.res)).collect()
 }

@@ -164,7 +164,7 @@ enum Runs {
     /// The list is made with the buffers, so that starting the operation allocates nothing.
     Owned { buffers: Vec<Vec<u8>>, list: Box<[libc::iovec]> },
     /// A list of the caller's own.
-    Raw { address: usize, count: u32 },
+    Raw { address: usize, count: u32, len: Option<usize> },
 }
 
 // SAFETY: the addresses in `list` are of heap memory that `buffers` owns, tied to no thread.
@@ -185,7 +185,25 @@ impl Vectored {
     ///
     /// As [`Memory::raw`], for the list itself and for all that it names.
     pub unsafe fn raw(list: *const libc::iovec, count: u32) -> Self {
-        Self(Runs::Raw { address: list.expose_provenance(), count })
+        Self(Runs::Raw { address: list.expose_provenance(), count, len: None })
+    }
+
+    /// Says how many bytes a list by address names in all. What is linked to its operation goes on when it
+    /// has moved as many; without this, when it has moved any.
+    #[must_use]
+    pub fn with_len(mut self, len_bytes: usize) -> Self {
+        if let Runs::Raw { len, .. } = &mut self.0 {
+            *len = Some(len_bytes);
+        }
+        self
+    }
+
+    /// How many bytes it is to move, if that is known.
+    pub(crate) fn asked(&self) -> Option<usize> {
+        match &self.0 {
+            Runs::Owned { .. } => Some(self.len()),
+            Runs::Raw { len, .. } => *len,
+        }
     }
 
     /// How many bytes the buffers hold; 0 for a list by address.
@@ -218,7 +236,7 @@ impl Vectored {
     pub(super) fn rest(&mut self, from: usize, most: usize) -> (*const libc::iovec, u32) {
         let (buffers, list) = match &mut self.0 {
             Runs::Owned { buffers, list } => (buffers, list),
-            Runs::Raw { address, count } => {
+            Runs::Raw { address, count, .. } => {
                 return (std::ptr::with_exposed_provenance(*address), *count);
             }
         };
