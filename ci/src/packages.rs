@@ -21,7 +21,7 @@ pub const GUEST: &[&str] = &[
     "tar",
 ];
 
-/// Counting instructions.
+/// Counting instructions, and watching over memory.
 pub const COUNT: &[&str] = &["valgrind"];
 
 /// Counting instructions and measuring peers.

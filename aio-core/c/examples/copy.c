@@ -61,7 +61,7 @@ int main(int argc, char **argv)
     int64_t fd = wait_for(context, open);
     if (fd < 0)
         fail(argv[1], fd);
-    struct statx status;
+    struct statx status = {0};
     struct uaio_statx ask = {.path = "", .status = &status, .mask = STATX_SIZE};
     struct uaio_iocb stat = {
         .opcode = UAIO_STATX, .fd = (int)fd, .buf = &ask, .op_flags = AT_EMPTY_PATH,

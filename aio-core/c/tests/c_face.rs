@@ -161,6 +161,62 @@ fn names_files_and_calls_are_done_with_the_errno_of_the_man_page() {
     assert_eq!(run(&program, Some(&own)), "ok\n");
 }
 
+/// A program of the mix of `many.c`, and a directory for it.
+fn many(name: &str) -> (PathBuf, PathBuf) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = compile(name, &root.join("tests/many.c"));
+    let own = folder(&format!("{name}-own"));
+    (program, own)
+}
+
+#[test]
+fn ten_thousand_requests_of_every_kind_move_what_they_were_asked_to() {
+    let (program, own) = many("many");
+    // The program says the seed when something is wrong.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    for seed in [1, 2, 3, u64::from(now.subsec_nanos())] {
+        let output = Command::new(&program).arg(&own).arg(seed.to_string()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said, "ok\n", "seed {seed}: {}: {err}", output.status);
+    }
+}
+
+/// Valgrind (3.19) does not know io_uring: it sees neither what the kernel reads and writes for it, so the program
+/// sets its buffers first, nor that the kernel uses what was freed. It sees all that the library and its caller do
+/// with their memory, on every thread.
+#[test]
+#[ignore = "needs valgrind"]
+fn under_valgrind_there_is_no_error_and_no_leak() {
+    let (program, own) = many("many-checked");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let copy = compile("copy-checked", &root.join("examples/copy.c"));
+    let file = own.join("source");
+    std::fs::write(&file, vec![7; 1_000_001]).unwrap();
+    let log = own.join("valgrind.log");
+    let checked = |program: &Path, arguments: [&Path; 2], expected: &str| {
+        let output = Command::new("valgrind")
+            // Threads take turns, or the one that polls keeps the others waiting.
+            .args(["--fair-sched=yes", "--leak-check=full", "--error-exitcode=9"])
+            // What is possibly lost is the main thread's own, and the table of contexts: they stay.
+            .args(["--errors-for-leak-kinds=definite,indirect"])
+            .args(["--show-leak-kinds=definite,indirect"])
+            .arg(format!("--log-file={}", log.display()))
+            .arg(program)
+            .args(arguments.iter().filter(|argument| !argument.as_os_str().is_empty()))
+            .output()
+            .expect("valgrind runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let err = String::from_utf8_lossy(&output.stderr);
+        let found = std::fs::read_to_string(&log).unwrap();
+        let found: Vec<&str> = found.lines().filter(|line| line.starts_with("==")).collect();
+        assert!(output.status.success(), "{}: {said}{err}{}", output.status, found.join("\n"));
+        assert_eq!(said, expected);
+    };
+    checked(&copy, [&file, Path::new("")], "1000001 bytes copied\n");
+    checked(&program, [&own, Path::new("7")], "ok\n");
+}
+
 #[test]
 fn the_example_copies_a_file() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

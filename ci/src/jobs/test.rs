@@ -97,15 +97,17 @@ pub fn run(options: &Options) -> Result<i32> {
     Ok(i32::from(count.failed > 0 || count.passed == 0))
 }
 
-/// What `cargo test` is asked for: everything, and the cache's own code under a model checker, which
-/// is built on other locks.
+/// What `cargo test` is asked for: everything; the cache's own code under a model checker, which is built on
+/// other locks; and the C face under valgrind.
 const HOST_TESTS: &[&[&str]] = &[
     &["--workspace", "--no-fail-fast"],
     &["--package=uaio-page-cache", "--features=loom", "--lib", "interleavings"],
+    &["--package=uaio-c", "--test=c_face", "under_valgrind", "--", "--ignored"],
 ];
 
 /// Runs the tests of the host and counts.
 fn host_tests(filter: &str) -> Result<Count> {
+    packages::ensure(packages::COUNT)?;
     let log_path = Lab::open()?.log_dir()?.join("host.log");
     let mut log = File::create(&log_path)?;
     let started = Instant::now();
@@ -134,7 +136,7 @@ fn cargo_test(args: &[&str], filter: &str, log: &mut File) -> Result<Count> {
         cargo.env("UAIO_RACES", RACES);
     }
     if !filter.is_empty() {
-        cargo.args(["--", filter]);
+        cargo.args((!args.contains(&"--")).then_some("--")).arg(filter);
     }
     let (reader, writer) = std::io::pipe()?;
     cargo.stdin(Stdio::null());
