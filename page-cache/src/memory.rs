@@ -1,9 +1,9 @@
 //! How much memory a cache takes, and a limit that it keeps.
 //!
 //! Everything is bounded and made when the cache is, or when a lane of it is; nothing grows on the data path
-//! but lists of wake-ups, to the most that were ever woken at once. Tables are for the largest size that the
-//! cache ever had: they keep their slots when it shrinks, at 64 bytes a page that it does not have any more, and
-//! are counted.
+//! but lists of wake-ups, to the most that were ever woken at once. Tables go with the number of frames: when frames
+//! have come back after the cache was made smaller, each shard's become smaller too, up to an eighth that is left,
+//! and counted.
 
 use uaio_driver::FRAME_SIZE;
 
@@ -90,8 +90,10 @@ impl Cache {
     fn fit(&self, bytes: u64, wakes: &mut Wakes) -> Result<(), CacheError> {
         let page = FRAME_SIZE as u64;
         let least = self.shards().count() * CacheOptions::FRAMES_MIN;
-        // Tables grow by about so much a page, and once they have, what is left is known.
-        for _ in 0..4 {
+        // What the tables take is known when they have the size: at most so much a page more, and less when frames
+        // went. So each time it fits, and better than the last.
+        let mut last = None;
+        for _ in 0..6 {
             let used = self.memory();
             let left = bytes.saturating_sub(used.tables + used.lanes);
             let slots: u64 = self.shards().map(|shard| shard.lock().slots() as u64).sum();
@@ -106,11 +108,10 @@ impl Cache {
                     used.tables + used.lanes
                 )));
             }
-            self.resize_to(frames, wakes)?;
-            let used = self.memory();
-            if frames as u64 * page + used.tables + used.lanes <= bytes {
+            if last.replace(frames) == Some(frames) {
                 break;
             }
+            self.resize_to(frames, wakes)?;
         }
         Ok(())
     }

@@ -375,14 +375,17 @@ impl WaitTable {
     /// When the operation is on a queue already.
     pub(crate) fn enqueue(&self, queue: &mut WaitQueue, waiter: &Waiter, key: u64) {
         let Waiter { entries, token, wants } = waiter;
-        let link = Link::new(entries.lane, token.slot);
         let entry = &entries.entries[token.slot as usize];
         let prev = entry.prev.load(Ordering::Relaxed);
         assert_eq!(Link(prev), Link::UNLINKED, "an operation waits on two queues");
         waiter.left_at(self.place);
-        entry.key.store(key, Ordering::Relaxed);
         entry.generation.store(token.generation, Ordering::Relaxed);
         entry.wants.store(*wants as u32, Ordering::Relaxed);
+        self.link_last(queue, entry, Link::new(entries.lane, token.slot), key);
+    }
+
+    fn link_last(&self, queue: &mut WaitQueue, entry: &Entry, link: Link, key: u64) {
+        entry.key.store(key, Ordering::Relaxed);
         entry.next.store(Link::END.0, Ordering::Relaxed);
         entry.prev.store(queue.tail.0, Ordering::Relaxed);
         match queue.tail {
@@ -393,6 +396,17 @@ impl WaitTable {
     }
 
     fn unlink(&self, queue: &mut WaitQueue, link: Link) -> Waiter {
+        self.take_out(queue, link);
+        let entry = self.entry(link);
+        let generation = entry.generation.load(Ordering::Relaxed);
+        Waiter {
+            entries: Arc::clone(self.lane(link)),
+            token: Token { slot: link.0 as u32, generation },
+            wants: Wants::from_u32(entry.wants.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn take_out(&self, queue: &mut WaitQueue, link: Link) {
         let entry = self.entry(link);
         let next = Link(entry.next.load(Ordering::Relaxed));
         let prev = Link(entry.prev.swap(Link::UNLINKED.0, Ordering::Relaxed));
@@ -404,12 +418,20 @@ impl WaitTable {
             Link::END => queue.tail = prev,
             next => self.entry(next).prev.store(prev.0, Ordering::Relaxed),
         }
-        let generation = entry.generation.load(Ordering::Relaxed);
-        Waiter {
-            entries: Arc::clone(self.lane(link)),
-            token: Token { slot: link.0 as u32, generation },
-            wants: Wants::from_u32(entry.wants.load(Ordering::Relaxed)),
-        }
+    }
+
+    /// What the first of a queue waits for, where several things share it.
+    pub(crate) fn first_key(&self, queue: &WaitQueue) -> Option<u64> {
+        let first = (!queue.is_empty()).then_some(queue.head)?;
+        Some(self.entry(first).key.load(Ordering::Relaxed))
+    }
+
+    /// Moves the first entry of a queue to the end of another under the same lock, where it waits for `key`.
+    /// The queue is not empty.
+    pub(crate) fn move_first(&self, queue: &mut WaitQueue, other: &mut WaitQueue, key: u64) {
+        let link = queue.head;
+        self.take_out(queue, link);
+        self.link_last(other, self.entry(link), link, key);
     }
 
     /// Takes the first entry out, to be woken.

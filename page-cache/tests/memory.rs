@@ -6,14 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use uaio_driver::block::PollsAnyway;
 use uaio_driver::ram::RamDevice;
-use uaio_driver::{DmaPool, PoolOptions};
-use uaio_page_cache::{Cache, CacheOptions, Flusher, Lane};
+use uaio_driver::{DmaPool, PoolOptions, Token};
+use uaio_page_cache::{Buffer, Cache, CacheOptions, Flusher, Lane, OpKind, Operation};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// What is to be reached.
 const BYTES_A_PAGE: usize = 64;
+
+/// Tables may be for so much more than the frames, as a part of them.
+const SLACK_PART: usize = 8;
 
 /// One test counts at a time.
 static COUNTING: Mutex<()> = Mutex::new(());
@@ -72,12 +75,66 @@ fn a_limit_in_bytes_is_kept_with_tables_and_lanes() {
     lanes.clear();
     drop(flusher);
     assert_eq!(check("without them").lanes, 0);
-    // The same tables as before, so nearly the same frames; and a limit that is too small changes nothing.
+    // A limit that is too small changes nothing.
     let frames = cache.memory().frames;
     assert!(cache.set_memory_max(Some(1 << 20)).is_err());
     assert_eq!((cache.memory_max(), cache.memory().frames), (None, frames));
     cache.set_memory_max(Some(MAX / 2)).unwrap();
-    assert!(cache.memory().total() <= MAX / 2);
+    let half = cache.memory().total();
+    assert!(half <= MAX / 2, "{half} bytes");
+    assert!(
+        half >= MAX / 2 - MAX / 200,
+        "{half} bytes: what the tables took is not there for frames"
+    );
     cache.resize(4096).unwrap();
     assert_eq!(cache.memory_max(), None);
+}
+
+#[test]
+fn tables_shrink_with_the_cache_by_the_allocators_count() {
+    const LARGE: usize = 64 << 10;
+    const SMALL: usize = 4096;
+    let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let pool = DmaPool::new(PoolOptions::frames(LARGE)).unwrap();
+    let device = Arc::new(RamDevice::new((LARGE * 4096) as u64, 512, pool).unwrap());
+    let region = Region::new(ALLOCATOR);
+    let count = || {
+        let counted = region.change();
+        counted.bytes_allocated - counted.bytes_deallocated
+    };
+    let options = CacheOptions { shards: 32, ..CacheOptions::frames(LARGE) };
+    let fresh = Cache::new(device.clone(), CacheOptions { frames: SMALL, ..options }).unwrap();
+    let never_larger = count();
+    drop(fresh);
+    let cache = Cache::new(device, options).unwrap();
+    let large = count();
+    // Full of pages when it shrinks, and of those that stay many lie in slots that go.
+    let mut lane = Lane::new(Arc::clone(&cache), 1, 4, Arc::new(PollsAnyway)).unwrap();
+    let lanes = count() - large;
+    let len = Lane::LEN_MAX;
+    for offset in (0..(LARGE * 4096) as u64).step_by(len as usize) {
+        let kind = OpKind::Read { direct: false };
+        let (token, handle) = (Token::from_u64(1), cache.open());
+        let buffer = Buffer::Bytes(vec![0; len as usize]);
+        assert!(lane.start(Operation { token, kind, offset, len, buffer, handle }).is_ok());
+        while lane.pop_finished().is_none() {
+            lane.turn();
+        }
+    }
+    assert!(cache.stats().cached as usize > LARGE * 9 / 10, "{:?}", cache.stats());
+    cache.resize(SMALL).unwrap();
+    assert_eq!(cache.stats().frames, SMALL as u64);
+    cache.assert_sound();
+    let small = count() - lanes;
+    println!("{large} bytes for {LARGE} frames, {small} for {SMALL}");
+    // A bit stays for each frame that ever was free.
+    let most = never_larger + never_larger / SLACK_PART + LARGE / 8 + LARGE / 64;
+    assert!(
+        small <= most,
+        "{small} bytes for {SMALL} frames, {never_larger} when it never had more"
+    );
+    let told = cache.memory();
+    let missed = (small as u64).saturating_sub(told.tables);
+    assert!(missed < 65_536, "{missed} bytes of {small} not told of");
+    assert!(cache.stats().cached as usize > SMALL / 2, "little of what stays was dropped");
 }

@@ -43,6 +43,15 @@ impl Fifos {
         self.marks.shrink_to_fit();
     }
 
+    pub(super) fn moved(&mut self, links: &mut Links, from: u32, to: u32) {
+        let mark = self.marks[from as usize];
+        self.marks[to as usize] = mark;
+        if links.is_linked(from) {
+            let list = if mark & MAIN != 0 { &mut self.main } else { &mut self.small };
+            list.replace(links, from, to);
+        }
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         self.marks.capacity()
     }

@@ -113,6 +113,15 @@ impl Policy for Lap {
         self.watch.ghosts.resize(GHOSTS_PER_SLOT * slots);
     }
 
+    fn moved(&mut self, links: &mut Links, from: u32, to: u32) {
+        self.fifos.moved(links, from, to);
+        for (timed, _) in &mut self.watch.timed {
+            if *timed == from {
+                *timed = to;
+            }
+        }
+    }
+
     fn admit(&mut self, slot: u32, key: u64) {
         let away = self.watch.ghosts.take(key);
         let back = away.is_some_and(|away| away <= self.watch.away_max());

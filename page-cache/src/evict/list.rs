@@ -129,6 +129,17 @@ impl List {
         self.len -= 1;
     }
 
+    /// Puts `to`, which is in no list, in the place of `from`, which is in this one.
+    ///
+    /// # Panics
+    ///
+    /// When they are not so.
+    pub(crate) fn replace(&mut self, links: &mut Links, from: u32, to: u32) {
+        let before = links.links[from as usize].0;
+        self.remove(links, from);
+        self.insert_after(links, (before != NONE).then_some(before), to);
+    }
+
     fn join(&mut self, links: &mut Links, left: u32, right: u32) {
         match left {
             NONE => self.head = right,
@@ -157,7 +168,14 @@ mod tests {
             let which = random.usize(..2);
             let (list, oracle) = (&mut lists[which], &mut oracles[which]);
             let at = oracle.iter().position(|other| *other == slot);
-            match (random.u8(..5), at, links.is_linked(slot)) {
+            match (random.u8(..6), at, links.is_linked(slot)) {
+                (5, Some(at), true) => {
+                    let other = random.u32(..16);
+                    if !links.is_linked(other) {
+                        list.replace(&mut links, slot, other);
+                        oracle[at] = other;
+                    }
+                }
                 (0 | 1, None, false) => {
                     list.push_back(&mut links, slot);
                     oracle.push(slot);

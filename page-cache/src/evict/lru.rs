@@ -17,6 +17,14 @@ impl Policy for Lru {
 
     fn resize(&mut self, slots: usize) {
         self.linked.resize(slots, false);
+        self.linked.shrink_to_fit();
+    }
+
+    fn moved(&mut self, links: &mut Links, from: u32, to: u32) {
+        if std::mem::take(&mut self.linked[from as usize]) {
+            self.list.replace(links, from, to);
+            self.linked[to as usize] = true;
+        }
     }
 
     fn admit(&mut self, _slot: u32, _key: u64) {}

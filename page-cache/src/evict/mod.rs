@@ -34,6 +34,9 @@ pub trait Policy: Send + Sized {
     /// For this many from now on; those that go are not linked.
     fn resize(&mut self, slots: usize);
 
+    /// The page in slot `from`, linked or not, is in `to` from now on, and keeps its place. Nobody is in `to`.
+    fn moved(&mut self, links: &mut Links, from: u32, to: u32);
+
     /// A page came in, in `slot`; `key` names it also after it has left.
     fn admit(&mut self, slot: u32, key: u64);
 

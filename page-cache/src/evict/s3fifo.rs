@@ -42,6 +42,10 @@ impl Policy for S3Fifo {
         self.ghosts.resize(ghosts(slots));
     }
 
+    fn moved(&mut self, links: &mut Links, from: u32, to: u32) {
+        self.fifos.moved(links, from, to);
+    }
+
     fn admit(&mut self, slot: u32, key: u64) {
         let back = self.ghosts.take(key).is_some();
         self.fifos.admit(slot, back);

@@ -208,14 +208,16 @@ impl Shard {
     /// Returns frames to the pool for as long as there are more than there are to be, and some to be
     /// had. Says whether more are to go.
     fn shrink(&mut self) -> bool {
+        let before = self.frames.total;
         while self.frames.total > self.frames.target {
-            let Some(frame) = self.frames.free.pop().or_else(|| self.evict(None)) else {
-                return true;
-            };
+            let Some(frame) = self.frames.free.pop().or_else(|| self.evict(None)) else { break };
             drop(frame);
             self.frames.total -= 1;
         }
-        false
+        if self.frames.total < before {
+            self.shrink_tables();
+        }
+        self.frames.total > self.frames.target
     }
 
     /// Hands what is free or can be evicted to those who wait, in order, when there are not too many

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | this | pages: found, added, changed, evicted |
 //! | `records` | pages by slot |
+//! | `resize` | tables that go with the number of frames |
 //! | `frames` | which frames are free, and who waits for one |
 //! | `turns` | who waits for a page, and whose turn it is |
 //! | `unwritten` | what the device does not have yet, in order |
@@ -17,6 +18,7 @@
 
 mod frames;
 mod records;
+mod resize;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -196,7 +198,7 @@ impl Shard {
             + self.gone.memory_bytes()
     }
 
-    /// How many pages its tables are for: the most frames that it ever had.
+    /// How many pages its tables are for: no fewer than there are frames, and not many more.
     pub(crate) fn slots(&self) -> usize {
         self.records.len()
     }
@@ -210,7 +212,8 @@ impl Shard {
     }
 
     /// The number of the frame that the page in a slot has, unless it was given another one while it was
-    /// written back: good enough to fetch it while the record is still on its way.
+    /// written back, or the shard has become smaller since: good enough to fetch it while the record is still on
+    /// its way.
     #[inline]
     pub(crate) fn likely_frame(&self, slot: u32) -> u32 {
         self.frames.frame_of(slot)
@@ -387,28 +390,6 @@ impl Shard {
         let frame = content.frame.release();
         debug_assert!(frame.is_some(), "a victim was pinned");
         frame
-    }
-
-    /// More frames, and tables for them.
-    pub(crate) fn grow(&mut self, frames: Vec<DmaBuf>) {
-        self.frames.extend(frames);
-        let (old, slots) = (self.slots(), self.frames.total());
-        if slots <= old {
-            return;
-        }
-        self.records.grow(slots);
-        self.troubles.grow(slots);
-        self.turns.grow(slots);
-        self.links.resize(slots);
-        self.policy.resize(slots);
-        let mut index = Index::new(slots);
-        for slot in self.index.iter() {
-            index.insert(hash(self.key(slot)), slot);
-        }
-        self.index = index;
-        for slot in old as u32..slots as u32 {
-            self.vacant.push_back(&mut self.links, slot);
-        }
     }
 
     /// Where every frame is; `free + cached + lent` is always `total`.

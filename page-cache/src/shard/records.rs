@@ -61,10 +61,16 @@ impl Records {
         self.0.iter()
     }
 
-    /// For more.
-    pub(super) fn grow(&mut self, slots: usize) {
-        self.0.reserve_exact(slots - self.0.len());
+    /// For so many from now on; what goes is vacant.
+    pub(super) fn resize(&mut self, slots: usize) {
+        self.0.reserve_exact(slots.saturating_sub(self.0.len()));
         self.0.resize_with(slots, Record::vacant);
+        self.0.shrink_to_fit();
+    }
+
+    /// A page gets another slot, which is vacant.
+    pub(super) fn moved(&mut self, from: u32, to: u32) {
+        self.0.swap(from as usize, to as usize);
     }
 
     pub(super) fn memory_bytes(&self) -> usize {

@@ -57,10 +57,16 @@ impl Troubles {
         Self { troubles: vec![Trouble::default(); slots], ..Self::default() }
     }
 
-    /// For more slots.
-    pub(super) fn grow(&mut self, slots: usize) {
-        self.troubles.reserve_exact(slots - self.troubles.len());
+    /// For so many slots from now on; those that go have no page.
+    pub(super) fn resize(&mut self, slots: usize) {
+        self.troubles.reserve_exact(slots.saturating_sub(self.troubles.len()));
         self.troubles.resize(slots, Trouble::default());
+        self.troubles.shrink_to_fit();
+    }
+
+    /// A page has got another slot.
+    pub(super) fn moved(&mut self, from: u32, to: u32) {
+        self.troubles.swap(from as usize, to as usize);
     }
 
     pub(super) fn memory_bytes(&self) -> usize {

@@ -7,6 +7,7 @@ use crate::wait::{Entries, WaitQueue, WaitTable, Waiter, Wakes, Wakeup, Wants};
 
 use super::Shard;
 use super::records::Records;
+use super::resize::Moved;
 
 /// Those who wait for the pages of one hash: who looks, and who waits for a turn, so that neither has to
 /// be passed over to find the other.
@@ -18,6 +19,11 @@ struct PageQueues {
 
 impl PageQueues {
     const EMPTY: Self = Self { looking: WaitQueue::EMPTY, in_turn: WaitQueue::EMPTY };
+}
+
+/// Few operations wait at a time; two that share a queue cost a look at each other's key.
+fn queues_for(slots: usize) -> usize {
+    (slots / 64).next_power_of_two().clamp(8, 1024)
 }
 
 /// The wait queues of a shard's pages.
@@ -34,18 +40,31 @@ pub(super) struct Turns {
 impl Turns {
     /// For the pages of so many slots.
     pub(super) fn new(slots: usize) -> Self {
-        // Few operations wait at a time; two that share a queue cost a look at each other's key.
-        let queues = (slots / 64).next_power_of_two().clamp(8, 1024);
         Self {
-            queues: vec![PageQueues::EMPTY; queues].into(),
+            queues: vec![PageQueues::EMPTY; queues_for(slots)].into(),
             len: 0,
             reserved: vec![0; slots.div_ceil(64)],
         }
     }
 
-    /// For the pages of more.
-    pub(super) fn grow(&mut self, slots: usize) {
-        self.reserved.resize(slots.div_ceil(64), 0);
+    /// For the pages of so many slots from now on; whoever waits keeps his place.
+    pub(super) fn resize(&mut self, entries: &WaitTable, slots: usize, moved: &Moved) {
+        let mut resized = Self::new(slots);
+        for slot in (0..self.reserved.len() as u32 * 64).filter(|slot| self.is_reserved(*slot)) {
+            resized.reserve(moved.slot(slot), true);
+        }
+        // Those who wait for one page are in one queue before, and in one after.
+        for queues in &mut self.queues {
+            for (queue, wants) in
+                [(&mut queues.looking, Wants::Anything), (&mut queues.in_turn, Wants::Turn)]
+            {
+                while let Some(slot) = entries.first_key(queue) {
+                    let slot = moved.slot(slot as u32);
+                    entries.move_first(queue, resized.queue(slot, wants), u64::from(slot));
+                }
+            }
+        }
+        *self = Self { len: self.len, ..resized };
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
