@@ -100,6 +100,10 @@ impl Cache {
     /// Fails the flushes that cover what could not be written of these pages, the oldest of it numbered
     /// `oldest`. They fail now: it was tried, and waiting longer would be for as long as the device
     /// pleases.
+    ///
+    /// The pages are looked at before the flushes are, not for each of them: with a thousand flushes of ranges
+    /// and a command of 256 pages nobody could order another for as long. It allocates, once for a command that
+    /// failed.
     pub(crate) fn fail_covering(
         &self,
         wakes: &mut Wakes,
@@ -107,24 +111,36 @@ impl Cache {
         pages: &Range<u64>,
         oldest: u64,
     ) {
+        let last = {
+            let orders = self.orders.lock();
+            if orders.tickets.is_empty() {
+                return;
+            }
+            orders.flushes
+        };
+        // Each page of which something could not be written, and since when it is dirty.
+        let failed: Vec<(u64, u64)> = pages
+            .clone()
+            .filter_map(|page| {
+                let shard = self.shard(page);
+                let slot = shard.find(page).filter(|slot| shard.attempts(*slot) > 0)?;
+                Some((page, shard.page(slot).dirty_since()?))
+            })
+            .collect();
         self.fail_tickets(wakes, error, |ticket| {
-            if ticket.is_whole() {
-                return ticket.seq >= oldest;
+            // Who came since has it tried again.
+            if ticket.id > last || ticket.seq < oldest {
+                return false;
             }
             // Some of the pages may be of the range, and others what is old enough.
-            let common = pages.start.max(ticket.pages.start)..pages.end.min(ticket.pages.end);
-            ticket.seq >= oldest
-                && common.into_iter().any(|page| {
-                    let shard = self.shard(page);
-                    shard.find(page).is_some_and(|slot| {
-                        let since = shard.page(slot).dirty_since();
-                        shard.attempts(slot) > 0 && since.is_some_and(|it| it <= ticket.seq)
-                    })
-                })
+            let covers =
+                |(page, since): &(u64, u64)| ticket.pages.contains(page) && *since <= ticket.seq;
+            ticket.is_whole() || failed.iter().any(covers)
         });
     }
 
-    /// Fails the flushes that wait and are to fail.
+    /// Fails the flushes that wait and are to fail: `covers` is asked under the lock of the orders, and takes
+    /// none.
     pub(crate) fn fail_tickets(
         &self,
         wakes: &mut Wakes,
