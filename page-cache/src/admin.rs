@@ -136,20 +136,21 @@ impl Cache {
 
     /// Gives the cache another size, in frames: at least [`CacheOptions::FRAMES_MIN`] for each of its
     /// shards, at most what the pool has. It has grown when this returns; it shrinks as its frames
-    /// come back, which [`CacheStats::frames`](crate::CacheStats::frames) tells. A
-    /// [limit in bytes](Self::set_memory_max) is given up for it. The part that may be
+    /// come back, which [`CacheStats::frames`](crate::CacheStats::frames) tells. The part that may be
     /// dirty goes with the size. The flusher must be turned for a cache with dirty pages to shrink.
     ///
     /// # Errors
     ///
-    /// [`CacheError`], with nothing changed.
+    /// [`CacheError`], with nothing changed; also for a size that would not fit into the
+    /// [limit of memory](Self::set_memory_max).
     pub fn resize(&self, frames: usize) -> Result<(), CacheError> {
         let mut wakes = Wakes::default();
         let resized = {
-            let mut max = self.memory_max.lock();
-            let resized = self.resize_to(frames, &mut wakes);
+            let max = self.memory_max.lock();
+            let fits = self.check_memory(*max, frames);
+            let resized = fits.and_then(|()| self.resize_to(frames, &mut wakes));
             if resized.is_ok() {
-                *max = None;
+                self.size.lock().asked = frames;
             }
             resized
         };

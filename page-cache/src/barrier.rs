@@ -82,9 +82,11 @@ impl Barriers {
         inner.ranges.reserve(more);
     }
 
-    /// A lane has gone.
-    pub(crate) fn leave_lane(&self, lane: u32) {
-        self.inner.lock().entries.leave(lane);
+    /// A lane has gone; all of those that are left have so many operations.
+    pub(crate) fn leave_lane(&self, lane: u32, operations: usize) {
+        let mut inner = self.inner.lock();
+        inner.entries.leave(lane);
+        inner.ranges.shrink_to(2 * operations);
     }
 
     /// Bytes of memory.

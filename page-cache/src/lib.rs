@@ -95,7 +95,8 @@
 //!
 //! At most 64 bytes a page beside its frame, by the allocator's count (`tests/memory.rs`): a record of 40, links
 //! of 8, an index of 5, ghosts of 4, a reference count of 4, and marks. [`Cache::memory`] tells it,
-//! and [`Cache::set_memory_max`] gives the cache so many bytes in all, lanes included, and no more.
+//! and [`CacheOptions::memory_max`] and [`Cache::set_memory_max`] keep it, lanes included, at or below so many
+//! bytes in all.
 //!
 //! # Administration
 //!

@@ -49,21 +49,24 @@ impl Cache {
         used
     }
 
-    /// Gives the cache as many frames as fit into `bytes` with all that it needs beside them, and as many
-    /// fewer or more as lanes come and go: [`memory`](Self::memory) stays at or below that, but for the time
-    /// that it takes frames to come back. `None` ends it, as does [`resize`](Self::resize).
+    /// Limits the memory that the cache takes, in bytes, to `bytes` in all: frames, tables and lanes. It has as many
+    /// of the frames that it was asked to have ([`CacheOptions::frames`], [`resize`](Self::resize)) as fit, and fewer
+    /// or more as lanes come and go: [`memory`](Self::memory) stays at or below the limit, but for the time that it
+    /// takes frames to come back. `None` ends it.
     ///
-    /// A lane that would leave too little is refused.
+    /// A lane that would leave too little is refused, and so is a size that would not fit.
     ///
     /// # Errors
     ///
-    /// [`CacheError::Invalid`] when the smallest cache of so many shards does not fit; then there is no limit.
+    /// [`CacheError::Invalid`] when the smallest cache of so many shards does not fit; nothing has changed then.
     pub fn set_memory_max(&self, bytes: Option<u64>) -> Result<(), CacheError> {
         let mut wakes = Wakes::default();
         let fits = {
             let mut max = self.memory_max.lock();
-            let fits = bytes.map_or(Ok(()), |bytes| self.fit(bytes, &mut wakes));
-            *max = bytes.filter(|_| fits.is_ok());
+            let fits = self.fit(bytes, &mut wakes);
+            if fits.is_ok() {
+                *max = bytes;
+            }
             fits
         };
         self.tell(wakes);
@@ -80,39 +83,78 @@ impl Cache {
         let mut wakes = Wakes::default();
         let fits = {
             let max = self.memory_max.lock();
-            let Some(bytes) = *max else { return Ok(()) };
-            self.fit(bytes, &mut wakes)
+            if max.is_none() {
+                return Ok(());
+            }
+            self.fit(*max, &mut wakes)
         };
         self.tell(wakes);
         fits
     }
 
-    fn fit(&self, bytes: u64, wakes: &mut Wakes) -> Result<(), CacheError> {
-        let page = FRAME_SIZE as u64;
-        let least = self.shards().count() * CacheOptions::FRAMES_MIN;
-        // What the tables take is known when they have the size: at most so much a page more, and less when frames
-        // went. So each time it fits, and better than the last.
-        let mut last = None;
-        for _ in 0..6 {
-            let used = self.memory();
-            let left = bytes.saturating_sub(used.tables + used.lanes);
-            let slots: u64 = self.shards().map(|shard| shard.lock().slots() as u64).sum();
-            let more = left.saturating_sub(slots * page) / (page + TABLES_A_PAGE);
-            let frames = (left / page).min(slots + more);
-            let total = used.frames / page;
-            let most = total + self.device().pool().free_frames() as u64;
-            let frames = frames.min(most) as usize;
-            if frames < least {
-                return Err(CacheError::Invalid(format!(
-                    "{bytes} bytes are too few: {} are needed beside {least} frames of {page}",
-                    used.tables + used.lanes
-                )));
-            }
-            if last.replace(frames) == Some(frames) {
-                break;
-            }
-            self.resize_to(frames, wakes)?;
+    /// Refuses a size that would not fit into a limit.
+    pub(crate) fn check_memory(&self, max: Option<u64>, frames: usize) -> Result<(), CacheError> {
+        let Some(max) = max else { return Ok(()) };
+        let used = self.memory();
+        let more = (frames as u64).saturating_sub(self.slots());
+        let frame_bytes = frames as u64 * FRAME_SIZE as u64;
+        let bytes = frame_bytes + used.tables + used.lanes + more * TABLES_A_PAGE;
+        if bytes > max {
+            return Err(CacheError::Invalid(format!(
+                "{frames} frames of {FRAME_SIZE} bytes take {bytes} bytes with all beside them: the memory limit is {max}"
+            )));
         }
         Ok(())
     }
+
+    /// The pages that the tables are for.
+    fn slots(&self) -> u64 {
+        self.shards().map(|shard| shard.lock().slots() as u64).sum()
+    }
+
+    /// Gives the cache as many of the frames that it was asked to have as fit.
+    fn fit(&self, max: Option<u64>, wakes: &mut Wakes) -> Result<(), CacheError> {
+        let page = FRAME_SIZE as u64;
+        let shards = self.shards().count();
+        let asked = self.size.lock().asked;
+        // What the tables take is known when they have the size: at most so much a page more, and less when frames
+        // went. So each time it fits, and better than the last.
+        for _ in 0..6 {
+            let used = self.memory();
+            let beside = used.tables + used.lanes;
+            let fits = max.map_or(u64::MAX, |max| {
+                let (left, slots) = (max.saturating_sub(beside), self.slots());
+                let more = left.saturating_sub(slots * page) / (page + TABLES_A_PAGE);
+                (left / page).min(slots + more)
+            });
+            let frames = asked.min(usize::try_from(fits).unwrap_or(usize::MAX));
+            if frames < shards * CacheOptions::FRAMES_MIN {
+                return Err(too_few(max.unwrap_or(0), shards, beside));
+            }
+            let before = self.frames();
+            if frames == before {
+                break;
+            }
+            match self.resize_to(frames, wakes) {
+                // Others have taken what it gave back before: it has what it has.
+                Err(CacheError::NoFrames { .. }) if frames > before => break,
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many frames there can be in so much memory, about, when there is nothing else.
+pub(crate) fn frames_within(bytes: u64) -> u64 {
+    bytes / (FRAME_SIZE as u64 + TABLES_A_PAGE)
+}
+
+/// A limit that leaves too little, with what there is `beside` the frames.
+pub(crate) fn too_few(max: u64, shards: usize, beside: u64) -> CacheError {
+    let least = shards * CacheOptions::FRAMES_MIN;
+    let needed = beside + (least as u64) * (FRAME_SIZE as u64 + TABLES_A_PAGE);
+    CacheError::Invalid(format!(
+        "a memory limit of {max} bytes is too little: {least} frames and all beside them take {needed}"
+    ))
 }

@@ -173,7 +173,7 @@ fn another_size_and_other_limits_wake_under_no_lock() {
     let changes = move || {
         let pool = DmaPool::new(PoolOptions::frames(400)).unwrap();
         let device = Arc::new(RamDevice::new(1 << 20, 512, pool).unwrap());
-        let options = CacheOptions { shards: 1, ..CacheOptions::frames(64) };
+        let options = CacheOptions { shards: 1, ..CacheOptions::frames(200) };
         let cache = Cache::new(device, options).unwrap();
         cache.set_dirty_max(10).unwrap();
         let ring = || Arc::new(Asks { cache: Arc::clone(&cache), rung: AtomicU64::new(0) });
@@ -181,6 +181,10 @@ fn another_size_and_other_limits_wake_under_no_lock() {
         let _flusher = Flusher::new(Arc::clone(&cache), 16, of_flusher.clone()).unwrap();
         let mut lane = Lane::new(Arc::clone(&cache), 64, 16, of_lane.clone()).unwrap();
         let handle = cache.open();
+        let memory = cache.memory();
+        let most = memory.tables + memory.lanes + 64 * (PAGE + 64);
+        cache.set_memory_max(Some(most)).unwrap();
+        assert!((60..70).contains(&cache.stats().frames), "{:?}", cache.stats());
         // Six fit; nobody writes them back.
         for at in 0..64 {
             let write = Operation {
@@ -202,9 +206,8 @@ fn another_size_and_other_limits_wake_under_no_lock() {
             (0..3).for_each(|_| _ = lane.turn());
         };
         rung_by(&|| cache.set_dirty_max(20).unwrap());
-        rung_by(&|| cache.resize(128).unwrap());
-        let most = cache.memory().total() + 100 * (PAGE + 64);
-        rung_by(&|| cache.set_memory_max(Some(most)).unwrap());
+        rung_by(&|| cache.set_memory_max(None).unwrap());
+        rung_by(&|| cache.resize(300).unwrap());
         done.send(()).unwrap();
     };
     let changing = std::thread::spawn(changes);

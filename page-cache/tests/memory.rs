@@ -51,8 +51,9 @@ fn a_limit_in_bytes_is_kept_with_tables_and_lanes() {
     let pool = DmaPool::new(PoolOptions::frames(32 << 10)).unwrap();
     let device = Arc::new(RamDevice::new(1 << 20, 512, pool).unwrap());
     let region = Region::new(ALLOCATOR);
-    let cache = Cache::new(device, CacheOptions::frames(4096)).unwrap();
-    cache.set_memory_max(Some(MAX)).unwrap();
+    let memory_max = Some(MAX);
+    let cache =
+        Cache::new(device, CacheOptions { memory_max, ..CacheOptions::frames(32 << 10) }).unwrap();
     let check = |what: &str| {
         let told = cache.memory();
         let counted = region.change();
@@ -75,10 +76,13 @@ fn a_limit_in_bytes_is_kept_with_tables_and_lanes() {
     lanes.clear();
     drop(flusher);
     assert_eq!(check("without them").lanes, 0);
-    // A limit that is too small changes nothing.
+    // A limit that is too small changes nothing, nor does a size that does not fit.
     let frames = cache.memory().frames;
-    assert!(cache.set_memory_max(Some(1 << 20)).is_err());
-    assert_eq!((cache.memory_max(), cache.memory().frames), (None, frames));
+    let refused = cache.set_memory_max(Some(1 << 20)).unwrap_err().to_string();
+    assert!(refused.contains("a memory limit of 1048576 bytes is too little"), "{refused}");
+    let refused = cache.resize(24 << 10).unwrap_err().to_string();
+    assert!(refused.ends_with(&format!("the memory limit is {MAX}")), "{refused}");
+    assert_eq!((cache.memory_max(), cache.memory().frames), (Some(MAX), frames));
     cache.set_memory_max(Some(MAX / 2)).unwrap();
     let half = cache.memory().total();
     assert!(half <= MAX / 2, "{half} bytes");
@@ -86,8 +90,38 @@ fn a_limit_in_bytes_is_kept_with_tables_and_lanes() {
         half >= MAX / 2 - MAX / 200,
         "{half} bytes: what the tables took is not there for frames"
     );
+    // What it was asked to have, not more.
     cache.resize(4096).unwrap();
-    assert_eq!(cache.memory_max(), None);
+    assert_eq!(cache.memory().frames, 4096 * 4096);
+    cache.set_memory_max(Some(MAX)).unwrap();
+    assert_eq!(cache.memory().frames, 4096 * 4096);
+    let small = CacheOptions { memory_max: Some(1 << 16), ..CacheOptions::frames(4096) };
+    let refused = Cache::new(Arc::clone(cache.device()), small).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("a memory limit of 65536 bytes is too little"), "{refused}");
+}
+
+#[test]
+fn a_lane_that_would_leave_too_little_memory_is_refused_and_the_cache_goes_on() {
+    let _alone = COUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let pool = DmaPool::new(PoolOptions::frames(1024)).unwrap();
+    let device = Arc::new(RamDevice::new(1 << 20, 512, pool).unwrap());
+    let options = CacheOptions { memory_max: Some(1 << 20), ..CacheOptions::frames(512) };
+    let cache = Cache::new(device, options).unwrap();
+    let (frames, memory) = (cache.stats().frames, cache.memory());
+    assert!(frames > 150 && frames < 256, "{frames}");
+    let lane = |operations| Lane::new(Arc::clone(&cache), operations, 8, Arc::new(PollsAnyway));
+    let refused = lane(16 << 10).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("a memory limit of 1048576 bytes is too little"), "{refused}");
+    // As if it had never come, but for a word or two.
+    let as_before = || {
+        let now = (cache.stats().frames, cache.memory().total().abs_diff(memory.total()) < 64);
+        assert_eq!(now, (frames, true), "{:?}, before {memory:?}", cache.memory());
+    };
+    as_before();
+    let small = lane(8).unwrap();
+    assert!(cache.stats().frames < frames && cache.memory().total() <= 1 << 20);
+    drop(small);
+    as_before();
 }
 
 #[test]

@@ -111,6 +111,13 @@ pub(crate) struct AddArgs {
     #[arg(long, value_name = "SIZE")]
     pub(crate) cache_max: Option<ByteSize>,
 
+    /// The most memory that the cache may take in all, frames, tables and queues; it is smaller then, if need be
+    ///
+    /// It becomes smaller still as queues come, and what leaves too little is refused. Without --cache-max no more
+    /// than that is taken at the start. `aioctl cache limit --memory-max` changes it.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache_memory_max: Option<ByteSize>,
+
     /// What an acknowledged write means before the next flush
     #[arg(long, value_enum, default_value_t = Mode::Writeback)]
     pub(crate) mode: Mode,
@@ -270,7 +277,8 @@ pub(crate) enum CacheCommand {
     },
     /// Give the cache another size, up to the --cache-max it was started with
     ///
-    /// Returns when the cache has that size. To become smaller it writes out what is dirty first.
+    /// Returns when the cache has that size. To become smaller it writes out what is dirty first. A size that does
+    /// not fit into the limit of memory is refused.
     Resize {
         /// 0, ublkb0 or /dev/ublkb0
         id: DeviceId,
@@ -279,7 +287,7 @@ pub(crate) enum CacheCommand {
         #[command(flatten)]
         deadline: Deadline,
     },
-    /// Set how much of the cache may be dirty, and for how long
+    /// Set how much of the cache may be dirty, for how long, and how much memory the cache may take
     ///
     /// What is not named stays as it is; but a dirty limit takes with it the background limit, half of it,
     /// unless that is named too. `aioctl stats` shows what is in force.
@@ -290,7 +298,7 @@ pub(crate) enum CacheCommand {
 #[derive(Clone, Copy, Debug, Args)]
 #[group(skip)]
 #[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)
-          .args(["dirty_percent", "dirty", "background_percent", "background", "age_ms"])))]
+          .args(["dirty_percent", "dirty", "background_percent", "background", "age_ms", "memory_max"])))]
 pub(crate) struct LimitArgs {
     /// 0, ublkb0 or /dev/ublkb0
     pub(crate) id: DeviceId,
@@ -311,6 +319,24 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "MILLISECONDS",
           value_parser = clap::value_parser!(u32).range(100..=86_400_000))]
     pub(crate) age_ms: Option<u32>,
+    /// The most memory that the cache may take in all, frames, tables and queues, or `none`
+    ///
+    /// A cache that takes more becomes smaller, as its frames come back; with a higher limit, or none, it
+    /// gets the size again that it was asked to have.
+    #[arg(long, value_name = "SIZE|none")]
+    pub(crate) memory_max: Option<MemoryMax>,
+}
+
+/// A limit of memory, or that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryMax(pub(crate) Option<ByteSize>);
+
+impl FromStr for MemoryMax {
+    type Err = <ByteSize as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "none" { Ok(Self(None)) } else { text.parse().map(|size| Self(Some(size))) }
+    }
 }
 
 /// A part of a device.
@@ -601,6 +627,8 @@ mod tests {
             (&["cache", "lost"], "<ID>"),
             (&["cache", "accept-loss", "0", "--length", "x"], "`x` is not a size"),
             (&["cache", "limit", "0"], "--dirty-percent"),
+            (&["cache", "limit", "0", "--memory-max", "some"], "`some` is not a size"),
+            (&["add", "ram:1G", "--cache-memory-max", "none"], "`none` is not a size"),
             (&["cache", "limit", "0", "--age-ms", "99"], "99 is not in 100..="),
             (
                 &["cache", "limit", "0", "--dirty", "1M", "--dirty-percent", "5"],

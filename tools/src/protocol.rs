@@ -83,7 +83,7 @@ pub(crate) enum Command {
         /// How long to wait until it has it.
         deadline_ms: u64,
     },
-    /// Set how much may be dirty, and for how long.
+    /// Set how much may be dirty, for how long, and how much memory the cache may take.
     Limit(Limits),
     /// Stop.
     Delete {
@@ -126,7 +126,7 @@ pub(crate) struct FlushRange {
     pub(crate) len_bytes: u64,
 }
 
-/// How much of a cache may be dirty, and for how long; what is absent stays as it is.
+/// How much of a cache may be dirty, for how long, and how much memory it may take; what is absent stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
@@ -136,6 +136,19 @@ pub(crate) struct Limits {
     pub(crate) background: Option<Amount>,
     /// Age in milliseconds after which a page is written.
     pub(crate) age_ms: Option<u32>,
+    /// How much memory it may take in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_max: Option<MemoryMax>,
+}
+
+/// The most memory of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum MemoryMax {
+    /// As much as it takes.
+    None,
+    /// So many bytes.
+    Bytes(u64),
 }
 
 /// A part of a cache.
@@ -275,9 +288,15 @@ pub(crate) struct CacheStats {
     pub(crate) size_bytes: u64,
     #[serde(default)]
     pub(crate) size_wanted_bytes: u64,
-    /// Memory beside the frames: index, records, what is remembered of pages that have left.
+    /// Memory beside the frames: index, records, wait queues, what is remembered of pages that have left.
     #[serde(default)]
     pub(crate) tables_bytes: u64,
+    /// All of its memory: frames, tables, and what its queues take.
+    #[serde(default)]
+    pub(crate) memory_bytes: u64,
+    /// The most it may take; absent without a limit.
+    #[serde(default)]
+    pub(crate) memory_max_bytes: Option<u64>,
     #[serde(default)]
     pub(crate) writeback_bytes: u64,
     /// Reads that waited for a page that another was reading.

@@ -49,10 +49,11 @@ impl Drop for Enlisted {
         let lane = self.entries.lane();
         self.cache.shards().for_each(|shard| shard.lock().waiters().leave(lane));
         self.cache.rooms().for_each(|room| room.leave(lane));
-        self.cache.barriers.leave_lane(lane);
         let mut lanes = self.cache.lanes.lock();
         lanes.taken[lane as usize] = false;
         lanes.operations -= self.entries.operations() as usize;
+        self.cache.barriers.leave_lane(lane, lanes.operations);
+        self.cache.orders.lock().tickets.shrink_to(lanes.operations);
         drop(lanes);
         self.cache.lane_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         // There is more place now, so that nothing can be refused.
@@ -79,7 +80,7 @@ impl Cache {
         self.barriers.join(&entries, lanes.operations);
         let mut orders = self.orders.lock();
         let more = lanes.operations.saturating_sub(orders.tickets.len());
-        orders.tickets.reserve(more);
+        orders.tickets.reserve_exact(more);
         drop(orders);
         self.stability.reserve(all);
         Enlisted { cache: Arc::clone(self), entries, bytes: 0 }

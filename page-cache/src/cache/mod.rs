@@ -79,7 +79,8 @@ pub struct Cache {
     pub(crate) age_max_ms: AtomicU64,
     /// Memory of the lanes and of the flusher.
     pub(crate) lane_bytes: AtomicUsize,
-    /// How much memory it may take, if that is limited; held while it is made to keep to it.
+    /// How much memory it may take, if that is limited; held while the number of frames changes, and taken before
+    /// `size`.
     pub(crate) memory_max: Mutex<Option<u64>>,
     pub(crate) waits: WaitCounts,
     pub(crate) clock: Option<fn() -> Duration>,
@@ -88,6 +89,9 @@ pub struct Cache {
 /// How large a cache is to be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
+    /// Frames that it was asked to have.
+    pub(crate) asked: usize,
+    /// Frames that it is to have: fewer, if a limit of memory says so.
     pub(crate) frames: usize,
     pub(crate) dirty: DirtyLimits,
 }
@@ -126,7 +130,7 @@ impl Cache {
         device: Arc<dyn BlockDevice>,
         options: CacheOptions,
     ) -> Result<Arc<Self>, CacheError> {
-        let CacheOptions { frames, mode, shards, dirty_max_percent, clock } = options;
+        let CacheOptions { frames, mode, shards, dirty_max_percent, memory_max, clock } = options;
         if frames < CacheOptions::FRAMES_MIN {
             return Err(CacheError::Invalid(format!(
                 "a cache of {frames} frames is too small: the minimum is {} frames of 4096 bytes",
@@ -146,13 +150,20 @@ impl Cache {
                 )));
             }
         };
+        let asked = frames;
+        // About what fits; exactly, when there are tables to look at.
+        let fitting = |bytes| usize::try_from(crate::memory::frames_within(bytes)).unwrap_or(asked);
+        let frames = memory_max.map_or(asked, |bytes| asked.min(fitting(bytes)));
+        if frames < shards * CacheOptions::FRAMES_MIN {
+            return Err(crate::memory::too_few(memory_max.unwrap_or(0), shards, 0));
+        }
         let pool = device.pool();
         let mut taken: Vec<DmaBuf> = (0..frames).map_while(|_| pool.take()).collect();
         if taken.len() < frames {
             let free = taken.len();
             return Err(CacheError::NoFrames { wanted: frames, free });
         }
-        let size = Size { frames, dirty };
+        let size = Size { asked, frames, dirty };
         let geometry = device.geometry();
         let volatile = device.capabilities().volatile_cache;
         let stability = Stability::new(volatile, geometry.block_size as usize);
@@ -178,7 +189,7 @@ impl Cache {
                 ShardCell { lock, room, wanted, pins: AtomicUsize::new(0) }
             })
             .collect();
-        Ok(Arc::new(Self {
+        let cache = Arc::new(Self {
             mode,
             shards,
             barriers: Barriers::new(),
@@ -203,7 +214,9 @@ impl Cache {
             clock,
             pool: device.pool().clone(),
             device,
-        }))
+        });
+        cache.set_memory_max(memory_max)?;
+        Ok(cache)
     }
 
     /// The device below.

@@ -33,6 +33,9 @@ pub struct CacheOptions {
     /// by the write rate seen, so that a flush takes about two seconds. More can be said with
     /// [`Cache::set_dirty_limits`].
     pub dirty_max_percent: u8,
+    /// The most memory it may take in all, in bytes: frames, tables and lanes. It has fewer frames then, if so many
+    /// do not fit; see [`Cache::set_memory_max`](crate::Cache::set_memory_max).
+    pub memory_max: Option<u64>,
     /// A clock that never goes back, for the time spent waiting in [`CacheStats::waits`]; without one those are
     /// counted only. Read once a turn of a lane at most, and only when somebody waits.
     pub clock: Option<fn() -> Duration>,
@@ -44,7 +47,14 @@ impl CacheOptions {
 
     /// A write-back cache of `frames` frames.
     pub fn frames(frames: usize) -> Self {
-        Self { frames, mode: CacheMode::Writeback, shards: 0, dirty_max_percent: 50, clock: None }
+        Self {
+            frames,
+            mode: CacheMode::Writeback,
+            shards: 0,
+            dirty_max_percent: 50,
+            memory_max: None,
+            clock: None,
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use super::{Context, confirm, milliseconds};
-use crate::cli::{ByteRange, CacheCommand, DeviceId, LimitArgs};
+use crate::cli::{ByteRange, CacheCommand, DeviceId, LimitArgs, MemoryMax};
 use crate::client::{ask, unexpected};
 use crate::exit::Failure;
-use crate::protocol::{Amount, Answer, Command, Dropped, Limits, Lost, LostRange, Residency};
+use crate::protocol::{self, Amount, Answer, Command, Dropped, Limits, Lost, LostRange, Residency};
 use crate::table;
 use uaio_driver::url::ByteSize;
 
@@ -90,6 +90,10 @@ fn limits(args: LimitArgs) -> Limits {
         hard: amount(args.dirty_percent, args.dirty),
         background: amount(args.background_percent, args.background),
         age_ms: args.age_ms,
+        memory_max: args.memory_max.map(|MemoryMax(size)| match size {
+            None => protocol::MemoryMax::None,
+            Some(size) => protocol::MemoryMax::Bytes(size.0),
+        }),
     }
 }
 

@@ -87,11 +87,12 @@ fn waits(waits: &WaitStats) -> Vec<String> {
     ]
 }
 
-fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 16] {
+fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 18] {
     // Rounded down: 100.0 means that there was no miss.
     let all = u128::from(cache.hits) + u128::from(cache.misses);
     let tenths = (u128::from(cache.hits) * 1000).checked_div(all);
     let rate = tenths.map_or("-".into(), |tenths| format!("{}.{}", tenths / 10, tenths % 10));
+    let limit = cache.memory_max_bytes.map(|bytes| ByteSize(bytes).mib());
     [
         ("hit rate (%)", rate),
         ("hits", cache.hits.to_string()),
@@ -103,6 +104,8 @@ fn cache_pairs(cache: &CacheStats) -> [(&'static str, String); 16] {
         ("evicted (pages)", cache.evicted.to_string()),
         ("size (MiB)", size(cache)),
         ("tables (MiB)", ByteSize(cache.tables_bytes).mib()),
+        ("memory in all (MiB)", ByteSize(cache.memory_bytes).mib()),
+        ("memory limit (MiB)", limit.unwrap_or_else(|| "-".into())),
         ("cached (MiB)", ByteSize(cache.cached_bytes).mib()),
         ("dirty (MiB)", ByteSize(cache.dirty_bytes).mib()),
         ("under writeback (MiB)", ByteSize(cache.writeback_bytes).mib()),
@@ -148,6 +151,8 @@ mod tests {
             size_bytes: 4 << 20,
             size_wanted_bytes: 3 << 20,
             tables_bytes: 1 << 16,
+            memory_bytes: 5 << 20,
+            memory_max_bytes: None,
             merged: 2,
             readahead: 40,
             readahead_used: 30,
@@ -231,6 +236,8 @@ mod tests {
              evicted (pages)        6\n\
              size (MiB)             4, going to 3\n\
              tables (MiB)           0.1\n\
+             memory in all (MiB)    5\n\
+             memory limit (MiB)     -\n\
              cached (MiB)           1\n\
              dirty (MiB)            0.1\n\
              under writeback (MiB)  0\n\

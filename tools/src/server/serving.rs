@@ -337,8 +337,19 @@ impl Answers for Shared {
             Command::Limit(wanted) => {
                 let cache = self.cache()?;
                 let limits = merged(cache.dirty_limits(), wanted);
-                let limited = cache.set_dirty_limits(limits);
-                limited.map_err(|error| refused(&error)).map(|()| Answer::Done)
+                let before = cache.memory_max();
+                let limited = match wanted.memory_max {
+                    None => Ok(()),
+                    Some(protocol::MemoryMax::None) => cache.set_memory_max(None),
+                    Some(protocol::MemoryMax::Bytes(bytes)) => cache.set_memory_max(Some(bytes)),
+                };
+                limited.map_err(|error| refused(&error))?;
+                cache.set_dirty_limits(limits).map_err(|error| {
+                    // All or nothing; what was in force fits.
+                    _ = cache.set_memory_max(before);
+                    refused(&error)
+                })?;
+                Ok(Answer::Done)
             }
             Command::Delete { force, discard_dirty, .. } => {
                 self.unanswered.begin();
@@ -436,7 +447,7 @@ fn residency(found: &uaio_page_cache::Residency) -> Residency {
 }
 
 fn cache_stats(cache: &Cache) -> CacheStats {
-    let stats = cache.stats();
+    let (stats, memory) = (cache.stats(), cache.memory());
     CacheStats {
         hit_rate: (stats.hits + stats.misses > 0).then(|| stats.hit_rate()),
         hits: stats.hits,
@@ -448,7 +459,9 @@ fn cache_stats(cache: &Cache) -> CacheStats {
         failed_writebacks: stats.writeback_errors,
         size_bytes: stats.frames * PAGE_BYTES,
         size_wanted_bytes: stats.frames_wanted * PAGE_BYTES,
-        tables_bytes: cache.memory().tables,
+        tables_bytes: memory.tables,
+        memory_bytes: memory.total(),
+        memory_max_bytes: cache.memory_max(),
         writeback_bytes: stats.writeback_bytes,
         merged: stats.merged,
         evicted: stats.evicted,

@@ -42,6 +42,26 @@ pub(crate) struct Wanted {
     pub(crate) depth: u16,
 }
 
+/// The size of the cache: what was asked for, or what its limit of memory leaves of that, if it can never have more.
+///
+/// # Errors
+///
+/// For a limit that leaves less than the smallest cache.
+pub(crate) fn cache(args: &AddArgs) -> Result<ByteSize, Failure> {
+    let Some(limit) = args.cache_memory_max else { return Ok(args.cache) };
+    if limit.0 < CACHE_MIN_BYTES {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("a --cache-memory-max of {limit} is smaller than the smallest cache"),
+            format!("take more than {}", ByteSize(CACHE_MIN_BYTES)),
+        ));
+    }
+    if args.cache_max.is_some() || args.cache <= limit {
+        return Ok(args.cache);
+    }
+    Ok(ByteSize(limit.0 / FRAME_SIZE as u64 * FRAME_SIZE as u64))
+}
+
 /// The frames of the cache; 0 without one.
 ///
 /// # Errors
@@ -196,6 +216,30 @@ mod tests {
         assert_eq!(pool(&more).expect("a size").frames - frames, (768 << 20) / 4096);
         let two = pool(&Wanted { devices: 2, ..WANTED }).expect("a size").frames;
         assert!(two > 2 * (65536 + 2 * 4096), "{two}");
+    }
+
+    #[test]
+    fn a_limit_of_memory_is_a_size_of_the_cache_unless_that_may_grow() {
+        let cache_of = |options: &[&str]| {
+            let words = ["aioctl", "add", "ram:1G"].iter().chain(options);
+            match crate::cli::parse(words.map(Into::into)) {
+                Ok(crate::cli::Parsed::Run(cli)) => match cli.command {
+                    crate::cli::Command::Add(args) => cache(&args),
+                    other => panic!("{other:?}"),
+                },
+                _ => panic!("{options:?} were refused"),
+            }
+        };
+        let mib = |options: &[&str]| cache_of(options).expect("a size").0 >> 20;
+        assert_eq!(mib(&[]), 256);
+        assert_eq!(mib(&["--cache-memory-max", "100M"]), 100);
+        assert_eq!(mib(&["--cache-memory-max", "1G"]), 256);
+        assert_eq!(mib(&["--cache-memory-max", "100M", "--cache-max", "512M"]), 256);
+        let small = cache_of(&["--cache-memory-max", "1M"]).expect_err("too small").to_string();
+        assert_eq!(
+            small,
+            "a --cache-memory-max of 1M is smaller than the smallest cache; take more than 4M"
+        );
     }
 
     #[test]

@@ -110,11 +110,12 @@ impl<'a> Plan<'a> {
     /// Which one is wrong.
     pub(crate) fn new(args: &'a AddArgs) -> Result<Self, Failure> {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let cache = sizing::cache(args)?;
         let wanted = Wanted {
             devices: args.backends.len(),
             mode: args.mode,
-            cache: args.cache,
-            cache_max: args.cache_max.unwrap_or(args.cache),
+            cache,
+            cache_max: args.cache_max.unwrap_or(cache),
             queues: args.queues.unwrap_or(cpus.min(QUEUES_DEFAULT_MAX) as u16),
             depth: args.depth,
         };
@@ -199,6 +200,7 @@ impl Stack {
         if let Some(mode) = mode {
             let options = CacheOptions {
                 mode,
+                memory_max: args.cache_memory_max.map(|size| size.0),
                 clock: Some(super::monotonic),
                 ..CacheOptions::frames(frames)
             };
