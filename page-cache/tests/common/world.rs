@@ -225,7 +225,15 @@ impl World {
     fn administrate(&mut self) {
         let first = self.random.u64(..=SIZE as u64);
         let range = first..self.random.u64(first..=SIZE as u64);
-        match self.random.u8(..8) {
+        match self.random.u8(..9) {
+            7 => {
+                let used = self.cache.memory();
+                let frames = self.random.u64(..=self.plan.frames_max() as u64 + 20);
+                let most = used.tables + used.lanes + frames * (4096 + 64);
+                let most = (self.random.u8(..4) > 0).then_some(most);
+                let set = self.cache.set_memory_max(most);
+                self.tell(|| format!("a memory limit of {most:?}: {set:?}"));
+            }
             0 | 1 => {
                 let least = self.plan.shards * CacheOptions::FRAMES_MIN;
                 let frames = self.random.usize(least..=self.plan.frames_max());
