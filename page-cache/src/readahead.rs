@@ -118,10 +118,71 @@ struct Stream {
     used: u64,
 }
 
+/// What a read at random is held against, of every stream, so that it looks at four short arrays and at no
+/// stream: nearly all reads at random belong to none.
+///
+/// # Invariants
+///
+/// Each place says of its stream what [`note`](Keys::note) makes of it.
+#[derive(Debug)]
+struct Keys {
+    /// Where the last read ended; where the next of its stride begins, before it is sure of itself; where
+    /// the last read began, of those that may make a stride with another. [`NOWHERE`] if there is none.
+    ends: [u64; STREAMS],
+    nexts: [u64; STREAMS],
+    near: [u64; STREAMS],
+    /// When its place is another's: what is least goes first.
+    due: [u64; STREAMS],
+    /// Those that are sure of themselves, a bit each.
+    established: u32,
+}
+
+/// No read begins there: an offset fits an `i64`.
+const NOWHERE: u64 = u64::MAX;
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            ends: [NOWHERE; STREAMS],
+            nexts: [NOWHERE; STREAMS],
+            near: [NOWHERE; STREAMS],
+            due: [0; STREAMS],
+            established: 0,
+        }
+    }
+}
+
+impl Keys {
+    /// Takes down what became of the stream in place `index`.
+    fn note(&mut self, index: usize, stream: &Stream) {
+        let established = stream.is_established();
+        self.ends[index] = stream.end;
+        self.nexts[index] = match stream.distance {
+            0 => NOWHERE,
+            _ if established => NOWHERE,
+            distance => stream.last.wrapping_add_signed(distance),
+        };
+        self.near[index] = if established { NOWHERE } else { stream.last };
+        self.due[index] = stream.used + if established { CREDIT } else { 0 };
+        self.established = self.established & !(1 << index) | u32::from(established) << index;
+    }
+
+    /// The places of those that are sure of themselves, in order.
+    fn established(&self) -> impl Iterator<Item = usize> + use<> {
+        let mut left = self.established;
+        std::iter::from_fn(move || {
+            let index = (left != 0).then(|| left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            Some(index)
+        })
+    }
+}
+
 /// The streams of one handle, and what it was advised.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     streams: [Stream; STREAMS],
+    keys: Keys,
     clock: u64,
     advices: Vec<(Range<u64>, Advice)>,
     /// The stream whose window is being asked for.
@@ -188,7 +249,21 @@ impl Streams {
     ) -> Option<Window> {
         self.clock += 1;
         let used = self.clock;
-        let Looked { followed, strided, nearest, oldest } = self.look(read.start);
+        let looked = self.look(read.start);
+        let window = self.go_on(read, most, (eager, used), looked, is_cached);
+        self.keys.note(self.current, &self.streams[self.current]);
+        window
+    }
+
+    /// Takes a read in that belongs where it was found to; `current` is its stream then.
+    fn go_on(
+        &mut self,
+        read: Range<u64>,
+        most: u64,
+        (eager, used): (bool, u64),
+        Looked { followed, strided, nearest, oldest }: Looked,
+        is_cached: impl FnOnce(u64) -> bool,
+    ) -> Option<Window> {
         if let Some(index) = followed {
             self.current = index;
             let stream = &mut self.streams[index];
@@ -228,29 +303,30 @@ impl Streams {
         }
     }
 
-    /// Looks at every stream, once: most reads at random belong to none, and pay for it.
+    /// Finds the streams that a read may belong to: by their keys, and of those that are sure of
+    /// themselves, of which a reader at random has none, by what they are.
     fn look(&self, offset: u64) -> Looked {
+        let Keys { ends, nexts, near, due, .. } = &self.keys;
+        let first = |one: Option<usize>, other: Option<usize>| one.into_iter().chain(other).min();
+        let is_it = |key: &u64| *key == offset;
         let mut looked = Looked { followed: None, strided: None, nearest: None, oldest: 0 };
-        let (mut oldest, mut nearest) = (u64::MAX, NEAR + 1);
-        for (index, stream) in self.streams.iter().enumerate() {
-            let is_established = stream.is_established();
-            let credit = if is_established { CREDIT } else { 0 };
-            let used = (stream.used + credit).min(self.clock + CREDIT);
-            if used < oldest {
-                (oldest, looked.oldest) = (used, index);
+        let mut sure = self.keys.established();
+        let inside = sure.find(|index| self.streams[*index].follows(offset));
+        looked.followed = first(ends.iter().position(is_it), inside);
+        if looked.followed.is_some() {
+            return looked;
+        }
+        let mut sure = self.keys.established();
+        let further = sure.find(|index| self.streams[*index].strides_to(offset).is_some());
+        looked.strided = first(nexts.iter().position(is_it), further);
+        let (mut oldest, mut nearest) = (u64::MAX, NEAR);
+        for index in 0..STREAMS {
+            if due[index] < oldest {
+                (oldest, looked.oldest) = (due[index], index);
             }
-            if stream.used == 0 {
-                continue;
-            }
-            if stream.follows(offset) {
-                looked.followed = Some(index);
-                break;
-            }
-            if looked.strided.is_none() && stream.strides_to(offset).is_some() {
-                looked.strided = Some(index);
-            }
-            let apart = stream.last.abs_diff(offset);
-            if !is_established && apart > 0 && apart < nearest {
+            // One at the same place is as far away as can be.
+            let apart = near[index].abs_diff(offset).wrapping_sub(1);
+            if apart < nearest {
                 (nearest, looked.nearest) = (apart, Some(index));
             }
         }
@@ -271,6 +347,7 @@ impl Streams {
             stream.asked = stream.asked.saturating_sub(window.records.saturating_sub(whole));
             stream.records = whole.max(1);
         }
+        self.keys.note(self.current, &self.streams[self.current]);
     }
 }
 
@@ -533,5 +610,77 @@ impl Readahead {
             }
         }
         step
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What [`Streams::look`] finds, from the streams themselves.
+    fn look_at_all(streams: &Streams, offset: u64) -> Looked {
+        let mut looked = Looked { followed: None, strided: None, nearest: None, oldest: 0 };
+        let (mut oldest, mut nearest) = (u64::MAX, NEAR + 1);
+        for (index, stream) in streams.streams.iter().enumerate() {
+            let is_established = stream.is_established();
+            let used = stream.used + if is_established { CREDIT } else { 0 };
+            if used < oldest {
+                (oldest, looked.oldest) = (used, index);
+            }
+            if stream.used == 0 {
+                continue;
+            }
+            if stream.follows(offset) && looked.followed.is_none() {
+                looked.followed = Some(index);
+            }
+            if stream.strides_to(offset).is_some() && looked.strided.is_none() {
+                looked.strided = Some(index);
+            }
+            let apart = stream.last.abs_diff(offset);
+            if !is_established && apart > 0 && apart < nearest {
+                (nearest, looked.nearest) = (apart, Some(index));
+            }
+        }
+        looked
+    }
+
+    /// Readers in order, backwards, at strides and at random on one handle, in every mix.
+    #[test]
+    fn the_keys_say_of_each_read_what_its_streams_say() {
+        for seed in 0..40 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut streams = Streams::default();
+            let mut readers: Vec<(u64, i64)> = (0..random.usize(1..20))
+                .map(|_| {
+                    let step = random.choice([0i64, 4096, 4096, 512, 20480, -4096, 65536]).unwrap();
+                    (random.u64(0..1 << 20) * 4096, step)
+                })
+                .collect();
+            for read in 0..5000 {
+                let reader = random.usize(0..readers.len());
+                let (place, step) = &mut readers[reader];
+                if *step == 0 || random.u8(..) == 0 {
+                    let bits = random.u32(12..32);
+                    *place = random.u64(0..1 << bits) * 512;
+                }
+                let offset = *place;
+                *place = place.checked_add_signed(*step).unwrap_or(0);
+                let len = step.unsigned_abs().clamp(512, 8192);
+                let (found, wanted) = (streams.look(offset), look_at_all(&streams, offset));
+                let what = format!("seed {seed}, read {read} at {offset}");
+                assert_eq!(found.followed, wanted.followed, "{what}");
+                if found.followed.is_none() {
+                    let found = (found.strided, found.nearest, found.oldest);
+                    let wanted = (wanted.strided, wanted.nearest, wanted.oldest);
+                    assert_eq!(found, wanted, "{what}");
+                }
+                let plan = streams.plan(offset..offset + len, 1024, |_| random.bool());
+                if let Some(window) = plan.window
+                    && random.u8(..) < 32
+                {
+                    streams.cut(window, random.u64(0..=window.len / PAGE));
+                }
+            }
+        }
     }
 }
