@@ -527,6 +527,9 @@ impl Core {
                     shard.settle_gone(first + u64::from(at)..first + u64::from(at + count));
                 }
             }
+            if frame.is_none() {
+                shard.store_kept_by_device(slot);
+            }
             let end = |page: Page| (page.end_writeback(written), ());
             let ((), released) = shard.transition(slot, &mut self.wakes, end);
             cache.room(page).release(released.room, &mut self.wakes);

@@ -133,6 +133,7 @@ fn run(input: &[u8]) -> CacheStats {
         faults: plan >> 4 & 1 == 1,
         crash: plan >> 5 & 1 == 1,
         gone: plan >> 6 == 3,
+        keeps: plan >> 5 == 7,
         loses: plan >> 6 == 2,
         depth_one: plan >> 6 == 1,
     };

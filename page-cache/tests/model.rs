@@ -69,6 +69,7 @@ const PLAN: Plan = Plan {
     faults: false,
     crash: false,
     gone: false,
+    keeps: false,
     loses: false,
     depth_one: false,
 };
@@ -139,4 +140,13 @@ fn when_the_device_goes_everybody_is_answered_and_no_frame_is_lost() {
     explore(Plan { gone: true, faults: true, frames: 17, shards: 1, ..PLAN });
     explore(Plan { gone: true, mode: CacheMode::Writethrough, ..PLAN });
     explore(Plan { gone: true, mode: CacheMode::None, ..PLAN });
+}
+
+#[test]
+fn a_device_that_keeps_frames_for_ever_makes_nobody_wait_for_ever() {
+    let plan = Plan { gone: true, keeps: true, ..PLAN };
+    explore(plan);
+    explore(Plan { faults: true, frames: 17, shards: 1, ..plan });
+    explore(Plan { mode: CacheMode::Writethrough, frames: 17, shards: 1, ..plan });
+    explore(Plan { mode: CacheMode::None, frames: 17, shards: 1, ..plan });
 }

@@ -9,6 +9,7 @@ use super::fault::{Faults, Verdict};
 use super::medium::{Content, Extent, Medium, SECTOR_SIZE, Sequence};
 use super::{Counts, Event, LogEntry};
 use crate::block::{Cancel, Geometry};
+use crate::dma::{DmaBuf, FRAME_SIZE};
 use crate::error::{IoError, IoErrorKind, IoResult};
 use crate::request::{Completion, Op, Request};
 use crate::slots::Token;
@@ -38,6 +39,8 @@ struct InFlight {
     verdict: Verdict,
     /// It ends now, as cancelled.
     cancelled: bool,
+    /// The drive has gone and uses its frames for ever.
+    keeps_frames: bool,
 }
 
 /// Everything behind the lock of a [`SimDevice`](super::SimDevice).
@@ -62,6 +65,11 @@ pub(super) struct Machine {
     pub(super) queues: Vec<QueueId>,
     pub(super) next_queue: u64,
     in_flight: Vec<InFlight>,
+    keeps_frames: bool,
+    /// Frames of reads that the drive still writes to.
+    pub(super) kept_to_write: Vec<DmaBuf>,
+    /// Frames of writes that it may still read.
+    kept_to_read: Vec<DmaBuf>,
 }
 
 /// What a machine is made of; see [`SimOptions`](super::SimOptions).
@@ -72,6 +80,7 @@ pub(super) struct Parts {
     pub(super) fua: bool,
     pub(super) latency_steps: RangeInclusive<u32>,
     pub(super) log_max: usize,
+    pub(super) keeps_frames: bool,
     pub(super) image: Vec<u8>,
     pub(super) seed: u64,
 }
@@ -97,6 +106,33 @@ impl Machine {
             queues: Vec::new(),
             next_queue: 0,
             in_flight: Vec::new(),
+            keeps_frames: parts.keeps_frames,
+            kept_to_write: Vec::new(),
+            kept_to_read: Vec::new(),
+        }
+    }
+
+    /// The drive goes. One that cannot be stopped keeps the frames of a drawn half of what it has.
+    pub(super) fn unplug(&mut self) {
+        if std::mem::replace(&mut self.gone, true) || !self.keeps_frames {
+            return;
+        }
+        for one in &mut self.in_flight {
+            one.keeps_frames = self.random.bool();
+        }
+    }
+
+    /// How many frames the drive keeps.
+    pub(super) fn frames_kept(&self) -> usize {
+        self.kept_to_write.len() + self.kept_to_read.len()
+    }
+
+    /// What is given back of a request's frames.
+    fn give_back(&mut self, request: &mut Request, keeps_frames: bool) {
+        if keeps_frames {
+            let reads = request.op == Op::Read;
+            let kept = if reads { &mut self.kept_to_write } else { &mut self.kept_to_read };
+            kept.append(&mut request.data.frames);
         }
     }
 
@@ -125,6 +161,7 @@ impl Machine {
             due_step,
             verdict,
             cancelled: false,
+            keeps_frames: false,
         });
         None
     }
@@ -137,14 +174,20 @@ impl Machine {
         out: &mut Vec<Completion>,
     ) -> usize {
         self.step += 1;
+        for frame in &self.kept_to_write {
+            // Whoever was given it would see.
+            let noise = self.random.u64(..).to_le_bytes();
+            frame.write(self.random.usize(..FRAME_SIZE / noise.len()) * noise.len(), &noise);
+        }
         let mut moved = 0;
         while moved < budget && !self.stopped {
             let due: Vec<usize> =
                 (0..self.in_flight.len()).filter(|&at| self.is_due(queue, at)).collect();
             let Some(&at) = self.random.choice(&due) else { break };
-            let ended = self.in_flight.swap_remove(at);
+            let mut ended = self.in_flight.swap_remove(at);
             let result = self.end(&ended);
             self.note(Event::Completed(result), queue, &ended.request);
+            self.give_back(&mut ended.request, ended.keeps_frames);
             let Request { token, data, .. } = ended.request;
             out.push(Completion { token, result, data });
             moved += 1;
@@ -162,14 +205,16 @@ impl Machine {
     }
 
     /// The queue goes: what arrived takes effect, as a drive would have it, unless there is no power
-    /// or it is stuck. The frames go back with the requests, because nothing here writes them later.
+    /// or it is stuck. The frames go back with the requests, because nothing here writes them later, but for those
+    /// that a drive keeps.
     pub(super) fn drain(&mut self, queue: QueueId) {
         while let Some(at) = self.in_flight.iter().position(|one| one.queue == queue) {
-            let ended = self.in_flight.remove(at);
+            let mut ended = self.in_flight.remove(at);
             if !self.stopped && ended.verdict.stuck.is_none_or(|id| !self.faults.holds(id)) {
                 let result = self.end(&ended);
                 self.note(Event::Completed(result), queue, &ended.request);
             }
+            self.give_back(&mut ended.request, ended.keeps_frames);
         }
         self.queues.retain(|open| *open != queue);
     }

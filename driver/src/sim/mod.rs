@@ -15,6 +15,7 @@
 //!   test can try every n.
 //! * **Faults** ([`Fault`]) fail, delay or hold requests by block, operation and number of times; a
 //!   flush that fails can take with it what the volatile cache holds.
+//! * A drive that is **gone and cannot be stopped** keeps frames for ever ([`SimOptions::keeps_frames`]).
 //! * **Ownership** is checked: a read's frames are noise until it ends, also when it fails; a write
 //!   whose frames changed in flight panics.
 //!
@@ -69,6 +70,10 @@ pub struct SimOptions {
     pub latency_steps: RangeInclusive<u32>,
     /// How many operations [`SimDevice::log`] remembers.
     pub log_max: usize,
+    /// When it is [unplugged](SimDevice::unplug) it cannot be stopped, as a drive that no reset reaches and that
+    /// no IOMMU keeps from memory: of what it has then, a drawn half of the requests end without their frames,
+    /// and it writes into those of reads for as long as it lives.
+    pub keeps_frames: bool,
 }
 
 impl SimOptions {
@@ -94,6 +99,7 @@ impl SimOptions {
             },
             latency_steps: 0..=8,
             log_max: 1024,
+            keeps_frames: false,
         }
     }
 
@@ -234,13 +240,14 @@ impl SimDevice {
         pool: DmaPool,
     ) -> Result<Self, DeviceError> {
         options.check(image.len() as u64)?;
-        let SimOptions { geometry, capabilities, latency_steps, log_max } = options;
+        let SimOptions { geometry, capabilities, latency_steps, log_max, keeps_frames } = options;
         let machine = Mutex::new(Machine::new(Parts {
             geometry,
             volatile_cache: capabilities.volatile_cache,
             fua: capabilities.fua,
             latency_steps,
             log_max,
+            keeps_frames,
             image,
             seed,
         }));
@@ -301,7 +308,12 @@ impl SimDevice {
     /// The device is unplugged: whatever is in flight, held or sent later fails with
     /// [`IoErrorKind::Gone`], for good.
     pub fn unplug(&self) {
-        self.shared.lock().gone = true;
+        self.shared.lock().unplug();
+    }
+
+    /// How many frames it [keeps](SimOptions::keeps_frames).
+    pub fn frames_kept(&self) -> usize {
+        self.shared.lock().frames_kept()
     }
 
     /// How many requests of each kind reached the device.

@@ -353,6 +353,36 @@ fn a_device_that_is_gone_fails_everything_also_what_was_stuck() {
 }
 
 #[test]
+fn a_drive_that_cannot_be_stopped_keeps_the_frames_of_some_requests_and_writes_into_those_of_reads()
+{
+    let sized = SimOptions::sized((BLOCKS * BLOCK_SIZE) as u64, BLOCK_SIZE as u32);
+    let mut bench = Bench::new(SimOptions { keeps_frames: true, ..sized }, 5);
+    let free = bench.device.pool().free_frames();
+    bench.device.set_fault(Fault::new(FaultOn::Everything, Effect::Stuck));
+    (0..8).for_each(|block| _ = bench.submit(Op::Read, block, 1, 0));
+    (8..16).for_each(|block| _ = bench.write(block, 1));
+    assert_eq!(bench.device.frames_kept(), 0);
+    bench.device.unplug();
+    // What is sent later never gets there.
+    bench.write(0, 1);
+    let ended = bench.settle();
+    let gone = Err(IoError::new(IoErrorKind::Gone));
+    assert!(ended.len() == 17 && ended.iter().all(|done| done.result == gone));
+    let back = ended.iter().filter(|done| !done.data.frames.is_empty()).count();
+    assert!((2..16).contains(&back), "{back} came back");
+    drop(ended);
+    let kept = bench.device.frames_kept();
+    assert_eq!((kept + back, bench.device.pool().free_frames()), (17, free - kept));
+    // A handle of a read's frame that its user kept: the drive writes on.
+    let shared = bench.device.shared.lock().kept_to_write[0].share();
+    let mut seen = [[0; FRAME_SIZE]; 2];
+    shared.read(0, &mut seen[0]);
+    bench.queue.poll(1, &mut Vec::new());
+    shared.read(0, &mut seen[1]);
+    assert!(seen[0] != seen[1], "it stopped");
+}
+
+#[test]
 fn after_a_crash_nothing_is_answered_and_the_queue_still_gives_its_frames_back() {
     let mut bench = Bench::small(3);
     let free = bench.device.pool().free_frames();

@@ -58,6 +58,8 @@ pub(crate) enum Page {
         content: Content,
         /// Blocks being written.
         writing: Blocks,
+        /// The page has a fresh frame: the old one is the request's alone.
+        moved: bool,
     },
 }
 
@@ -272,7 +274,7 @@ impl Page {
         blocks: Blocks,
         seq: u64,
     ) -> (Self, Option<DmaBuf>) {
-        let Self::Writeback { content, writing } = self else {
+        let Self::Writeback { content, writing, moved } = self else {
             panic!("a rewrite of a page in {self:?}")
         };
         let (mut content, old) = match fresh {
@@ -286,7 +288,8 @@ impl Page {
             }
         };
         content.dirtied(blocks, seq);
-        (Self::Writeback { content, writing }, old)
+        let moved = moved || old.is_some();
+        (Self::Writeback { content, writing, moved }, old)
     }
 
     /// A device write of `blocks`, all of them dirty, starts; the handle is the request's.
@@ -297,7 +300,7 @@ impl Page {
                 content.dirty = content.dirty.without(blocks);
                 content.done = content.done.with(blocks);
                 let frame = content.frame.share();
-                Ok((Self::Writeback { content, writing: blocks }, frame))
+                Ok((Self::Writeback { content, writing: blocks, moved: false }, frame))
             }
             Self::Absent
             | Self::Reading { .. }
@@ -315,7 +318,7 @@ impl Page {
     /// When none was in flight.
     pub(crate) fn end_writeback(self, written: Written) -> Self {
         match self {
-            Self::Writeback { mut content, writing } => {
+            Self::Writeback { mut content, writing, .. } => {
                 match written {
                     Written::No => {
                         // A block dirtied again meanwhile holds newer data and is as dirty as before;

@@ -30,6 +30,7 @@ fn page(state: &str, pool: &DmaPool) -> Page {
         "writeback" => Page::Writeback {
             content: Content { seq: Seq::new(3), done: SOME, ..content(pool, ALL, Blocks::NONE) },
             writing: SOME,
+            moved: false,
         },
         other => panic!("no state {other}"),
     }

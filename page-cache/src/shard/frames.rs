@@ -7,6 +7,8 @@ use uaio_driver::{DmaBuf, FrameSet, IoError};
 use crate::sync::Wanted;
 use crate::wait::{Entries, FOR_A_FRAME, WaitQueue, WaitTable, Waiter, Wakes, Wakeup};
 
+use crate::page::Page;
+
 use super::Shard;
 
 /// At most this many pages are evicted at once: two runs of [`PAGES_TOGETHER`](crate::cache::PAGES_TOGETHER).
@@ -24,6 +26,8 @@ pub(super) struct Frames {
     lent: usize,
     /// Of those, frames that a device keeps which could not be stopped: lent for good.
     kept: usize,
+    /// Frames of pages that such a device keeps, too.
+    kept_of_pages: Vec<u32>,
     total: usize,
     /// How many there are to be: what is more goes back to the pool as it becomes free.
     target: usize,
@@ -53,6 +57,7 @@ impl Frames {
             first,
             lent: 0,
             kept: 0,
+            kept_of_pages: Vec::new(),
             total,
             target: total,
             waiters: WaitQueue::EMPTY,
@@ -178,12 +183,34 @@ impl Shard {
         self.frames.kept += 1;
     }
 
+    /// The frame that a page was written from stays with such a device. As long as it is the page's, too, it holds
+    /// what cannot be written any more, and can be read; it is lent for good from when the page goes from it.
+    /// Allocates: a device that fails so does it once.
+    pub(crate) fn store_kept_by_device(&mut self, slot: u32) {
+        match self.page(slot) {
+            Page::Writeback { moved: true, .. } => self.frames.kept += 1,
+            Page::Writeback { content, moved: false, .. } => {
+                let index = content.frame.index();
+                self.frames.kept_of_pages.push(index);
+            }
+            page @ (Page::Absent
+            | Page::Reading { .. }
+            | Page::Clean(_)
+            | Page::Writing(_)
+            | Page::Dirty(_)) => panic!("a page was written from in {page:?}"),
+        }
+    }
+
     /// A page's frame has gone from it. If the page's was the last handle the frame is free;
     /// otherwise it is lent until its last holder puts it back.
     pub(crate) fn detached(&mut self, frame: DmaBuf) {
         self.frames.lent += 1;
+        let index = frame.index();
         if let Some(frame) = frame.release() {
             self.put_frame(frame);
+        } else if let Some(at) = self.frames.kept_of_pages.iter().position(|kept| *kept == index) {
+            self.frames.kept_of_pages.swap_remove(at);
+            self.frames.kept += 1;
         }
     }
 

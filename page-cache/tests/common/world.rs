@@ -36,6 +36,8 @@ pub struct Plan {
     pub crash: bool,
     /// At some moment the device is unplugged.
     pub gone: bool,
+    /// And keeps frames of what it had in flight, for ever.
+    pub keeps: bool,
     /// Flushes that fail take with them what the device's cache holds.
     pub loses: bool,
     /// Lanes whose device queue holds one request.
@@ -82,6 +84,8 @@ pub struct World {
     failed_commands: u64,
     /// Frames for operations with registered memory, those that are in none now.
     registered: Vec<DmaBuf>,
+    /// How many of them the device keeps.
+    kept: usize,
     /// Frames for the caches that are made after a crash.
     boot_pool: DmaPool,
 }
@@ -111,6 +115,7 @@ impl World {
         let options = SimOptions {
             geometry: Geometry { transfer_max_bytes: 16 << 10, ..sized.geometry },
             latency_steps: 0..=random.u32(0..30),
+            keeps_frames: plan.keeps,
             ..sized
         };
         let device = Arc::new(SimDevice::new(options, random.u64(..), pool).unwrap());
@@ -146,6 +151,7 @@ impl World {
             lost: Vec::new(),
             failed_commands: 0,
             registered,
+            kept: 0,
             boot_pool: DmaPool::new(PoolOptions::frames(BOOT_FRAMES)).unwrap(),
         }
     }
@@ -375,8 +381,14 @@ impl World {
     }
 
     /// Takes registered memory back, of which nobody else has a handle, and gives the bytes of it.
-    fn unregister(&mut self, buffer: Buffer, len: usize) -> Buffer {
-        let Buffer::Registered { frames, from } = buffer else { return buffer };
+    fn unregister(&mut self, buffer: Buffer, len: usize, result: IoResult) -> Buffer {
+        let Buffer::Registered { mut frames, from } = buffer else { return buffer };
+        let kept = |frame: &mut DmaBuf| frame.is_shared();
+        if self.unplugged && self.plan.keeps && result.is_err() {
+            self.kept += frames.extract_if(.., kept).count();
+            self.registered.append(&mut frames);
+            return Buffer::None;
+        }
         assert!(frames.iter().all(|frame| !frame.is_shared()), "given back while it was in use");
         let mut bytes = vec![0; len];
         let list = SgList { frames, offset: from as u32 };
@@ -425,7 +437,7 @@ impl World {
                 panic!("{token:?} was answered twice")
             };
             assert_eq!(pending.lane, lane);
-            let buffer = self.unregister(buffer, pending.len);
+            let buffer = self.unregister(buffer, pending.len, result);
             self.check(pending, result, buffer);
         }
         let oldest = self.pending.tokens().into_iter();
@@ -519,8 +531,13 @@ impl World {
         for lane in 0..self.lanes.len() {
             self.flush(lane);
         }
-        assert_eq!(self.cache.frames_lent(), 0, "frames were lost");
-        assert_eq!(self.registered.len(), REGISTERED, "registered frames were lost");
+        // Lent for good are frames that the device keeps, but for those that pages have, too.
+        let (lent, kept) = (self.cache.frames_lent(), self.device.frames_kept() - self.kept);
+        assert!(lent <= kept, "frames were lost: {lent} lent, {kept} kept");
+        assert_eq!(self.registered.len() + self.kept, REGISTERED, "registered frames were lost");
+        // Whoever comes now is answered, too, whether or not there is a frame for him.
+        (0..SIZE / 4096).for_each(|page| self.read_page(page));
+        self.cache.assert_sound();
         let dirty = self.cache.dirty_ranges().iter().map(|range| range.end - range.start).sum();
         let stats = self.cache.stats();
         let held = stats.dirty_bytes + stats.writeback_bytes;
