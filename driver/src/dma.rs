@@ -26,6 +26,7 @@ pub use frame_set::FrameSet;
 use vm_memory::{GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileSlice};
 
 use crate::error::DeviceError;
+use crate::prefetch;
 
 /// Size of a frame in bytes: the page of the cache, the memory page of NVMe (CC.MPS = 0), and the
 /// smallest page of the IOMMU.
@@ -274,23 +275,13 @@ impl DmaPool {
     /// and any number will do.
     #[inline]
     pub fn prefetch(&self, index: u32) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            /// The hardware's own prefetcher takes over where these end.
-            const LINES: usize = 16;
-            let count = self.inner.references.as_ptr().wrapping_add(index as usize);
-            // SAFETY: a prefetch does not access memory and cannot fault, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(count.cast()) };
-            let first = self.as_ptr().wrapping_add(index as usize * FRAME_SIZE).cast_const();
-            for line in 0..LINES {
-                let address = first.wrapping_add(line * 64);
-                // SAFETY: as above.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
-            }
+        /// The hardware's own prefetcher takes over where these end.
+        const LINES: usize = 16;
+        prefetch(self.inner.references.as_ptr().wrapping_add(index as usize));
+        let first = self.as_ptr().wrapping_add(index as usize * FRAME_SIZE).cast_const();
+        for line in 0..LINES {
+            prefetch(first.wrapping_add(line * 64));
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = index;
     }
 
     /// The memory as a `vm-memory` region whose guest address is the IOVA: what a device model sees.

@@ -6,6 +6,8 @@
 //! next, and is counted in each that it passed over: a search goes on only from a chunk that somebody was counted in,
 //! and taking a key out leaves no mark behind.
 
+use uaio_driver::prefetch;
+
 /// Entries in a chunk; with the count it is one cache line.
 const WAYS: usize = 15;
 /// Chunks are filled up to here on the average: 12.6 of 15, 5 bytes a page. Above, few are passed
@@ -78,6 +80,12 @@ impl Index {
     #[inline]
     fn after(&self, chunk: usize) -> usize {
         if chunk + 1 == self.chunks.len() { 0 } else { chunk + 1 }
+    }
+
+    /// A key of this hash is looked for soon.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        prefetch(&raw const self.chunks[self.home(hash)]);
     }
 
     /// The slot of the key of this hash that `is_it` says yes to.

@@ -153,8 +153,9 @@ fn a_pin_dropped_while_somebody_queues_for_a_frame_is_not_missed() {
         let mut user = User::new(&cache);
         fill(&mut user, 0);
         // Every page is pinned, as by readers who copy, so no frame is to be had until one is not.
-        let mut pins: Vec<_> =
-            (0..16).map(|page| (page, cache.share(page, cache.existing(page)).unwrap())).collect();
+        let mut pins: Vec<_> = (0..16)
+            .map(|page| (page, cache.share(page, cache.existing(page), u32::MAX).unwrap().0))
+            .collect();
         let (page, pin) = pins.pop().unwrap();
         let readers = Arc::clone(&cache);
         let reader = thread::spawn(move || readers.unpin(page, pin));
@@ -197,8 +198,9 @@ fn a_frame_handed_to_a_waiter_that_is_cancelled_goes_to_the_next() {
         let cache = cache(50);
         let (mut first, mut second) = (User::new(&cache), User::new(&cache));
         fill(&mut first, 0);
-        let mut pins: Vec<_> =
-            (0..16).map(|page| (page, cache.share(page, cache.existing(page)).unwrap())).collect();
+        let mut pins: Vec<_> = (0..16)
+            .map(|page| (page, cache.share(page, cache.existing(page), u32::MAX).unwrap().0))
+            .collect();
         second.start(2, READ, 20, 1);
         first.start(1, READ, 21, 1);
         let (page, pin) = pins.pop().unwrap();

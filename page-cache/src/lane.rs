@@ -578,7 +578,7 @@ impl Core {
     }
 
     /// Sends what has gathered, when it is much: the device is to work while the rest of a batch is copied.
-    fn commit_if_much(&mut self) {
+    pub(crate) fn commit_if_much(&mut self) {
         if self.gathered_bytes >= GATHERED_BYTES_MAX {
             self.commit();
         }
@@ -969,6 +969,10 @@ impl Lane {
             busy = true;
             while let Some((io, result, data)) = self.core.next_completion() {
                 self.settle(io, result, data);
+                // Who waited for a page that came with this command has it before the next is looked at:
+                // he may be about to set readahead off.
+                self.core.wakes.run();
+                self.run_woken();
             }
             self.core.flush_group();
             while let Some(token) = self.core.grant_slot() {

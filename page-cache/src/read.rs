@@ -431,7 +431,11 @@ pub(crate) fn end_fill(
 ) -> Option<DmaBuf> {
     let cache = core.cache.clone();
     let mut shard = cache.shard(page);
-    let Some(slot) = shard.find(page) else { panic!("page {page} left while it was read") };
+    let found = match &frame {
+        Some(frame) => shard.find_at(page, shard.likely_slot(frame)),
+        None => shard.find(page),
+    };
+    let Some(slot) = found else { panic!("page {page} left while it was read") };
     let block_size = cache.block_size();
     let kept_by_device = frame.is_none();
     let waited = shard.page_waiters_len();

@@ -337,3 +337,19 @@ fn a_cached_device_reads_sequences_ahead_and_nothing_else() {
     let stats = cache.stats();
     assert_eq!((stats.misses - random_misses, stats.readahead_used), (2, 38));
 }
+
+#[test]
+fn what_follows_each_other_fills_all_shards_evenly() {
+    // Frames belong to a shard for good: a shard with more than its share would evict, with free ones in others.
+    for first in [0, 640, 2048 + 32] {
+        let options = CacheOptions { shards: 8, ..CacheOptions::frames(2048) };
+        let mut rig = Rig::sized(32 << 20, options);
+        rig.handle.advise(0..u64::MAX, Advice::Random);
+        for at in (first..first + 2048).step_by(128) {
+            read(&mut rig, at, 128);
+            rig.turns(4);
+        }
+        let stats = rig.cache.stats();
+        assert_eq!((stats.evicted, stats.cached), (0, 2048), "from page {first}");
+    }
+}

@@ -42,8 +42,10 @@ use orders::Orders;
 pub(crate) use orders::{NO_FLUSHER, Ticket};
 pub use pin::PagePin;
 
-/// Pages that follow each other lie in one shard, this many, so that a small request takes one lock.
-pub(crate) const PAGES_TOGETHER: u64 = 8;
+/// Pages that follow each other lie in one shard, this many: a request takes few locks, and frames that follow each
+/// other in memory, for those are the shard's. What a disk makes of that: 512 MiB from a virtio disk into pieces of 4 KiB
+/// took 790 ms, of 32 KiB 345, of 128 KiB 285, of 2 MiB 256.
+pub(crate) const PAGES_TOGETHER: u64 = 32;
 
 /// A page cache over one block device.
 ///
@@ -242,12 +244,16 @@ impl Cache {
     /// Never blocks but for a shard's lock, never does I/O.
     pub fn try_read(&self, offset: u64, out: &mut [u8]) -> bool {
         let mut done = 0;
+        // Pages that came in together lie in slots that follow each other.
+        let mut likely = u32::MAX;
         while done < out.len() {
             let at = offset + done as u64;
             let in_page = (at % FRAME_SIZE as u64) as usize;
             let len = (FRAME_SIZE - in_page).min(out.len() - done);
             let page = at / FRAME_SIZE as u64;
-            let Some(frame) = self.share(page, self.touched(in_page, len)) else { return false };
+            let want = self.touched(in_page, len);
+            let Some((frame, slot)) = self.share(page, want, likely) else { return false };
+            likely = slot.wrapping_add(1);
             frame.read(in_page, &mut out[done..done + len]);
             self.unpin(page, frame);
             done += len;
@@ -255,11 +261,12 @@ impl Cache {
         true
     }
 
-    /// A handle to the page's frame, if these blocks of it are cached.
+    /// A handle to the page's frame, if these blocks of it are cached, and its slot, which is likely to be
+    /// this one.
     #[inline]
-    pub(crate) fn share(&self, page: u64, want: Blocks) -> Option<DmaBuf> {
+    pub(crate) fn share(&self, page: u64, want: Blocks, likely: u32) -> Option<(DmaBuf, u32)> {
         let mut shard = self.shard(page);
-        let slot = shard.find(page)?;
+        let slot = shard.find_at(page, likely)?;
         // What is cached is seldom in the processor's cache too. The record, the frame, its reference
         // count and the policy's note of the page are four misses; asked for before the record is looked
         // at and before the first atomic operation they are served side by side, after it one by one.
@@ -271,7 +278,7 @@ impl Cache {
         shard.used(slot);
         let frame = shard.page(slot).readable()?.frame.share();
         shard.stats.hits += 1;
-        Some(frame)
+        Some((frame, slot))
     }
 
     /// What it has done and holds. Takes each shard's lock in turn.
@@ -370,10 +377,18 @@ impl Cache {
         &self.cell(page).room
     }
 
+    /// Whether two pages lie in one shard, because they are of one group.
+    pub(crate) fn lie_together(one: u64, other: u64) -> bool {
+        one / PAGES_TOGETHER == other / PAGES_TOGETHER
+    }
+
     #[inline]
     fn cell(&self, page: u64) -> &ShardCell {
-        let group = hash(page / PAGES_TOGETHER) >> 32;
-        &self.shards[group as usize & (self.shards.len() - 1)]
+        let (group, mask) = (page / PAGES_TOGETHER, self.shards.len() as u64 - 1);
+        // As many groups in a row as there are shards lie in a shard each, in an order that hangs on where
+        // the row begins: what follows each other is spread evenly, and no distance meets one shard always.
+        let order = hash(group & !mask) >> 32;
+        &self.shards[((group ^ order) & mask) as usize]
     }
 
     #[inline]

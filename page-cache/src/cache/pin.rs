@@ -47,7 +47,7 @@ impl Cache {
         }
         let cell = self.cell(page);
         if cell.pins.fetch_add(1, Ordering::Relaxed) < self.pins_max()
-            && let Some(frame) = self.share(page, self.existing(page))
+            && let Some((frame, _)) = self.share(page, self.existing(page), u32::MAX)
         {
             return Some(PagePin { cache: self, page, frame: Some(frame) });
         }

@@ -1,11 +1,24 @@
 //! Pages that have left, remembered without their frames.
 
+use uaio_driver::prefetch;
+
 /// Fingerprints in a bucket: one cache line.
 const WAYS: usize = 32;
 
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Bucket([u16; WAYS]);
+
+impl Bucket {
+    /// The newest way that holds a fingerprint. Nearly always none does, so all are compared at once.
+    #[inline]
+    fn way_of(&self, fingerprint: u16) -> Option<usize> {
+        let ways = self.0.iter().enumerate();
+        let held =
+            ways.fold(0u32, |held, (way, other)| held | u32::from(*other == fingerprint) << way);
+        (held != 0).then(|| held.trailing_zeros() as usize)
+    }
+}
 
 /// Keys of pages that have left, about `capacity` of them, 2 bytes each.
 ///
@@ -37,6 +50,11 @@ impl Ghosts {
         (bucket as usize, (hash as u16).max(1))
     }
 
+    /// A key is asked for soon.
+    pub(crate) fn prefetch(&self, key: u64) {
+        prefetch(&raw const self.buckets[self.place(key).0]);
+    }
+
     pub(crate) fn put(&mut self, key: u64) {
         let (bucket, fingerprint) = self.place(key);
         let ways = &mut self.buckets[bucket].0;
@@ -47,19 +65,18 @@ impl Ghosts {
     /// How many keys have been put in since `key` was, about, if it is remembered.
     pub(crate) fn age(&self, key: u64) -> Option<u64> {
         let (bucket, fingerprint) = self.place(key);
-        let way = self.buckets[bucket].0.iter().position(|other| *other == fingerprint)?;
+        let way = self.buckets[bucket].way_of(fingerprint)?;
         Some((way * self.buckets.len()) as u64)
     }
 
     /// As [`age`](Ghosts::age), and forgets it.
     pub(crate) fn take(&mut self, key: u64) -> Option<u64> {
-        let age = self.age(key)?;
         let (bucket, fingerprint) = self.place(key);
+        let way = self.buckets[bucket].way_of(fingerprint)?;
         let ways = &mut self.buckets[bucket].0;
-        let way = ways.iter().position(|other| *other == fingerprint)?;
         ways.copy_within(way + 1.., way);
         ways[WAYS - 1] = 0;
-        Some(age)
+        Some((way * self.buckets.len()) as u64)
     }
 
     /// Bytes of memory.

@@ -145,6 +145,10 @@ impl Policy for Lap {
         self.fifos.victim(links, pages, &mut self.watch)
     }
 
+    fn prefetch(&self, key: u64) {
+        self.watch.ghosts.prefetch(key);
+    }
+
     fn remembers(&self, key: u64) -> bool {
         self.watch.ghosts.age(key).is_some()
     }

@@ -53,6 +53,11 @@ pub trait Policy: Send + Sized {
     /// Asks of each page whether it is usable at most a few times.
     fn victim(&mut self, links: &mut Links, pages: &impl Pages) -> Option<u32>;
 
+    /// A page of this key is likely to come in soon: what admitting it looks at can be fetched.
+    fn prefetch(&self, key: u64) {
+        let _ = key;
+    }
+
     /// Whether the page of this key was evicted not long ago.
     fn remembers(&self, key: u64) -> bool;
 

@@ -11,8 +11,8 @@ use crate::page::Page;
 
 use super::Shard;
 
-/// At most this many pages are evicted at once: two runs of [`PAGES_TOGETHER`](crate::cache::PAGES_TOGETHER).
-const EVICT_MAX: usize = 16;
+/// At most this many pages are evicted at once: a run of [`PAGES_TOGETHER`](crate::cache::PAGES_TOGETHER).
+const EVICT_MAX: usize = 32;
 /// And at most one in so many of those that can be.
 const EVICT_PART: usize = 64;
 

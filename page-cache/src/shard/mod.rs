@@ -176,6 +176,31 @@ impl Shard {
         self.index.find(hash(key), |slot| self.records[slot].key == Key(key))
     }
 
+    /// A page that is hardly there is looked for soon, and comes in.
+    #[inline]
+    pub(crate) fn prefetch(&self, key: u64) {
+        self.index.prefetch(hash(key));
+        self.policy.prefetch(key);
+    }
+
+    /// As [`find`](Shard::find), when the page is likely to lie in this slot: then its record alone is
+    /// looked at.
+    #[inline]
+    pub(crate) fn find_at(&self, key: u64, likely: u32) -> Option<u32> {
+        match self.records.get(likely) {
+            Some(record) if record.key == Key(key) && !matches!(record.page, Page::Absent) => {
+                Some(likely)
+            }
+            Some(_) | None => self.find(key),
+        }
+    }
+
+    /// The slot that a page with this frame is likely to have.
+    #[inline]
+    pub(crate) fn likely_slot(&self, frame: &DmaBuf) -> u32 {
+        self.frames.own_slot(frame)
+    }
+
     /// The pages that there are: key and slot.
     pub(crate) fn present(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
         self.index.iter().map(|slot| (self.key(slot), slot))
