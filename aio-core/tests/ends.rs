@@ -13,9 +13,12 @@ use std::time::Duration;
 use common::{stack, with_thread};
 use uaio_core::host::{Descriptor, HostOp, Position};
 use uaio_core::{
-    AsyncContext, ContextOptions, HostOptions, Iocb, Notify, OpenOptions, Refusal, VolumeOptions,
+    AsyncContext, ContextOptions, HostOptions, Iocb, Notify, OpenOptions, Reactor, Refusal,
+    VolumeOptions,
 };
 use uaio_driver::ram::RamDevice;
+use uaio_driver::sim::{SimDevice, SimOptions};
+use uaio_driver::{DmaPool, IoErrorKind, PoolOptions, SystemClock};
 use uaio_page_cache::{Cache, CacheOptions};
 
 const PAGE: usize = 4096;
@@ -228,6 +231,88 @@ fn a_host_is_closed_while_endless_reads_are_submitted() {
     }
 }
 
+/// Chains that go from the host to the volume, to its sync and to the host again, while everything is
+/// closed: what one goes on with may be open, be closed just now, or be gone. Each has its event, and
+/// what was acknowledged as stable is on the device.
+#[test]
+fn a_chain_that_goes_on_while_the_reactor_is_closed_has_all_its_events() {
+    const CHAINS: usize = 12;
+    let mut went = [0; 5];
+    for round in 0..60u64 {
+        let (device, stable) = returns("close", move || {
+            let pool = DmaPool::new(PoolOptions::frames(128)).unwrap();
+            let device = SimDevice::new(SimOptions::sized(1 << 20, 512), round, pool).unwrap();
+            let device = Arc::new(device);
+            let cache = Cache::new(Arc::clone(&device) as _, CacheOptions::frames(64)).unwrap();
+            let reactor = Reactor::new(Arc::new(SystemClock::new())).unwrap();
+            let volume = reactor.attach(cache, VolumeOptions::default()).unwrap();
+            let host = reactor.attach_host(HostOptions::default()).unwrap();
+            let handle = volume.open(OpenOptions::default());
+            let context = reactor.context(ContextOptions::events(4 * CHAINS)).unwrap();
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            let fd = Descriptor::new(reader);
+            let read = || {
+                let (fd, at) = (fd.clone(), Position::Current);
+                Iocb::host(&host, HostOp::Read { fd, memory: vec![0; 1].into(), at, flags: 0 })
+            };
+            for chain in 0..CHAINS as u64 {
+                let write = Iocb::pwrite(&handle, chain * 4096, vec![chain as u8 + 1; PAGE]);
+                let (sync, last) = (Iocb::fsync(&handle), read().with_user_data(4 * chain + 3));
+                let first = read().with_user_data(4 * chain);
+                let chain = first
+                    .then(write.with_user_data(4 * chain + 1))
+                    .then(sync.with_user_data(4 * chain + 2))
+                    .then(last);
+                context.submit(chain).unwrap();
+            }
+            with_thread(&reactor, || {
+                std::thread::scope(|threads| {
+                    threads.spawn(|| {
+                        for _ in 0..2 * CHAINS {
+                            std::io::Write::write_all(&mut writer, &[1]).unwrap();
+                            std::thread::sleep(Duration::from_micros(10));
+                        }
+                    });
+                    std::thread::sleep(Duration::from_micros(round * 20));
+                    reactor.close().unwrap();
+                });
+            });
+            let mut events = Vec::new();
+            let patience = Some(Duration::from_secs(10));
+            let got = context.get_events(4 * CHAINS, 4 * CHAINS, &mut events, patience);
+            assert_eq!(got, Ok(4 * CHAINS), "some have no event");
+            let mut results = vec![None; 4 * CHAINS];
+            for event in events {
+                let result = &mut results[event.user_data as usize];
+                assert_eq!(result.replace(event.result), None, "two events");
+            }
+            let mut stable = Vec::new();
+            for results in results.chunks(4) {
+                let done =
+                    results.iter().take_while(|result| matches!(result, Some(Ok(_)))).count();
+                let ends = [IoErrorKind::Cancelled, IoErrorKind::Gone];
+                let ended = results[done..]
+                    .iter()
+                    .flatten()
+                    .all(|result| result.is_err_and(|error| ends.contains(&error.kind)));
+                assert!(ended, "{results:?}");
+                stable.push(done);
+            }
+            (device, stable)
+        });
+        let image = device.durable_image();
+        for (chain, done) in stable.into_iter().enumerate() {
+            went[done] += 1;
+            if done >= 2 {
+                // Written: the close saved what was not stable yet.
+                let seen = &image[chain * PAGE..][..PAGE];
+                assert_eq!(seen, [chain as u8 + 1; PAGE], "round {round}, chain {chain}");
+            }
+        }
+    }
+    println!("chains by how many of four were done: {went:?}");
+}
+
 /// Calls a function when it is woken first.
 struct OnWake(Mutex<Option<Box<dyn FnOnce() + Send>>>);
 
@@ -283,5 +368,42 @@ fn a_notice_makes_a_context_while_the_reactor_is_closed() {
         context.submit(Iocb::host(&host, op).with_notify(notify)).unwrap();
         stack.reactor.close().unwrap();
         assert_eq!(is_made.try_recv(), Ok(true));
+    });
+}
+
+/// The notice of the first takes until the volume that the chain goes on with is gone.
+#[test]
+fn what_a_chain_goes_on_with_is_answered_when_it_is_gone() {
+    returns("the chain", || {
+        let stack = stack(16, VolumeOptions::default());
+        let host = stack.reactor.attach_host(HostOptions::default()).unwrap();
+        let handle = stack.volume.open(OpenOptions::default());
+        let context = stack.reactor.context(ContextOptions::events(4)).unwrap();
+        let (entered, is_entered) = mpsc::channel();
+        let (closed, is_closed) = mpsc::channel();
+        let first =
+            Iocb::host(&host, HostOp::Nop).with_user_data(1).with_notify(on_wake(move || {
+                entered.send(()).unwrap();
+                is_closed.recv().unwrap();
+            }));
+        let write = Iocb::pwrite(&handle, 0, vec![1; PAGE]).with_user_data(2);
+        let last = Iocb::host(&host, HostOp::Nop).with_user_data(3);
+        with_thread(&stack.reactor, || {
+            // Not on this thread, which is to close it.
+            std::thread::scope(|threads| {
+                threads.spawn(|| context.submit(first.then(write).then(last)).unwrap());
+                is_entered.recv().unwrap();
+                stack.reactor.close().unwrap();
+                closed.send(()).unwrap();
+            });
+        });
+        let mut events = Vec::new();
+        assert_eq!(context.get_events(3, 3, &mut events, Some(10 * SHORT)), Ok(3));
+        let results: Vec<_> = events
+            .iter()
+            .map(|event| (event.user_data, event.result.map_err(|error| error.kind)))
+            .collect();
+        let (gone, cancelled) = (Err(IoErrorKind::Gone), Err(IoErrorKind::Cancelled));
+        assert_eq!(results, [(1, Ok(0)), (2, gone), (3, cancelled)]);
     });
 }

@@ -274,3 +274,56 @@ pub(super) fn last_errno() -> Errno {
     let errno = std::io::Error::last_os_error().raw_os_error();
     Errno::from_raw_os_error(errno.unwrap_or(libc::EIO))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has every way to ask for a file's status refused to this thread, but one that does not ask whoever
+    /// serves the file.
+    fn forbid_asking_servers() {
+        let jump = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        let any_bit = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+        let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+        let give = (libc::BPF_RET | libc::BPF_K) as u16;
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        // The number of the call, and the low half of its third argument (`struct seccomp_data`).
+        let (number, flags) = (0, 16 + 2 * 8);
+        let mut steps = [
+            step(load, 0, 0, number),
+            step(jump, 5, 0, libc::SYS_fstat as u32),
+            step(jump, 4, 0, libc::SYS_newfstatat as u32),
+            step(jump, 0, 2, libc::SYS_statx as u32),
+            step(load, 0, 0, flags),
+            step(any_bit, 0, 1, libc::AT_STATX_DONT_SYNC as u32),
+            step(give, 0, 0, libc::SECCOMP_RET_ALLOW),
+            step(give, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        ];
+        let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+        // SAFETY: of this thread alone, which ends here.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+        // SAFETY: the address of a program of ours, which the kernel checks and copies.
+        let set = unsafe {
+            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+        };
+        assert_eq!(set, 0);
+    }
+
+    /// A file may be served by this very process (FUSE): who turns the reactor would wait for itself.
+    #[test]
+    fn what_a_file_is_is_known_without_asking_whoever_serves_it() {
+        let path = std::env::temp_dir().join(format!("uaio-settled-{}", std::process::id()));
+        let file = std::fs::File::create(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        let seen = std::thread::spawn(move || {
+            forbid_asking_servers();
+            // SAFETY: a structure of numbers, for which zero is a value.
+            let mut status: libc::stat = unsafe { std::mem::zeroed() };
+            // SAFETY: the address of a structure of ours.
+            let asked = unsafe { libc::fstat(file.as_raw_fd(), &raw mut status) };
+            (asked, [file.as_raw_fd(), pipe.as_raw_fd()].map(|fd| (is_regular(fd), has_extent(fd))))
+        });
+        assert_eq!(seen.join().unwrap(), (-1, [(true, true), (false, false)]));
+    }
+}
