@@ -221,7 +221,11 @@ impl Backend for Hosted {
             panic!("a command of a volume came to the host")
         };
         self.names[token.slot as usize] = None;
-        match self.engine.start(token, work.take()) {
+        let mut started = work.take();
+        if started.io_priority == 0 {
+            started.io_priority = request.iocb.priority.of_host();
+        }
+        match self.engine.start(token, started) {
             Ok(name) => self.names[token.slot as usize] = Some(name),
             Err(refused) => {
                 let errno = rustix::io::Errno::from_raw_os_error(refused.reason.errno());

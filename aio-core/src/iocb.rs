@@ -37,10 +37,15 @@ pub(crate) enum Command {
     WriteZeroes,
 }
 
-/// When a command goes, of those that wait for the same volume: the classes of `ioprio_set(2)`.
+/// When a command goes, of those that wait for the same volume or host: the classes of `ioprio_set(2)`.
 ///
 /// It orders the inbox. What has been started is not overtaken by what comes later, and one in
 /// sixteen is taken from the lowest class that waits, so no class starves another.
+///
+/// Reads and writes of the host have it at the disk, too, where the kernel's I/O scheduler looks at it
+/// (`aio_reqprio` of `io_submit(2)`); what a volume's device does has none. Real time is the highest
+/// level of best effort there: the kernel's own class of that name needs a privilege (EPERM) and starves
+/// all others, and can be had by [`HostRequest::io_priority`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
     /// Before all others.
@@ -50,6 +55,18 @@ pub enum Priority {
     BestEffort,
     /// After all others.
     Idle,
+}
+
+impl Priority {
+    /// As the kernel has it: the class from bit 13 on, the level below; 0 for the thread's own.
+    pub(crate) fn of_host(self) -> u16 {
+        const CLASS_SHIFT: u16 = 13;
+        match self {
+            Self::RealTime => 2 << CLASS_SHIFT,
+            Self::BestEffort => 0,
+            Self::Idle => 3 << CLASS_SHIFT,
+        }
+    }
 }
 
 /// A command on a volume.

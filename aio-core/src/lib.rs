@@ -115,7 +115,7 @@
 //!
 //! # Limits
 //!
-//! * A priority orders what waits to be started, and nothing at the device.
+//! * A priority orders what waits to be started, and nothing at the device of a volume.
 //! * A cancel asks the device to end only what it does for that command alone: see [`Context::cancel`].
 //! * What a multishot poll says while its context has no slot free comes with its last event.
 //! * [`suspend()`] over contexts of several reactors looks at those without a thread once a millisecond.

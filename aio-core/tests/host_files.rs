@@ -131,6 +131,33 @@ fn flags_of_a_write_reach_the_kernel() {
     assert_eq!(bench.run(append(0x4000_0000)).result, Err(errno(libc::EOPNOTSUPP)));
 }
 
+/// A class that there is not is refused by the kernel, so it has been looked at.
+#[test]
+fn reads_and_writes_go_to_the_disk_with_their_io_priority() {
+    let mut bench = Bench::new(8);
+    let fd = Descriptor::new(bench.file(&data(4096)));
+    let at = Position::At(0);
+    let ops = || {
+        let (one, many) = (|| data(100).into(), || Vectored::new(vec![data(50), data(50)]));
+        let fd = || fd.clone();
+        [
+            HostOp::Read { fd: fd(), memory: one(), at, flags: 0 },
+            HostOp::Write { fd: fd(), memory: one(), at, flags: 0 },
+            HostOp::ReadV { fd: fd(), memory: many(), at, flags: 0 },
+            HostOp::WriteV { fd: fd(), memory: many(), at, flags: 0 },
+        ]
+    };
+    let (best_effort, idle, none) = (2 << 13, 3 << 13, 7 << 13);
+    for (priority, result) in
+        [(0, Ok(100)), (best_effort, Ok(100)), (idle, Ok(100)), (none, Err(errno(libc::EINVAL)))]
+    {
+        for op in ops() {
+            let request = HostRequest::from(op).with_io_priority(priority);
+            assert_eq!(bench.run(request).result, result, "{priority:#x}");
+        }
+    }
+}
+
 #[test]
 fn a_file_is_made_stable_as_a_whole_and_by_range() {
     let mut bench = Bench::new(8);

@@ -83,7 +83,8 @@ enum uaio_iocb_flags {
                           taken together or not at all, cancelled together, and over together. */
 };
 
-/* As ioprio_set(2): orders what waits for the same volume. */
+/* As ioprio_set(2): orders what waits for the same volume or for the host. A read or write of a descriptor has it at the
+ * disk, too: RT as the highest level of BE, which needs no privilege. */
 enum uaio_priority { UAIO_PRIO_DEFAULT = 0, UAIO_PRIO_RT = 1, UAIO_PRIO_BE = 2, UAIO_PRIO_IDLE = 3 };
 
 enum uaio_notify_kind {

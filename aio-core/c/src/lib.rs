@@ -24,7 +24,7 @@
 //! | io_setup(2) | the context is 0 before, and is an address | it is an output, and a name that is never used again |
 //! | io_setup(2) | EAGAIN beyond `/proc/sys/fs/aio-max-nr` | no limit of the system; 65536 events a context, 1024 contexts a process |
 //! | io_submit(2), io_getevents(2), lio_listio(3) | no limit but the context's | EINVAL for more than 65536 iocbs or events in a call |
-//! | io_submit(2) | EPERM for the priority class RT without privilege | a priority orders what waits for the same volume, and takes nothing from others |
+//! | io_submit(2) | EPERM for the priority class RT without privilege | RT orders what waits, and is the highest level of BE at the disk of a descriptor, which nobody is refused |
 //! | io_submit(2) | a buffered transfer may block in the call | it never does |
 //! | io_getevents(2) | EINTR when a signal handler runs | it goes on waiting; a signal that is to end a wait can be a notice's, or write an eventfd |
 //! | io_cancel(2) | the event of a cancelled one is in `result`, and not in the queue | every iocb has its one event in the queue |

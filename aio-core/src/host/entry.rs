@@ -57,13 +57,18 @@ pub(super) fn step(slot: &mut InFlight, no_signal: bool) -> Entry {
     let (done, limit) = (slot.done_bytes as usize, slot.write_limit());
     let sleep = slot.sleep.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     let asked = &mut slot.asked_bytes;
+    let priority = slot.request.io_priority;
     match &mut slot.request.op {
         HostOp::Nop | HostOp::Copy(_) | HostOp::Call(_) => opcode::Nop::new().build(),
         HostOp::Read { fd, memory, at, flags } => {
             let (address, len) = memory.rest(done);
             *asked = u64::from(len);
             let at = offset(*at, done);
-            opcode::Read::new(file(fd), address, len).offset(at).rw_flags(*flags).build()
+            opcode::Read::new(file(fd), address, len)
+                .offset(at)
+                .ioprio(priority)
+                .rw_flags(*flags)
+                .build()
         }
         HostOp::Write { fd, memory, at, flags } => {
             let (address, len) = memory.rest(done);
@@ -71,20 +76,32 @@ pub(super) fn step(slot: &mut InFlight, no_signal: bool) -> Entry {
             *asked = u64::from(len);
             let flags = *flags | quiet(*at, no_signal);
             let at = offset(*at, done);
-            opcode::Write::new(file(fd), address, len).offset(at).rw_flags(flags).build()
+            opcode::Write::new(file(fd), address, len)
+                .offset(at)
+                .ioprio(priority)
+                .rw_flags(flags)
+                .build()
         }
         HostOp::ReadV { fd, memory, at, flags } => {
             let (vecs, count) = memory.rest(done, TRANSFER_MAX_BYTES);
             *asked = memory.len().saturating_sub(done) as u64;
             let at = offset(*at, done);
-            opcode::Readv::new(file(fd), vecs, count).offset(at).rw_flags(*flags).build()
+            opcode::Readv::new(file(fd), vecs, count)
+                .offset(at)
+                .ioprio(priority)
+                .rw_flags(*flags)
+                .build()
         }
         HostOp::WriteV { fd, memory, at, flags } => {
             let (vecs, count) = memory.rest(done, limit);
             *asked = memory.len().saturating_sub(done).min(limit) as u64;
             let flags = *flags | quiet(*at, no_signal);
             let at = offset(*at, done);
-            opcode::Writev::new(file(fd), vecs, count).offset(at).rw_flags(flags).build()
+            opcode::Writev::new(file(fd), vecs, count)
+                .offset(at)
+                .ioprio(priority)
+                .rw_flags(flags)
+                .build()
         }
         HostOp::Fsync { fd, data_only } => {
             let flags = match data_only {

@@ -449,6 +449,10 @@ pub struct HostRequest {
     /// Issue it on a thread of the kernel's even if it might be done at once. For reads of files that
     /// are not in the page cache, on whose metadata an issue can block; costs a few microseconds.
     pub away: bool,
+    /// With what I/O priority a read or write goes to the disk, as `ioprio_set(2)` has it: class and
+    /// level. 0 for that of the thread that commits; one that the credentials do not allow is EPERM.
+    /// Other operations have none.
+    pub io_priority: u16,
     /// As whom; `None` for whoever commits.
     pub credentials: Option<Credentials>,
     /// What else was taken down of the submitter.
@@ -457,7 +461,8 @@ pub struct HostRequest {
 
 impl From<HostOp> for HostRequest {
     fn from(op: HostOp) -> Self {
-        Self { op, timeout: None, away: false, credentials: None, settled: None }
+        let (timeout, away, io_priority) = (None, false, 0);
+        Self { op, timeout, away, io_priority, credentials: None, settled: None }
     }
 }
 
@@ -472,6 +477,12 @@ impl HostRequest {
     #[must_use]
     pub fn away(self) -> Self {
         Self { away: true, ..self }
+    }
+
+    /// The same with an [I/O priority](HostRequest::io_priority).
+    #[must_use]
+    pub fn with_io_priority(self, io_priority: u16) -> Self {
+        Self { io_priority, ..self }
     }
 
     /// The same as somebody.
