@@ -10,7 +10,7 @@ use uaio_page_cache::{Buffer, Finished, Flusher, Lane, OpKind, Operation};
 use crate::request::Request;
 use crate::station::{Backend, Outcome, Turned};
 
-/// What is stepped under a volume's lock. The lane goes before the flusher, which it may wait for.
+/// What is stepped under a volume's lock. The lane goes before the flusher, and waits for nothing of it.
 pub(crate) struct Cached {
     lane: Lane,
     flusher: Option<Writeback>,

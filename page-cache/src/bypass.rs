@@ -61,6 +61,8 @@ pub(crate) struct Bypass {
     /// The device was asked to change something of the portion.
     sent: bool,
     error: Option<IoError>,
+    /// It was cancelled: the device may have all of it, but it is not known to be stable.
+    stopped: Option<IoError>,
     waits_for: u64,
     /// How many flushes had failed when it began to send.
     failures: u64,
@@ -83,6 +85,7 @@ impl Bypass {
             outstanding: 0,
             sent: false,
             error: None,
+            stopped: None,
             waits_for: offset / FRAME_SIZE as u64,
             failures: cache.stability.failures(),
         }
@@ -168,13 +171,13 @@ impl Bypass {
                         return Step::Waiting;
                     }
                     self.phase = Phase::Stable;
-                    if self.error.is_none() && self.way == Some(Way::Flush) {
-                        core.group.join(me);
+                    if self.result().is_ok() && self.way == Some(Way::Flush) {
+                        core.join_flush(me);
                         return Step::Waiting;
                     }
                 }
                 Phase::Stable => {
-                    let result = self.error.map_or(Ok(()), Err);
+                    let result = self.result();
                     let kept = match self.way {
                         Some(Way::Flush) => cache.stability.verdict(self.failures),
                         None | Some(Way::Plain | Way::Fua) => Ok(()),
@@ -189,13 +192,20 @@ impl Bypass {
         }
     }
 
-    /// Sends nothing more. If all was sent, it is what it would have been.
+    /// Sends nothing more, and waits for no flush. If there was nothing more to do, it is what it would have been.
     pub(crate) fn stop(&mut self, error: IoError) {
         let sent = matches!(self.phase, Phase::Send(lba) if lba == self.end_lba);
+        if self.way == Some(Way::Flush) {
+            self.stopped = Some(error);
+        }
         if !sent && !matches!(self.phase, Phase::Stable) {
             self.error = Some(error);
             self.phase = Phase::Send(self.portion.end);
         }
+    }
+
+    fn result(&self) -> IoResult {
+        self.error.or(self.stopped).map_or(Ok(()), Err)
     }
 
     /// Whether nobody is busy with a page; if somebody is, the entry is on its queue.

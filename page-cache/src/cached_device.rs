@@ -19,9 +19,9 @@ const BYPASS_MAX_BYTES: u32 = 64 << 20;
 /// A block device over a cache over a block device. All its queues are one handle: an error of a
 /// writeback nobody waited for is told to the first flush after it.
 ///
-/// A flusher must be turned for as long as it has queues: flushes, and writers above the dirty
+/// A flusher must be turned for as long as it has queues: flushes, stable writes, and writers above the dirty
 /// limit, wait for it. Each of its queues with requests in flight must be polled, or slept on as it was armed, by
-/// its owner: other queues wait for what it is doing, and all flushes for a flush of its; see [`Lane`].
+/// its owner: other queues may wait for a page that it reads or writes; see [`Lane`].
 pub struct CachedDevice {
     cache: Arc<Cache>,
     handle: Arc<Handle>,

@@ -83,11 +83,6 @@ impl Covered {
         }
     }
 
-    /// Whether no flush waits.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.orders.is_empty()
-    }
-
     /// Whether a flush waits for a page that holds data from `since` on.
     pub(crate) fn covers(&self, page: u64, since: u64) -> bool {
         since <= self.whole || self.segment(page).is_some_and(|at| since <= self.segments[at].seq)
@@ -152,6 +147,9 @@ impl Covered {
 
     /// Finds out which flushes have nothing to wait for any more. Says how many pages were looked at.
     pub(crate) fn judge(&mut self, cache: &Cache) -> usize {
+        if self.orders.is_empty() {
+            return 0;
+        }
         // After they were taken down, and under no lock of the orders: what was numbered up to a flush's number
         // before that is found in its shard.
         let oldest = cache.shards().filter_map(|shard| shard.lock().oldest_unwritten()).min();
@@ -175,6 +173,11 @@ impl Covered {
         }
         (self.orders, self.found) = (orders, found);
         looked
+    }
+
+    /// Whether none of those that were taken down has anything to wait for.
+    pub(crate) fn are_all_ready(&self) -> bool {
+        self.orders.iter().all(|order| order.ready)
     }
 
     /// Whether a flush was taken down and has nothing to wait for.

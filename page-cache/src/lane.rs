@@ -20,13 +20,11 @@ use uaio_driver::{
 use crate::buffer::Buffer;
 use crate::bypass::Bypass;
 use crate::cache::{Cache, Enlisted, Handle, OUT_OF_RANGE, Ticket};
-use crate::commit::Group;
+use crate::commit::StableWrites;
 use crate::page::{Blocks, Page, Written};
 use crate::read::Read;
-use crate::readahead::{NOBODY, Plan, Readahead};
+use crate::readahead::{Plan, Readahead};
 use crate::retry::{RunQueue, Step};
-use crate::stability::FlushId;
-use crate::sync::Ordering;
 use crate::wait::{Entries, Waiter, Wakes, Wakeup, Wants};
 use crate::waited::{TurnClock, WaitKind};
 use crate::write::Write;
@@ -249,8 +247,6 @@ pub(crate) struct Core {
     completions: Vec<Completion>,
     /// The most a read or write command may carry, in pages.
     pages_max: usize,
-    /// Stable writes that share a flush.
-    pub(crate) group: Group,
     clock: TurnClock,
 }
 
@@ -269,10 +265,10 @@ impl Core {
         let pages_max = (transfer_max / FRAME_SIZE).min(Lane::PAGES_MAX);
         let run = RunQueue::new(operations, wake);
         let mut enlisted = cache.enlist(operations, run.clone());
-        // Each operation has an entry, a place on the run queue and on the queue for slots, and two in the
-        // group; each request its slot, its frames and its completion, or itself when it is refused.
+        // Each operation has an entry, and a place on the run queue and on the queue for slots; each request
+        // its slot, its frames and its completion, or itself when it is refused.
         let of_operation =
-            Entries::BYTES + size_of::<(usize, Token, Wakeup)>() + 3 * size_of::<Token>();
+            Entries::BYTES + size_of::<(usize, Token, Wakeup)>() + size_of::<Token>();
         let of_request = size_of::<(usize, Io)>()
             + (pages_max + 1) * size_of::<DmaBuf>()
             + size_of::<Vec<DmaBuf>>()
@@ -285,7 +281,6 @@ impl Core {
             enlisted,
             ios: Slots::new(depth),
             wakes: Wakes::with_capacity(WAKES),
-            group: Group::new(cache.device().capabilities(), operations),
             // One more: a command that does not begin where a frame does.
             spare: (0..=depth).map(|_| Vec::with_capacity(pages_max + 1)).collect(),
             slot_waiters: VecDeque::with_capacity(operations),
@@ -314,8 +309,6 @@ impl Core {
     /// While somebody waits for a slot there is none for anybody else.
     pub(crate) fn slots_free(&self, gathering: Option<&Run>, spare: usize) -> bool {
         let may = self.slot_waiters.is_empty() || (self.slot_granted && gathering.is_none());
-        // A flush that is due has the next slot, or it would wait behind writes that never end.
-        let spare = spare + usize::from(self.group.is_due());
         may && self.ios.free() > usize::from(gathering.is_some()) + spare
     }
 
@@ -590,35 +583,10 @@ impl Core {
         self.queue.poll(budget, &mut self.completions) + self.early.len()
     }
 
-    /// Sends the flush of the lane's group, when one is due.
-    fn flush_group(&mut self) {
-        if self.group.is_due() && self.ios.free() > 0 {
-            self.group.sent(self.cache.stability.begin());
-            self.cache.device_flushes.fetch_add(1, Ordering::Relaxed);
-            let io = Io::new(NOBODY, IoKind::Flush, 0, 0);
-            self.submit(io, Op::Flush, SgList::empty());
-        }
-    }
-
-    /// A device flush has ended: whether its success counts already. A failure is dealt with.
-    pub(crate) fn end_flush(&mut self, flush: FlushId, result: IoResult) -> bool {
-        match result {
-            Ok(()) => self.cache.stability.succeeded(flush, &self.run),
-            Err(error) => {
-                self.cache.flush_failed(flush, error, &self.run, &mut self.wakes);
-                true
-            }
-        }
-    }
-
-    /// Does not want to be rung for a flush any more.
-    pub(crate) fn leave_flushes(&self) {
-        self.cache.stability.leave(&self.run);
-    }
-
-    /// Whether the success of a flush counts now.
-    pub(crate) fn is_confirmed(&self, flush: FlushId) -> bool {
-        self.cache.stability.is_confirmed(flush, &self.run)
+    /// Leaves the entry of an operation, whose data the device has taken, with those who wait for the next device
+    /// flush.
+    pub(crate) fn join_flush(&self, operation: Token) {
+        self.cache.order_device_flush(self.waiter(operation, Wants::Anything));
     }
 
     /// The operation that has waited longest for a slot, when there is one free: it is that
@@ -641,11 +609,10 @@ impl Core {
 
     /// Whether the device is changing data in the name of an operation, or is at its own frames.
     fn cannot_take_back(&self, operation: Token) -> bool {
-        let sent = self.ios.tenants().any(|io| {
+        self.ios.tenants().any(|io| {
             io.operation == operation
                 && matches!(io.kind, IoKind::Store | IoKind::Bypass | IoKind::ReadOwn)
-        });
-        sent || self.group.holds(operation)
+        })
     }
 
     /// Asks the device to end what it does for an operation alone. What it does for pages goes on: others
@@ -699,13 +666,8 @@ impl Core {
         }
     }
 
-    /// Prepares for the owner to sleep, whose flush `unconfirmed` has succeeded. That it counts by now puts
-    /// nothing on the run queue, and rang nobody while the owner was awake: it is asked, and the owner is to
-    /// be rung again if it does not.
-    pub(crate) fn arm(&mut self, unconfirmed: Option<FlushId>) -> Armed {
-        if unconfirmed.is_some_and(|flush| self.is_confirmed(flush)) {
-            return Armed::Ready;
-        }
+    /// Prepares for the owner to sleep.
+    pub(crate) fn arm(&mut self) -> Armed {
         if !self.run.is_empty() || !self.early.is_empty() || !self.slot_waiters.is_empty() {
             // Whoever waits for a slot has one as soon as something in flight completes.
             if self.run.is_empty() && self.early.is_empty() && self.ios.free() == 0 {
@@ -817,13 +779,12 @@ struct Entry {
 /// # Obligation
 ///
 /// While anything is in flight, the owner [turns](Lane::turn) the lane, or sleeps on what it [armed](Lane::arm)
-/// and turns it when that rings. Others depend on it, not its own operations alone: who waits for a page that
-/// this lane reads or writes, and, once it has a device flush in flight for its stable writes, every flush and
-/// stable write of the whole cache: none counts before the outcome of those that were sent before it is known
-/// ([`crate::stability`]). An owner that goes away to compute for long drops its lane, which drains it, or
-/// leaves it to a thread that turns it.
+/// and turns it when that rings. Others may depend on it: who waits for a page that this lane reads or writes just
+/// now. Nobody else does: device flushes are the flusher's, for this lane's stable writes, too. An owner that goes
+/// away to compute for long drops its lane, which drains it, or leaves it to a thread that turns it.
 pub struct Lane {
     core: Core,
+    stable: StableWrites,
     entries: Slots<Entry>,
     finished: VecDeque<Finished>,
 }
@@ -853,6 +814,7 @@ impl Lane {
             .charge(operations * of_operation)
             .map_err(|error| DeviceError::Invalid(error.to_string()))?;
         Ok(Self {
+            stable: StableWrites::new(core.cache.device().capabilities()),
             core,
             entries: Slots::new(operations),
             // Twice: what was cancelled is finished, and may be an entry still.
@@ -925,7 +887,7 @@ impl Lane {
             OpKind::Write { stable, direct } => {
                 let way = stable.then(|| {
                     let transfer_max = cache.device().geometry().transfer_max_bytes;
-                    self.core.group.begin(len.div_ceil(u64::from(transfer_max)))
+                    self.stable.begin(len.div_ceil(u64::from(transfer_max)))
                 });
                 if direct && buffer.is_registered() {
                     Work::Bypass(Bypass::write(cache, offset, len, buffer, way))
@@ -963,7 +925,6 @@ impl Lane {
     pub fn turn(&mut self) -> bool {
         self.core.clock.reset();
         let mut busy = self.run_woken();
-        busy |= self.confirm_flush();
         self.core.commit();
         if self.core.poll() > 0 {
             busy = true;
@@ -974,7 +935,6 @@ impl Lane {
                 self.core.wakes.run();
                 self.run_woken();
             }
-            self.core.flush_group();
             while let Some(token) = self.core.grant_slot() {
                 self.step(token, Wakeup::Retry);
                 self.core.slot_granted = false;
@@ -1052,7 +1012,7 @@ impl Lane {
         if !self.finished.is_empty() {
             return Armed::Ready;
         }
-        self.core.arm(self.core.group.unconfirmed())
+        self.core.arm()
     }
 
     /// As [`IoQueue::event_fd`].
@@ -1086,9 +1046,6 @@ impl Lane {
         if matches!(io.kind, IoKind::Ahead { .. }) {
             return self.core.settle_ahead(&io, result, data);
         }
-        if io.kind == IoKind::Flush {
-            return self.settle_flush(result, data);
-        }
         self.with(io.operation, |work, core| match work {
             Work::Read(read) => read.settle(io.operation, core, io, result, data),
             Work::Write(write) => write.settle(io.operation, core, io, result, data),
@@ -1096,37 +1053,6 @@ impl Lane {
             Work::Bypass(bypass) => bypass.settle(io.operation, core, io, result, data),
             Work::Flush(_) => panic!("a flush has no device request of its own"),
         });
-    }
-
-    /// The flush of the lane's group has ended: so have the writes that it covers.
-    fn settle_flush(&mut self, result: IoResult, data: SgList) {
-        self.core.recycle(data.frames);
-        let Some(flush) = self.core.group.in_flight() else { panic!("nobody sent this flush") };
-        if self.core.end_flush(flush, result) {
-            self.flush_ended(result);
-        } else {
-            self.core.group.succeeded(flush);
-        }
-    }
-
-    /// The group's flush has succeeded, and may count now; says whether it does.
-    fn confirm_flush(&mut self) -> bool {
-        let Some(flush) = self.core.group.unconfirmed() else { return false };
-        let confirmed = self.core.is_confirmed(flush);
-        if confirmed {
-            self.flush_ended(Ok(()));
-            self.core.flush_group();
-        }
-        confirmed
-    }
-
-    /// Those whom the group's flush covers are over. Whether one that failed took back what they wrote
-    /// each sees for itself.
-    fn flush_ended(&mut self, result: IoResult) {
-        self.core.group.completed();
-        while let Some(token) = self.core.group.pop() {
-            self.step(token, Wakeup::Ended(result));
-        }
     }
 
     /// Runs one step of an operation, and answers it when that was the last.
@@ -1148,7 +1074,7 @@ impl Lane {
         };
         let Some(Entry { user, abandoned, .. }) = self.entries.remove(token) else { return };
         if work.is_stable_write() {
-            self.core.group.end();
+            self.stable.end();
         }
         if abandoned {
             return;
@@ -1174,14 +1100,10 @@ impl Drop for Lane {
             }
         }
         while !self.entries.is_empty() || self.core.in_flight() > 0 {
-            while let Some(token) = self.core.group.abandon() {
-                self.step(token, Wakeup::Ended(Err(CANCELLED)));
-            }
             if !self.turn() {
                 std::thread::yield_now();
             }
             self.finished.clear();
         }
-        self.core.leave_flushes();
     }
 }

@@ -32,11 +32,10 @@
 //!
 //! A write that is to be stable (O_DSYNC, FUA) never blocks its submitter, and any number may be in
 //! flight: each is issued at once, and when the device has it, waits for a device flush that it shares
-//! with all who were there when that was sent. One that is alone is a single FUA command instead. Lanes
-//! do not share: each flushes for its own. But they depend on each other: that a flush succeeded counts for
-//! nobody while one that was sent before is not heard of, by any lane. So **a lane with something in flight is
-//! to be turned, or slept on as armed**, until it has nothing: one that is left alone with a flush in flight
-//! holds up every stable write and every flush of the cache for as long. [`Lane`] has the obligation.
+//! with all who were there when that was sent, flushes and stable writes of every lane. One that is alone is a
+//! single FUA command instead. The [`Flusher`] sends those device flushes, one at a time, so a flush waits for no
+//! lane that has gone silent, unless a command of that is at a page which the flush covers; and whoever
+//! waits for one can be cancelled at once.
 //!
 //! # When a device flush fails
 //!

@@ -7,8 +7,7 @@
 
 use uaio_driver::FRAME_SIZE;
 
-use crate::cache::{Cache, CacheError, CacheOptions, Ticket};
-use crate::covered::Covered;
+use crate::cache::{Cache, CacheError, CacheOptions};
 use crate::sync::Ordering;
 use crate::wait::Wakes;
 
@@ -43,8 +42,7 @@ impl Cache {
             used.tables += shard.memory_bytes() as u64;
         }
         used.tables += self.barriers.memory_bytes() as u64;
-        let tickets = self.orders.lock().tickets.capacity();
-        used.tables += (tickets * (size_of::<Ticket>() + Covered::BYTES_A_TICKET)) as u64;
+        used.tables += self.orders.lock().memory_bytes() as u64;
         used.lanes = self.lane_bytes.load(Ordering::Relaxed) as u64;
         used
     }

@@ -19,27 +19,24 @@
 //! shard, grown into each other when there are more. So what is told as lost may be too much,
 //! never too little.
 //!
-//! # When a flush that succeeded counts
+//! # One flush at a time
 //!
-//! Flushes of several queues overlap, and their completions are seen in any order. That one succeeded
-//! says nothing while another, sent before, has not been heard of: that one may fail, and have dropped
-//! data before this one came. So a success counts (is *confirmed*) when every flush that had been sent by
-//! then has been heard of, and none of them has failed. Whoever waits for it is rung. Heard of by its sender: a
-//! queue that nobody polls holds up the others, without bound, and so polling is the owner's
-//! [obligation](crate::Lane#obligation).
+//! The flusher sends all device flushes of a cache, for flushes and for stable writes of any lane, and the next
+//! when it has heard of the last. Flushes of several queues would overlap, with their completions seen in any order:
+//! that one succeeded would say nothing while another, sent before, has not been heard of, for that one may
+//! fail, and have dropped data before this one came. So each would have to wait for every queue that has sent
+//! one, and for whoever polls that.
 //!
 //! Each failure is counted twice, before and after the pages have been gone through. What notes the count before
 //! it looks at a page, or sends it, and finds another one afterwards cannot tell on which side of the failure
 //! the page was, and takes the worse.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use uaio_driver::{FRAME_SIZE, IoError, IoErrorKind, IoResult};
 
 use crate::cache::Cache;
-use crate::retry::RunQueue;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::wait::Wakes;
 
@@ -47,7 +44,7 @@ use crate::wait::Wakes;
 const LOST_MAX: usize = 1024;
 
 /// Names a device flush that was begun; higher for later ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlushId(u64);
 
 /// What device flushes came to; one for a cache.
@@ -66,11 +63,7 @@ pub(crate) struct Stability {
 }
 
 struct Inner {
-    in_flight: Vec<u64>,
-    /// Those that succeeded and are not confirmed: with the last one begun by then.
-    unconfirmed: Vec<(u64, u64)>,
-    /// Whom to ring when something was heard of a flush.
-    waiting: VecDeque<Arc<RunQueue>>,
+    in_flight: Option<FlushId>,
     lost: Spans,
     /// How the last flush that failed did.
     error: IoError,
@@ -80,9 +73,7 @@ impl Stability {
     /// For a device that has, or has not, a volatile cache.
     pub(crate) fn new(volatile: bool, block_size: usize) -> Arc<Self> {
         let inner = Inner {
-            in_flight: Vec::new(),
-            unconfirmed: Vec::new(),
-            waiting: VecDeque::new(),
+            in_flight: None,
             lost: Spans::new(LOST_MAX),
             error: IoError::new(IoErrorKind::Device),
         };
@@ -95,15 +86,6 @@ impl Stability {
             any_lost: AtomicBool::new(false),
             inner: Mutex::new(inner),
         })
-    }
-
-    /// There may be so many queues that flush.
-    pub(crate) fn reserve(&self, queues: usize) {
-        let mut inner = self.inner.lock();
-        let Inner { in_flight, unconfirmed, waiting, .. } = &mut *inner;
-        in_flight.reserve(queues.saturating_sub(in_flight.len()));
-        unconfirmed.reserve(queues.saturating_sub(unconfirmed.len()));
-        waiting.reserve(queues.saturating_sub(waiting.len()));
     }
 
     /// Whether what the device has taken may be lost before a flush.
@@ -138,93 +120,41 @@ impl Stability {
     }
 
     /// A device flush is about to be sent.
+    ///
+    /// # Panics
+    ///
+    /// When nobody has heard of the last one yet.
     pub(crate) fn begin(&self) -> FlushId {
         if !self.volatile {
             return FlushId(0);
         }
         let mut inner = self.inner.lock();
-        let id = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
-        inner.in_flight.push(id);
-        FlushId(id)
+        assert_eq!(inner.in_flight, None, "one device flush at a time");
+        let id = FlushId(self.begun.fetch_add(1, Ordering::AcqRel) + 1);
+        inner.in_flight = Some(id);
+        id
     }
 
-    /// A flush has succeeded. `false` when it is not confirmed yet: then the owner is rung when
-    /// [`is_confirmed`](Self::is_confirmed) is to be asked again.
-    pub(crate) fn succeeded(&self, id: FlushId, owner: &Arc<RunQueue>) -> bool {
+    /// A flush has succeeded: what completed before it was begun is stable.
+    pub(crate) fn succeeded(&self, id: FlushId) {
         if !self.volatile {
-            return true;
+            return;
         }
-        let mut inner = self.inner.lock();
-        let upto = self.begun.load(Ordering::Acquire);
-        inner.unconfirmed.push((id.0, upto));
-        self.heard_of(&mut inner, id);
-        let confirmed = !inner.is_unconfirmed(id);
-        if !confirmed {
-            inner.waiting.push_back(Arc::clone(owner));
-        }
-        drop(inner);
-        self.ring(owner);
-        confirmed
+        self.inner.lock().in_flight = None;
+        self.stable.store(id.0, Ordering::Release);
     }
 
-    /// Whether a flush that succeeded counts, or has been overtaken by one that failed, which
-    /// [`verdict`](Self::verdict) tells.
-    pub(crate) fn is_confirmed(&self, id: FlushId, owner: &Arc<RunQueue>) -> bool {
-        let mut inner = self.inner.lock();
-        let confirmed = !inner.is_unconfirmed(id);
-        if !confirmed && !inner.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, owner)) {
-            inner.waiting.push_back(Arc::clone(owner));
-        }
-        confirmed
-    }
-
-    /// A flush has failed; the pages are to be gone through now, and then it
+    /// The flush has failed; the pages are to be gone through now, and then it
     /// [has been dealt with](Self::dealt_with).
     fn failed(&self, error: IoError) {
         let mut inner = self.inner.lock();
         inner.error = error;
-        inner.unconfirmed.clear();
         self.failures.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn dealt_with(&self, id: FlushId, owner: &Arc<RunQueue>) {
-        let mut inner = self.inner.lock();
-        // What succeeded while the pages were gone through may have been sent before they were.
-        inner.unconfirmed.clear();
+    fn dealt_with(&self) {
         self.failures.fetch_add(1, Ordering::SeqCst);
-        self.heard_of(&mut inner, id);
-        drop(inner);
-        self.ring(owner);
-    }
-
-    fn heard_of(&self, inner: &mut Inner, id: FlushId) {
-        inner.in_flight.retain(|flush| *flush != id.0);
-        let oldest = inner.in_flight.iter().min().copied();
-        inner.unconfirmed.retain(|(flush, upto)| {
-            let confirmed = oldest.is_none_or(|oldest| oldest > *upto);
-            if confirmed {
-                self.stable.fetch_max(*flush, Ordering::AcqRel);
-            }
-            !confirmed
-        });
-    }
-
-    /// Rings those who wait, but not the caller, under no lock. First come first rung: who asks again meanwhile
-    /// is behind those who have not been rung.
-    fn ring(&self, caller: &Arc<RunQueue>) {
-        let count = self.inner.lock().waiting.len();
-        for _ in 0..count {
-            let mut inner = self.inner.lock();
-            let others = inner.waiting.iter().position(|waiting| !Arc::ptr_eq(waiting, caller));
-            let Some(waiting) = others.and_then(|at| inner.waiting.remove(at)) else { return };
-            drop(inner);
-            waiting.ring();
-        }
-    }
-
-    /// Whoever is going does not want to be rung any more.
-    pub(crate) fn leave(&self, owner: &Arc<RunQueue>) {
-        self.inner.lock().waiting.retain(|waiting| !Arc::ptr_eq(waiting, owner));
+        self.inner.lock().in_flight = None;
     }
 
     /// These blocks were lost.
@@ -260,12 +190,6 @@ impl Stability {
         let mut lost: Vec<_> = inner.lost.spans.iter().map(|span| span.start..span.end).collect();
         lost.sort_unstable_by_key(|range| range.start);
         lost
-    }
-}
-
-impl Inner {
-    fn is_unconfirmed(&self, id: FlushId) -> bool {
-        self.unconfirmed.iter().any(|(flush, _)| *flush == id.0)
     }
 }
 
@@ -347,14 +271,8 @@ impl Spans {
 }
 
 impl Cache {
-    /// A device flush has failed; see [`crate::stability`]. `owner` is who sent it.
-    pub(crate) fn flush_failed(
-        &self,
-        id: FlushId,
-        error: IoError,
-        owner: &Arc<RunQueue>,
-        wakes: &mut Wakes,
-    ) {
+    /// The device flush has failed; see [`crate::stability`].
+    pub(crate) fn flush_failed(&self, error: IoError, wakes: &mut Wakes) {
         // Those who share this flush are told now; every other handle is told by its next.
         self.errors.record(0..self.size_bytes(), error);
         let stability = &self.stability;
@@ -367,7 +285,7 @@ impl Cache {
             room.force(shard.take_back(wakes));
             shard.drain_gone(|blocks| stability.lose(blocks));
         }
-        stability.dealt_with(id, owner);
+        stability.dealt_with();
         self.ring_flusher();
     }
 
@@ -401,50 +319,48 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uaio_driver::block::PollsAnyway;
-
-    fn owner() -> Arc<RunQueue> {
-        RunQueue::new(1, Arc::new(PollsAnyway))
-    }
 
     const ERROR: IoError = IoError::new(IoErrorKind::Media);
 
     #[test]
-    fn a_success_counts_when_every_flush_sent_before_it_was_heard_of() {
+    fn what_completed_before_a_flush_was_begun_is_stable_when_that_has_succeeded() {
         let stability = Stability::new(true, 512);
-        let (one, two) = (owner(), owner());
-        let first = stability.begin();
-        let epoch = stability.epoch();
-        let second = stability.begin();
-        assert!(!stability.succeeded(second, &two), "the first may have failed before it");
-        assert!(!stability.is_stable(epoch));
-        // Sent after the second was heard of: nothing to do with it.
-        let third = stability.begin();
-        assert!(!stability.succeeded(first, &one), "the third was sent before it was heard of");
-        assert!(stability.is_confirmed(second, &two));
-        assert!(stability.is_stable(epoch));
-        assert!(stability.succeeded(third, &two));
-        assert!(stability.is_confirmed(first, &one));
+        let before = stability.epoch();
+        let flush = stability.begin();
+        let after = stability.epoch();
+        assert!(!stability.is_stable(before), "it may fail");
+        stability.succeeded(flush);
+        assert_eq!((stability.is_stable(before), stability.is_stable(after)), (true, false));
+        let next = stability.begin();
+        stability.succeeded(next);
+        assert!(stability.is_stable(after));
     }
 
     #[test]
-    fn a_failure_takes_back_what_succeeded_beside_it_and_nothing_that_counted() {
+    fn a_failure_takes_back_what_was_sent_before_and_nothing_that_is_stable() {
         let stability = Stability::new(true, 512);
-        let (one, two) = (owner(), owner());
         let early = stability.epoch();
         let good = stability.begin();
         let before = stability.failures();
-        assert!(stability.succeeded(good, &one));
+        stability.succeeded(good);
         assert_eq!(stability.verdict(before), Ok(()));
         let epoch = stability.epoch();
-        let first = stability.begin();
-        let second = stability.begin();
-        assert!(!stability.succeeded(second, &two));
+        _ = stability.begin();
         stability.failed(ERROR);
-        stability.dealt_with(first, &one);
-        assert!(stability.is_confirmed(second, &two), "there is nothing to wait for");
-        assert_eq!(stability.verdict(before), Err(ERROR), "but it does not count");
+        let meanwhile = stability.failures();
+        stability.dealt_with();
+        assert_eq!(stability.verdict(before), Err(ERROR));
+        assert_eq!(stability.verdict(meanwhile), Err(ERROR), "its page may have been looked at");
         assert_eq!((stability.is_stable(early), stability.is_stable(epoch)), (true, false));
+        assert_eq!(stability.verdict(stability.failures()), Ok(()));
+    }
+
+    #[test]
+    #[should_panic(expected = "one device flush at a time")]
+    fn two_flushes_never_overlap() {
+        let stability = Stability::new(true, 512);
+        _ = stability.begin();
+        _ = stability.begin();
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct Waits {
     pub slot: Waited,
     /// For a range under a discard or write-zeroes.
     pub range: Waited,
-    /// For the flusher, by a flush.
+    /// For the flusher, by a flush or by a stable write that shares a device flush.
     pub flush: Waited,
 }
 

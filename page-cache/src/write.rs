@@ -109,10 +109,10 @@ impl Write {
         std::mem::replace(&mut self.buffer, Buffer::None)
     }
 
-    /// Writes no further page. What the device has been sent goes on; if that is all there was to
-    /// do, the write is what it would have been.
+    /// Writes no further page, and waits for no flush. What the device has been sent goes on; if that is all
+    /// there was to do, the write is what it would have been.
     pub(crate) fn stop(&mut self, error: IoError) {
-        if self.page != self.end_page {
+        if self.page != self.end_page || self.way == Some(Way::Flush) {
             self.error = Some(error);
         }
     }
@@ -154,7 +154,7 @@ impl Write {
                 }
                 if self.error.is_none() && self.way == Some(Way::Flush) && !self.joined {
                     self.joined = true;
-                    core.group.join(me);
+                    core.join_flush(me);
                     break Step::Waiting;
                 }
                 let result = self.error.map_or(Ok(()), Err);

@@ -12,7 +12,8 @@
 //! **Flush**: a flush covers the writes numbered up to its own. When all of those are on the device
 //! a device flush is sent, and everybody whose writes were complete *before it was sent* shares it;
 //! who comes later takes the next. What is dirtied later has a higher number and is not waited for,
-//! so a flush ends under a writer that never stops. A **flush of a range** is the same for the pages that
+//! so a flush ends under a writer that never stops. A stable write that needs a flush shares it
+//! ([`crate::commit`]): no lane sends one of its own. A **flush of a range** is the same for the pages that
 //! the range touches: what is dirty elsewhere is neither written nor waited for, and a page elsewhere
 //! that cannot be written does not fail it.
 //!
@@ -35,7 +36,7 @@ use uaio_driver::{
     Armed, DeviceError, FRAME_SIZE, IoError, IoErrorKind, IoResult, Op, SgList, Token, Wake,
 };
 
-use crate::cache::{Cache, NO_FLUSHER};
+use crate::cache::Cache;
 use crate::covered::{self, Covered};
 use crate::lane::{Core, Io, IoKind, Piece, Run};
 use crate::page::{Blocks, Page};
@@ -43,7 +44,7 @@ use crate::room::Usage;
 use crate::shard::Shard;
 use crate::stability::FlushId;
 use crate::sync::{Mutex, Ordering};
-use crate::wait::{Waiter, Wakeup, Wants};
+use crate::wait::{Wakeup, Wants};
 
 /// How old a dirty page may get before it is written without anybody asking, unless something else is
 /// set.
@@ -90,9 +91,8 @@ pub struct Flusher {
     core: Core,
     wake: Arc<dyn Wake>,
     batch: Vec<u64>,
-    /// Those whose writes were complete before the device flush in flight was sent.
-    sharing: Vec<Waiter>,
-    flush: Option<Sent>,
+    /// The device flush in flight.
+    flush: Option<FlushId>,
     /// What those who wait for a flush wait for.
     covered: Covered,
     /// The page whose queue the entry is on, because a flush waits for it.
@@ -153,16 +153,6 @@ fn is_gone(error: &IoError) -> bool {
     error.kind == IoErrorKind::Gone
 }
 
-/// The device flush that was sent.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    id: FlushId,
-    /// How many had failed before its pages were looked at.
-    failures: u64,
-    /// It has succeeded, and is not [confirmed](crate::stability) yet.
-    succeeded: bool,
-}
-
 impl Flusher {
     /// The flusher of a cache, with a device queue of at most `depth` requests, at least 2. `wake`
     /// is rung, from any thread, when it has something to do.
@@ -190,7 +180,6 @@ impl Flusher {
             core,
             wake,
             batch: Vec::with_capacity(BATCH_PAGES),
-            sharing: Vec::with_capacity(64),
             flush: None,
             covered: Covered::default(),
             waits_for: None,
@@ -219,7 +208,6 @@ impl Flusher {
             }
             self.adjust();
         }
-        busy |= self.confirm_flush();
         self.judge(now);
         self.ages.sample(now, self.core.cache.last_seq(), self.core.cache.age_max());
         busy |= self.write_some(now);
@@ -246,7 +234,7 @@ impl Flusher {
 
     /// Whether it may sleep; as [`uaio_driver::IoQueue::arm`].
     pub fn arm(&mut self) -> Armed {
-        self.core.arm(self.unconfirmed())
+        self.core.arm()
     }
 
     /// As [`uaio_driver::IoQueue::event_fd`].
@@ -305,12 +293,7 @@ impl Flusher {
             IoKind::Store => self.settle_store(io, result, data),
             IoKind::Flush => {
                 self.core.recycle(data.frames);
-                let Some(flush) = &mut self.flush else { panic!("nobody sent this flush") };
-                if self.core.end_flush(flush.id, result) {
-                    self.flush_ended(result);
-                } else {
-                    flush.succeeded = true;
-                }
+                self.settle_flush(result);
             }
             IoKind::Fill
             | IoKind::Ahead { .. }
@@ -320,27 +303,15 @@ impl Flusher {
         }
     }
 
-    /// The flush that has succeeded, and is not confirmed yet.
-    fn unconfirmed(&self) -> Option<FlushId> {
-        self.flush.filter(|flush| flush.succeeded).map(|flush| flush.id)
-    }
-
-    /// The flush has succeeded, and may count now; says whether it does.
-    fn confirm_flush(&mut self) -> bool {
-        let confirmed = self.unconfirmed().is_some_and(|flush| self.core.is_confirmed(flush));
-        if confirmed {
-            self.flush_ended(Ok(()));
+    /// The device flush has ended: whom it covers is told.
+    fn settle_flush(&mut self, result: IoResult) {
+        let Some(flush) = self.flush.take() else { panic!("nobody sent this flush") };
+        let cache = Arc::clone(&self.core.cache);
+        match result {
+            Ok(()) => cache.stability.succeeded(flush),
+            Err(error) => cache.flush_failed(error, &mut self.core.wakes),
         }
-        confirmed
-    }
-
-    /// Tells those who share the flush.
-    fn flush_ended(&mut self, result: IoResult) {
-        let Some(flush) = self.flush.take() else { return };
-        let result = result.and_then(|()| self.core.cache.stability.verdict(flush.failures));
-        for waiter in self.sharing.drain(..) {
-            self.core.wakes.push(waiter, Wakeup::Ended(result));
-        }
+        cache.orders.lock().ended(result, &mut self.core.wakes);
     }
 
     fn settle_store(&mut self, io: Io, result: IoResult, data: SgList) {
@@ -577,34 +548,24 @@ impl Flusher {
 
     /// Sends a device flush for those whose writes are complete; says whether it did.
     fn flush_ready(&mut self) -> bool {
-        let cache = Arc::clone(&self.core.cache);
         if self.flush.is_some() {
             return false;
         }
+        let cache = Arc::clone(&self.core.cache);
         self.covered.take(&cache);
-        if self.covered.is_empty() {
-            return false;
-        }
-        // Before the pages are looked at: a failure from here on may concern them.
-        let failures = cache.stability.failures();
         self.covered.judge(&cache);
-        let Self { sharing, covered, .. } = self;
-        cache.orders.lock().tickets.retain(|ticket| {
-            let ready = covered.is_ready(ticket);
-            if ready {
-                sharing.push(ticket.waiter.clone());
-            }
-            !ready
-        });
-        if self.sharing.is_empty() {
+        let sends = cache.orders.lock().cover(|ticket| self.covered.is_ready(ticket));
+        if !self.covered.are_all_ready() {
+            // Also when something is sent: those who are ready may be a stream without end.
             self.wait_for_page(&cache);
-            return false;
         }
-        self.flush = Some(Sent { id: cache.stability.begin(), failures, succeeded: false });
-        cache.device_flushes.fetch_add(1, Ordering::Relaxed);
-        let io = Io::new(ME, IoKind::Flush, 0, 0);
-        self.core.submit(io, Op::Flush, SgList::empty());
-        true
+        if sends {
+            self.flush = Some(cache.stability.begin());
+            cache.device_flushes.fetch_add(1, Ordering::Relaxed);
+            let io = Io::new(ME, IoKind::Flush, 0, 0);
+            self.core.submit(io, Op::Flush, SgList::empty());
+        }
+        sends
     }
 
     /// Leaves the entry on one page that a flush waits for and that somebody is busy with, so that
@@ -661,11 +622,6 @@ impl Drop for Flusher {
         if let Some(page) = self.turn.take() {
             self.core.give_back(page, Wakeup::Turn);
         }
-        // One that is not confirmed, because others turn who have not been heard of yet, counts as none.
-        self.sharing.drain(..).for_each(|waiter| {
-            self.core.wakes.push(waiter, Wakeup::Ended(Err(NO_FLUSHER)));
-        });
-        self.core.leave_flushes();
         let cache = Arc::clone(&self.core.cache);
         cache.set_flusher(None, &mut self.core.wakes);
         self.core.wakes.run();

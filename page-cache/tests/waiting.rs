@@ -68,12 +68,27 @@ fn a_discard_does_not_starve_behind_stable_writes_of_its_page() {
 
 #[test]
 fn a_flush_does_not_starve_behind_stable_writes_of_its_page() {
+    flush_beside_stable_writes(Rig::new(CacheMode::Writeback));
+}
+
+/// There is always a device flush under way, for the stable writes.
+#[test]
+fn a_flush_does_not_starve_behind_stable_writes_of_its_page_that_share_flushes() {
     let mut rig = Rig::new(CacheMode::Writeback);
+    // One that does not end, so that no other is alone.
+    rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Stuck).at(800..808));
+    rig.start(99, STABLE, 100 * PAGE, page(1));
+    let rig = flush_beside_stable_writes(rig);
+    assert!(rig.device.counts().flushes > 2, "{:?}", rig.device.counts());
+    rig.device.clear_faults();
+}
+
+fn flush_beside_stable_writes(mut rig: Rig) -> Rig {
     rig.start(100, STABLE, 0, vec![1; 512]);
     // Dirtied while the page is under writeback: the flusher has to write it, and needs a moment for that.
     rig.start_on(1, 2, WRITE, 6 * 512, vec![2; 512]);
     assert_eq!(rig.result(2), Some(Ok(())));
-    rig.start_on(1, 1, OpKind::Flush, 0, Vec::new());
+    rig.start_on(1, 1, OpKind::FlushRange, 0, page(0));
     let mut next = 100;
     while rig.result(1).is_none() {
         rig.turn_lanes();
@@ -85,7 +100,8 @@ fn a_flush_does_not_starve_behind_stable_writes_of_its_page() {
         assert!(next < 100 + PATIENCE, "a flush starves behind stable writes");
     }
     assert_eq!(rig.wait(next).0, Ok(()));
-    assert_eq!(rig.device.crash()[6 * 512..7 * 512], [2; 512]);
+    assert_eq!(rig.device.crash_image(1)[6 * 512..7 * 512], [2; 512]);
+    rig
 }
 
 /// Each is woken when it is its turn, by the one before it.

@@ -520,13 +520,13 @@ fn what_fails_at_once_does_not_raise_the_dirty_limit() {
     let options = CacheOptions { shards: 1, ..CacheOptions::frames(8192) };
     let mut rig = Rig::sized(64 << 20, options);
     let slow = rig.device.set_fault(Fault::new(FaultOn::Writes, Effect::Slow { steps: 60 }));
-    rig.flusher.write_all(true);
+    rig.write_all(true);
     for id in 0..4000 {
         assert_eq!(rig.run(WRITE, id * PAGE, page(1)).0, Ok(()));
         rig.now += Duration::from_millis(1);
         rig.turn();
     }
-    rig.flusher.write_all(false);
+    rig.write_all(false);
     rig.device.clear_fault(slow);
     let limit = rig.cache.stats().dirty_limit_bytes;
     assert!(limit < 4096 * PAGE, "the rate was seen: {limit}");

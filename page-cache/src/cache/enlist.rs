@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::sync::Ordering;
 use crate::wait::{Entries, Place, WakeTarget, Wakes};
 
-use super::{Cache, CacheError, Ticket};
+use super::{Cache, CacheError};
 
 /// Who may wait on the cache's queues.
 #[derive(Default)]
@@ -53,7 +53,7 @@ impl Drop for Enlisted {
         lanes.taken[lane as usize] = false;
         lanes.operations -= self.entries.operations() as usize;
         self.cache.barriers.leave_lane(lane, lanes.operations);
-        self.cache.orders.lock().tickets.shrink_to(lanes.operations);
+        self.cache.orders.lock().shrink(lanes.operations);
         drop(lanes);
         self.cache.lane_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         // There is more place now, so that nothing can be refused.
@@ -78,11 +78,7 @@ impl Cache {
         self.shards().for_each(|shard| shard.lock().waiters().join(&entries));
         self.rooms().for_each(|room| room.join(&entries));
         self.barriers.join(&entries, lanes.operations);
-        let mut orders = self.orders.lock();
-        let more = lanes.operations.saturating_sub(orders.tickets.len());
-        orders.tickets.reserve_exact(more);
-        drop(orders);
-        self.stability.reserve(all);
+        self.orders.lock().reserve(lanes.operations);
         Enlisted { cache: Arc::clone(self), entries, bytes: 0 }
     }
 
@@ -98,14 +94,7 @@ impl Cache {
                 self.shards[number as usize].room.cancel_wait(entries, slot)
             }
             Some(Place::Barriers) => self.barriers.cancel_wait(entries, slot, wakes),
-            Some(Place::Orders) => {
-                let mut orders = self.orders.lock();
-                let is_it = |ticket: &Ticket| ticket.waiter.is(entries, slot);
-                let Some(at) = orders.tickets.iter().position(is_it) else { return false };
-                orders.tickets.remove(at);
-                entries.arrived(slot);
-                true
-            }
+            Some(Place::Orders) => self.orders.lock().cancel(entries, slot),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | this | shards, and what is asked of all of them together |
 //! | `options` | how a cache is to be made |
 //! | `enlist` | who may wait on its queues |
-//! | `orders` | flushes that wait for the flusher |
+//! | `orders` | flushes and stable writes that wait for the flusher |
 //! | `handle` | who opened it, and is told of errors |
 //! | `pin` | a page that is looked at where it lies |
 
@@ -38,8 +38,8 @@ pub(crate) use enlist::Enlisted;
 use enlist::Lanes;
 pub use handle::Handle;
 pub use options::{CacheError, CacheMode, CacheOptions};
-use orders::Orders;
-pub(crate) use orders::{NO_FLUSHER, Ticket};
+pub(crate) use orders::Ticket;
+use orders::{NO_FLUSHER, Orders};
 pub use pin::PagePin;
 
 /// Pages that follow each other lie in one shard, this many: a request takes few locks, and frames that follow each

@@ -3,6 +3,7 @@
 
 pub mod history;
 pub mod rig;
+pub mod user;
 pub mod world;
 
 use std::sync::Arc;

@@ -15,6 +15,7 @@ pub const PAGE: u64 = 4096;
 pub const READ: OpKind = OpKind::Read { direct: false };
 pub const WRITE: OpKind = OpKind::Write { stable: false, direct: false };
 pub const STABLE: OpKind = OpKind::Write { stable: true, direct: false };
+pub const CANCELLED: IoError = IoError::new(IoErrorKind::Cancelled);
 pub const MEDIA: IoError = IoError::new(IoErrorKind::Media);
 
 /// A cache of 64 frames over 1 MiB of simulated drive, stepped by hand.
@@ -23,7 +24,7 @@ pub struct Rig {
     pub cache: Arc<Cache>,
     pub lanes: Vec<Lane>,
     pub handle: Arc<Handle>,
-    pub flusher: Flusher,
+    pub flusher: Option<Flusher>,
     pub now: Duration,
     pub finished: Vec<(u64, IoResult, Vec<u8>)>,
 }
@@ -63,7 +64,7 @@ impl Rig {
         let device = SimDevice::new(sim, seed, pool).unwrap();
         let below: Arc<dyn BlockDevice> = Arc::new(device.clone());
         let cache = Cache::new(below, options).unwrap();
-        let flusher = Flusher::new(Arc::clone(&cache), 16, Arc::new(PollsAnyway)).unwrap();
+        let flusher = Some(super::user::flusher(&cache, 16));
         let lane = || Lane::new(Arc::clone(&cache), operations, 16, Arc::new(PollsAnyway)).unwrap();
         Self {
             lanes: vec![lane(), lane()],
@@ -117,13 +118,20 @@ impl Rig {
     }
 
     pub fn turn_flusher(&mut self) {
-        self.flusher.turn(self.now);
+        if let Some(flusher) = &mut self.flusher {
+            flusher.turn(self.now);
+        }
         self.cache.assert_sound();
     }
 
     pub fn turn(&mut self) {
         self.turn_lanes();
         self.turn_flusher();
+    }
+
+    /// Whether the flusher writes everything, though nobody asks for it.
+    pub fn write_all(&mut self, all: bool) {
+        self.flusher.as_mut().unwrap().write_all(all);
     }
 
     pub fn turns(&mut self, count: usize) {
