@@ -7,6 +7,8 @@
 //!
 //! `cargo test -p uaio-page-cache --features loom --lib interleavings`
 
+mod flushes;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -28,8 +30,13 @@ const STABLE: OpKind = OpKind::Write { stable: true, direct: false };
 const TURNS: usize = 40;
 
 fn explore(scene: impl Fn() + Send + Sync + 'static) {
+    explore_with(None, scene);
+}
+
+/// With so many preemptions at most, or any number.
+fn explore_with(preemptions_max: Option<usize>, scene: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = None;
+    model.preemption_bound = preemptions_max;
     model.max_branches = 20_000;
     let tried = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&tried);
