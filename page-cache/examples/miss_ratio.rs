@@ -1,9 +1,12 @@
 //! Miss ratios of the eviction policies, side by side: a table and a plot.
 //!
 //! `miss_ratio SVG [TRACE]`: writes a plot of the miss ratio over the size of the cache to `SVG`. With a
-//! trace, on its page references; without, on three generated patterns. Policy only: no readahead,
+//! trace, on its page references; without, on generated patterns. Policy only: no readahead,
 //! reads and writes alike, each page of 4096 bytes that a request touches in order. *Optimal* is
 //! Belady's, which knows the future.
+//!
+//! Below each table, how much hangs on each parameter of Lap: what the miss ratio is above that of the default when
+//! one of them is half as large, and twice as large.
 //!
 //! A trace is comma-separated, plain or gzipped, with a first line that names the columns `size` (in
 //! bytes) and `lbn` (in blocks of 512 bytes).
@@ -16,7 +19,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use plotters::prelude::*;
-use uaio_page_cache::evict::{Lap, Lru, S3Fifo, Simulator};
+use uaio_page_cache::evict::{Lap, LapParameters, Lru, S3Fifo, Simulator};
 
 /// Sizes of the cache, in parts of the distinct pages, for the plot; those of the table are marked.
 const SIZES: [(f64, bool); 10] = [
@@ -82,6 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         println!();
+        sensitivity(references, distinct);
         plot(area, name, &ratios)?;
     }
     root.present()?;
@@ -89,27 +93,81 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// A parameter of Lap that is set to something else.
+type Change = fn(&mut LapParameters);
+
+/// Each parameter, half as large and twice.
+const CHANGES: [(&str, Change); 12] = [
+    ("an eighth of a lap away, not a quarter", |it| it.lap_parts *= 2),
+    ("half a lap", |it| it.lap_parts /= 2),
+    ("1 ghost a frame, not 2", |it| it.ghosts_per_frame /= 2),
+    ("4 ghosts a frame", |it| it.ghosts_per_frame *= 2),
+    ("8 pages timed, not 16", |it| it.timed_max /= 2),
+    ("32 pages timed", |it| it.timed_max *= 2),
+    ("a lap counts for half, not a quarter", |it| it.smoothing /= 2),
+    ("a lap counts for an eighth", |it| it.smoothing *= 2),
+    ("a small queue of a twentieth, not a tenth", |it| it.small_part *= 2),
+    ("a small queue of a fifth", |it| it.small_part /= 2),
+    ("kept for 1 use while there, not 2", |it| it.worth_keeping = 1),
+    ("kept for 3 uses", |it| it.worth_keeping = 3),
+];
+
+/// Prints what becomes of Lap's miss ratio when one of its parameters is another.
+fn sensitivity(references: &References, distinct: usize) {
+    let sizes = SIZES.iter().filter(|(_, in_table)| *in_table);
+    let pages: Vec<usize> =
+        sizes.map(|(part, _)| ((distinct as f64 * part) as usize).max(1)).collect();
+    let keys: Vec<_> = pages.iter().map(|pages| references.keys(*pages)).collect();
+    let measure = |parameters: LapParameters| -> Vec<f64> {
+        let of = |(pages, keys): (&usize, &Cow<'_, [u64]>)| {
+            let lap = Lap::with(*pages, parameters);
+            Simulator::of(lap, *pages).miss_ratio(keys.iter().copied())
+        };
+        pages.iter().zip(&keys).map(of).collect()
+    };
+    let default = measure(LapParameters::DEFAULT);
+    let heads: Vec<String> = pages.iter().map(usize::to_string).collect();
+    println!("| Lap with one thing else, at pages held | {} |", heads.join(" | "));
+    println!("|---|{}", "---|".repeat(pages.len()));
+    for (name, change) in CHANGES {
+        let mut parameters = LapParameters::DEFAULT;
+        change(&mut parameters);
+        let apart = measure(parameters);
+        let apart = apart.iter().zip(&default).map(|(it, default)| format!("{:+.4}", it - default));
+        println!("| {name} | {} |", apart.collect::<Vec<_>>().join(" | "));
+    }
+    println!();
+}
+
 /// Which pages are used, in order.
 enum References {
     /// The same for every size of the cache.
     Fixed(Vec<u64>),
-    /// A loop over 1.2 times the pages that the cache holds, of so many pages at most.
-    Loop(usize),
+    /// A loop over so many tenths of the pages that the cache holds, of so many pages at most.
+    Loop { tenths: u64, pages: usize },
+    /// These, of so many pages; after each five times as many of them as the cache holds, as many pages as it
+    /// holds that are never used again.
+    Scanned { keys: Vec<u64>, pages: usize },
 }
 
 impl References {
     fn distinct(&self) -> usize {
         match self {
             Self::Fixed(keys) => keys.iter().collect::<HashSet<_>>().len(),
-            Self::Loop(pages) => *pages,
+            Self::Loop { pages, .. } | Self::Scanned { pages, .. } => *pages,
         }
     }
 
     fn keys(&self, pages: usize) -> Cow<'_, [u64]> {
         match self {
             Self::Fixed(keys) => keys.into(),
-            Self::Loop(_) => {
-                let round = (pages as u64 * 6).div_ceil(5);
+            Self::Scanned { keys, .. } => {
+                let mut scan = 1_000_000..;
+                let mut next = || scan.by_ref().take(pages).collect::<Vec<u64>>();
+                keys.chunks(5 * pages).flat_map(|keys| [keys.to_vec(), next()].concat()).collect()
+            }
+            Self::Loop { tenths, .. } => {
+                let round = (pages as u64 * tenths).div_ceil(10);
                 (0..round).cycle().take(pages * 30).collect()
             }
         }
@@ -145,7 +203,7 @@ fn page_references(path: &Path) -> Result<Vec<u64>, Box<dyn Error>> {
     Ok(keys)
 }
 
-/// Zipf, a loop, and Zipf with scans.
+/// Zipf, loops, and Zipf with scans.
 fn generated() -> Vec<(String, References)> {
     const PAGES: usize = 50_000;
     let mut random = fastrand::Rng::with_seed(1);
@@ -167,10 +225,13 @@ fn generated() -> Vec<(String, References)> {
         let scan = 1_000_000 + round * 2000;
         mixed.extend(scan..scan + 2000);
     }
+    let long_scans = References::Scanned { keys: plain.clone(), pages: PAGES };
     vec![
         ("Zipf".into(), References::Fixed(plain)),
-        ("a loop 1.2 times the cache".into(), References::Loop(PAGES)),
+        ("a loop 1.2 times the cache".into(), References::Loop { tenths: 12, pages: PAGES }),
+        ("a loop 1.8 times the cache".into(), References::Loop { tenths: 18, pages: PAGES }),
         ("Zipf with scans".into(), References::Fixed(mixed)),
+        ("Zipf with scans as long as the cache".into(), long_scans),
     ]
 }
 

@@ -81,14 +81,18 @@
 //! | 53,842 (20 %) | .8129 | .7238 | .7813 | .7729 | .7290 | **.7066** | .5466 |
 //!
 //! The part of a lap and the number of ghosts were looked at on this trace too, not only argued: any
-//! part from a fiftieth to nearly a third, with two ghosts a frame, is within .005 of the best row at every size.
-//! On generated patterns, at a tenth of their pages (a loop: at 5,000):
+//! part from a fiftieth to nearly a third, with two ghosts a frame, is within .005 of the best row at every size. Where
+//! each parameter comes from, what was known when, and what becomes of the ratios when one is half or twice as large, is at
+//! [`evict::LapParameters`]; `cargo ci trace` prints it. On generated patterns, at a tenth of their pages (a loop: at
+//! 5,000):
 //!
 //! | pattern | LRU | S3-FIFO | Lap | optimal |
 //! |---|---|---|---|---|
 //! | Zipf | .2859 | .2345 | .2306 | .1656 |
 //! | a loop 1.2 times the cache | 1.0000 | .3378 | .3300 | .2000 |
+//! | a loop 1.8 times the cache | 1.0000 | .7073 | .5513 | .4667 |
 //! | Zipf with scans | .3064 | .2609 | .2571 | .2151 |
+//! | Zipf with scans as long as the cache | .4386 | .3571 | .3554 | .3012 |
 //!
 //! # Memory
 //!

@@ -6,9 +6,20 @@ use super::list::{Links, List};
 /// Bits of a page's mark: its uses, and whether it belongs in the main queue.
 const USES: u8 = 0b11;
 const MAIN: u8 = 0b100;
-/// Uses while in the small queue from which on a page is worth keeping. One is not enough: a
-/// request that is repeated, or split, uses a page twice within moments and then never again.
-const WORTH_KEEPING: u8 = 2;
+
+/// What both policies take over from S3-FIFO as it was published.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// The small queue is one part in so many of all pages.
+    pub(super) small_part: usize,
+    /// Uses while in the small queue from which on a page is worth keeping, at most 3. One is not enough: a
+    /// request that is repeated, or split, uses a page twice within moments and then never again.
+    pub(super) worth_keeping: u8,
+}
+
+impl Shape {
+    pub(super) const PUBLISHED: Self = Self { small_part: 10, worth_keeping: 2 };
+}
 
 /// The small and the main queue with a mark for each page, and the walk that finds a victim.
 #[derive(Debug)]
@@ -16,6 +27,7 @@ pub(super) struct Fifos {
     small: List,
     main: List,
     marks: Vec<u8>,
+    shape: Shape,
 }
 
 /// What happens on the walk that a policy may want to know.
@@ -34,8 +46,8 @@ pub(super) trait Walk {
 }
 
 impl Fifos {
-    pub(super) fn new(slots: usize) -> Self {
-        Self { small: List::EMPTY, main: List::EMPTY, marks: vec![0; slots] }
+    pub(super) fn new(slots: usize, shape: Shape) -> Self {
+        Self { small: List::EMPTY, main: List::EMPTY, marks: vec![0; slots], shape }
     }
 
     pub(super) fn resize(&mut self, slots: usize) {
@@ -99,7 +111,7 @@ impl Fifos {
         walk: &mut impl Walk,
     ) -> Option<u32> {
         let linked = self.small.len() + self.main.len();
-        let small_target = (linked / 10).max(1);
+        let small_target = (linked / self.shape.small_part).max(1);
         // Each page of the small queue is looked at once, and each of the main queue once for each
         // of its uses and once more; past that nothing that was there is usable.
         let mut small_left = self.small.len();
@@ -110,7 +122,7 @@ impl Fifos {
                 small_left -= 1;
                 let Some(slot) = self.small.pop_front(links) else { break };
                 let mark = &mut self.marks[slot as usize];
-                if *mark & USES >= WORTH_KEEPING {
+                if *mark & USES >= self.shape.worth_keeping {
                     *mark = MAIN;
                     self.push_main(links, slot, walk);
                 } else if pages.usable(slot) {

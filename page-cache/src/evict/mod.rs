@@ -16,7 +16,7 @@ mod lru;
 mod s3fifo;
 mod simulator;
 
-pub use lap::Lap;
+pub use lap::{Lap, LapParameters};
 pub use list::Links;
 pub(crate) use list::List;
 pub use lru::Lru;

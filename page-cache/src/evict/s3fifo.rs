@@ -1,6 +1,6 @@
 //! S3-FIFO, to compare with.
 
-use super::fifos::{Fifos, Walk};
+use super::fifos::{Fifos, Shape, Walk};
 use super::ghosts::Ghosts;
 use super::list::Links;
 use super::{Pages, Policy};
@@ -34,7 +34,7 @@ impl Walk for Ghosts {
 
 impl Policy for S3Fifo {
     fn new(slots: usize) -> Self {
-        Self { fifos: Fifos::new(slots), ghosts: Ghosts::new(ghosts(slots)) }
+        Self { fifos: Fifos::new(slots, Shape::PUBLISHED), ghosts: Ghosts::new(ghosts(slots)) }
     }
 
     fn resize(&mut self, slots: usize) {

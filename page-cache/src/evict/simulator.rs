@@ -29,8 +29,13 @@ pub struct Simulator<P> {
 impl<P: Policy> Simulator<P> {
     /// A cache of `pages` pages.
     pub fn new(pages: usize) -> Self {
+        Self::of(P::new(pages), pages)
+    }
+
+    /// The same with a policy that was made for so many.
+    pub fn of(policy: P, pages: usize) -> Self {
         Self {
-            policy: P::new(pages),
+            policy,
             links: Links::new(pages),
             held: Held(vec![0; pages]),
             slots: HashMap::with_capacity(pages),

@@ -166,6 +166,37 @@ fn lap_is_never_worse_than_lru_on_generated_patterns() {
 }
 
 #[test]
+fn lap_is_never_worse_than_lru_with_any_parameter_half_or_twice_as_large() {
+    const PAGES: usize = 1000;
+    let zipf: Vec<u64> = Zipf::new(20_000, 0.9).take(200_000).collect();
+    let looped: Vec<u64> = (0..PAGES as u64 * 6 / 5).cycle().take(PAGES * 40).collect();
+    let scans: Vec<u64> = scanned(20_000, PAGES as u64).collect();
+    let default = LapParameters::DEFAULT;
+    let changed = [
+        LapParameters { lap_parts: 8, ..default },
+        LapParameters { lap_parts: 2, ..default },
+        LapParameters { ghosts_per_frame: 1, ..default },
+        LapParameters { ghosts_per_frame: 4, ..default },
+        LapParameters { timed_max: 8, ..default },
+        LapParameters { timed_max: 32, ..default },
+        LapParameters { smoothing: 2, ..default },
+        LapParameters { smoothing: 8, ..default },
+        LapParameters { small_part: 20, ..default },
+        LapParameters { small_part: 5, ..default },
+        LapParameters { worth_keeping: 1, ..default },
+        LapParameters { worth_keeping: 3, ..default },
+    ];
+    for keys in [zipf, looped, scans] {
+        let lru = Simulator::<Lru>::new(PAGES).miss_ratio(keys.iter().copied());
+        for parameters in changed {
+            let lap = Simulator::of(Lap::with(PAGES, parameters), PAGES);
+            let lap = lap.miss_ratio(keys.iter().copied());
+            assert!(lap <= lru + 0.01, "{parameters:?}: {lap}, LRU {lru}");
+        }
+    }
+}
+
+#[test]
 fn a_scan_does_not_take_the_working_set_with_it() {
     // A working set of 80 pages in a cache of 100, with a scan of 300 others now and then.
     let mut random = fastrand::Rng::with_seed(7);
