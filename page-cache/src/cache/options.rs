@@ -31,12 +31,12 @@ pub struct CacheOptions {
     pub shards: usize,
     /// Room for dirty pages, as part of all frames in percent, 1 to 90. Below this the limit is set
     /// by the write rate seen, so that a flush takes about two seconds. More can be said with
-    /// [`Cache::set_dirty_limits`].
+    /// [`Cache::set_dirty_limits`](crate::Cache::set_dirty_limits).
     pub dirty_max_percent: u8,
     /// The most memory it may take in all, in bytes: frames, tables and lanes. It has fewer frames then, if so many
     /// do not fit; see [`Cache::set_memory_max`](crate::Cache::set_memory_max).
     pub memory_max: Option<u64>,
-    /// A clock that never goes back, for the time spent waiting in [`CacheStats::waits`]; without one those are
+    /// A clock that never goes back, for the time spent waiting in [`CacheStats::waits`](crate::CacheStats::waits); without one those are
     /// counted only. Read once a turn of a lane at most, and only when somebody waits.
     pub clock: Option<fn() -> Duration>,
 }
