@@ -71,6 +71,10 @@ fn the_last_name_of_an_async_context_goes_while_the_device_is_at_an_abandoned_wr
                 for write in &mut writes {
                     assert!(write.as_mut().poll(&mut task).is_pending());
                 }
+                // One that still waits to be started is cancelled there, and the device never sees it.
+                while gate.moved.lock().unwrap().len() < 4 {
+                    std::thread::yield_now();
+                }
                 drop(writes);
                 let opener = std::thread::spawn(move || {
                     std::thread::sleep(Duration::from_micros(round * 20));
