@@ -74,7 +74,10 @@ impl NoticeFd {
 
     /// One that is there already: an eventfd of the caller's. Whatever else it is, 8 bytes are
     /// written to it at each notice. One that would block then (it is not `EFD_NONBLOCK`, and its counter
-    /// is full) is not written to, which the context counts as a lost notice.
+    /// is full) is not written to, which the context counts as a lost notice. It is looked at first: who
+    /// makes it block (`F_SETFL`) after this call, or fills it up between the look and the write, from
+    /// another thread or process, makes the reactor wait until it is read. One that is `EFD_NONBLOCK` never
+    /// does.
     pub fn from_fd(eventfd: Arc<OwnedFd>) -> Self {
         let flags = rustix::fs::fcntl_getfl(&eventfd);
         let blocks = !flags.is_ok_and(|flags| flags.contains(rustix::fs::OFlags::NONBLOCK));
@@ -97,7 +100,7 @@ impl NoticeFd {
         if self.blocks && !self.is_ready(PollFlags::OUT) {
             return false;
         }
-        // The counter holds 2^64 - 2 notices, so one of ours cannot be full.
+        // The counter holds 2^64 - 2 notices, so one of our own cannot be full.
         rustix::io::write(&self.fd, &1u64.to_ne_bytes()).is_ok()
     }
 

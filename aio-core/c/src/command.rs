@@ -242,6 +242,10 @@ fn on_host(iocb: &UaioIocb, status: &mut Option<*mut libc::statx>) -> Result<Hos
     };
     // As the flags of the system call are: bits, whatever the sign.
     let flags = iocb.op_flags.cast_signed();
+    let moves =
+        matches!(iocb.opcode, opcode::PREAD | opcode::PWRITE | opcode::PREADV | opcode::PWRITEV);
+    // "Poll if possible": nobody does, and io_submit leaves it out, too (`aio_prep_rw` in fs/aio.c).
+    let flags = if moves { flags & !libc::RWF_HIPRI } else { flags };
     let takes_flags = !matches!(
         iocb.opcode,
         opcode::FSYNC

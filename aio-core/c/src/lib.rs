@@ -26,6 +26,8 @@
 //! | io_submit(2), io_getevents(2), lio_listio(3) | no limit but the context's | EINVAL for more than 65536 iocbs or events in a call |
 //! | io_submit(2) | EPERM for the priority class RT without privilege | RT orders what waits, and is the highest level of BE at the disk of a descriptor, which nobody is refused |
 //! | io_submit(2) | a buffered transfer may block in the call | it never does |
+//! | io_submit(2) | `aio_rw_flags` of any transfer | of descriptors; a volume's number says O_DSYNC, and flags are EINVAL there. One that the kernel does not know is said in the event |
+//! | io_submit(2), io_setup(2) and the rest | ENOSYS where there is no such call | ENOSYS or EPERM from `uaio_setup` where io_uring is not to be had |
 //! | io_getevents(2) | EINTR when a signal handler runs | it goes on waiting; a signal that is to end a wait can be a notice's, or write an eventfd |
 //! | io_cancel(2) | the event of a cancelled one is in `result`, and not in the queue | every iocb has its one event in the queue |
 //! | io_cancel(2) | EAGAIN when it was not cancelled | `UAIO_NOTCANCELED`, and its event comes |
@@ -34,6 +36,9 @@
 //! | aio_suspend(3) | returns when one of the list is over | when as many as are asked for are, over several contexts |
 //! | lio_listio(3) | `LIO_NOP` and NULL are ignored | NULL is; `UAIO_NOOP` is a command that does nothing and has its event |
 //! | lio_listio(3) | EIO when one of the list failed, EINTR | the number taken; `status` says why one was not, its event how it went |
+//! | aio(7) | `aio_fsync` covers the operations that are queued | a sync covers those whose event was there; link it to one (`UAIO_F_LINK`) to cover that |
+//! | aio(7) | `aio_cancel` of a descriptor | by the iocb; all of a context by `uaio_destroy` |
+//! | aio(7) | simultaneous operations with one control block are undefined | each has its event; `uaio_cancel` and `uaio_suspend` know the last |
 //! | aio(7) | `aio_error`, `aio_return` by the control block | events; a sync or transfer is asked for its result once, when it is taken out |
 
 mod command;

@@ -1,10 +1,13 @@
 //! Sentences of the man pages, each a test of its name: io_setup(2), io_submit(2), io_getevents(2),
 //! io_cancel(2), io_destroy(2), lio_listio(3), aio_suspend(3), aio(7) (Linux man-pages 6.9). Those that
-//! do not hold, on purpose, are in the table on the crate's page.
+//! do not hold, on purpose, are in the table on the crate's page. Notification by a signal and by a thread
+//! (`SIGEV_SIGNAL`, `SIGEV_THREAD` of aio(7)) is in `commands.rs`.
 
 mod set;
 
 use std::ffi::c_void;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::ptr::{null, null_mut};
 use std::time::{Duration, Instant};
 
@@ -13,7 +16,27 @@ use uaio::exports::{
     uaio_cancel, uaio_destroy, uaio_getevents, uaio_listio, uaio_setup, uaio_size, uaio_submit,
     uaio_suspend,
 };
-use uaio::layout::{LIST_NOWAIT, LIST_WAIT, UaioEvent, UaioIocb, UaioNotify, UaioWait};
+use uaio::layout::{
+    F_RESFD, LIST_NOWAIT, LIST_WAIT, UaioEvent, UaioIocb, UaioNotify, UaioWait, opcode,
+};
+
+/// A file without a name, at its beginning.
+fn file(contents: &[u8]) -> File {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("uaio-pages-{}-{number}", std::process::id()));
+    std::fs::write(&path, contents).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    file
+}
+
+/// A transfer of a file, or a command without bytes.
+fn on(file: &File, opcode: u16, bytes: &mut [u8], offset: i64) -> UaioIocb {
+    let (buf, nbytes) = (bytes.as_mut_ptr().cast::<c_void>(), bytes.len() as u64);
+    UaioIocb { fd: file.as_raw_fd(), buf, nbytes, offset, ..iocb(1, opcode) }
+}
 
 // io_setup(2), io_destroy(2)
 
@@ -21,6 +44,8 @@ use uaio::layout::{LIST_NOWAIT, LIST_WAIT, UaioEvent, UaioIocb, UaioNotify, Uaio
 fn io_setup_einval_nr_events_is_invalid() {
     let mut context = 0;
     assert_eq!(uaio_setup(0, &raw mut context), -libc::EINVAL);
+    assert_eq!(uaio_setup(65537, &raw mut context), -libc::EINVAL);
+    assert_eq!(context, 0);
 }
 
 #[test]
@@ -118,6 +143,108 @@ fn io_submit_einval_the_context_is_invalid_nr_is_less_than_0_or_an_iocb_is_not_p
     }
 }
 
+#[test]
+fn io_submit_aio_data_is_copied_into_the_data_field_of_the_event_and_obj_is_the_iocb() {
+    let set = Set::up(2);
+    let mut one = noop(u64::MAX);
+    assert_eq!(set.submit(&mut [&raw mut one]), 1);
+    let event = set.events(1, 2, None).unwrap()[0];
+    assert_eq!((event.data, event.obj, event.res, event.res2), (u64::MAX, &raw mut one, 0, 0));
+}
+
+#[test]
+fn io_submit_each_opcode_of_the_page_does_what_its_name_says() {
+    let set = Set::up(2);
+    let file = file(b"0123456789");
+    let (mut one, mut two, mut ends) = ([b'a'; 2], [0; 6], Endless::new());
+    let run = |mut one: UaioIocb| {
+        assert_eq!(set.submit(&mut [&raw mut one]), 1);
+        set.events(1, 2, Some(Duration::from_secs(20))).unwrap()[0].res
+    };
+    assert_eq!(run(on(&file, opcode::PWRITE, &mut one, 3)), 2);
+    assert_eq!(run(on(&file, opcode::PREAD, &mut two, 1)), 6);
+    assert_eq!(&two, b"12aa56");
+    let mut vector = [&mut one[..], &mut two[..]]
+        .map(|bytes| libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
+    let list = vector.as_mut_ptr().cast();
+    let vectored =
+        |opcode, offset| UaioIocb { buf: list, nbytes: 2, ..on(&file, opcode, &mut [], offset) };
+    assert_eq!(run(vectored(opcode::PWRITEV, 1)), 8);
+    assert_eq!(run(vectored(opcode::PREADV, 0)), 8);
+    assert_eq!((&one, &two), (b"0a", b"a12aa5"));
+    assert_eq!(run(on(&file, opcode::FSYNC, &mut [], 0)), 0);
+    assert_eq!(run(on(&file, opcode::FDSYNC, &mut [], 0)), 0);
+    assert_eq!(run(noop(1)), 0);
+    // A poll is for one time, when one of its events is there.
+    ends.end();
+    let events = UaioIocb { nbytes: libc::POLLIN as u64, ..ends.read(1) };
+    let poll = UaioIocb { opcode: opcode::POLL, buf: null_mut(), ..events };
+    assert_eq!(run(poll), i64::from(libc::POLLIN));
+    assert_eq!(run(ends.read(2)), 1);
+    assert_eq!(set.events(0, 2, Some(Duration::ZERO)).unwrap().len(), 0);
+}
+
+#[test]
+fn io_submit_rwf_append_ignores_the_offset_and_does_not_change_the_file_offset() {
+    let set = Set::up(1);
+    let mut file = file(b"0123456789");
+    let mut bytes = *b"end";
+    let flags = libc::RWF_APPEND.cast_unsigned();
+    let mut one = UaioIocb { op_flags: flags, ..on(&file, opcode::PWRITE, &mut bytes, 4) };
+    assert_eq!(set.submit(&mut [&raw mut one]), 1);
+    assert_eq!(set.events(1, 1, None).unwrap()[0].res, 3);
+    let mut all = String::new();
+    assert_eq!(std::io::Seek::stream_position(&mut file).unwrap(), 0);
+    std::io::Read::read_to_string(&mut file, &mut all).unwrap();
+    assert_eq!(all, "0123456789end");
+}
+
+/// Nobody polls for it here, so it is as any other, as it is with io_submit (`aio_prep_rw` in fs/aio.c).
+#[test]
+fn io_submit_rwf_dsync_rwf_sync_and_rwf_hipri_poll_if_possible() {
+    let set = Set::up(1);
+    let file = file(b"0123456789");
+    for flag in [libc::RWF_DSYNC, libc::RWF_SYNC, libc::RWF_HIPRI] {
+        for opcode in [opcode::PWRITE, opcode::PREAD] {
+            let mut bytes = *b"xyz";
+            let mut one = on(&file, opcode, &mut bytes, 0);
+            one.op_flags = flag.cast_unsigned();
+            assert_eq!(set.submit(&mut [&raw mut one]), 1);
+            assert_eq!(set.events(1, 1, None).unwrap()[0].res, 3, "{flag:#x}");
+        }
+    }
+}
+
+#[test]
+fn io_submit_rwf_nowait_eagain_in_the_res_field_if_it_would_block() {
+    let set = Set::up(1);
+    let mut endless = Endless::new();
+    let flags = libc::RWF_NOWAIT.cast_unsigned();
+    let mut one = UaioIocb { op_flags: flags, ..endless.read(1) };
+    assert_eq!(set.submit(&mut [&raw mut one]), 1);
+    assert_eq!(set.events(1, 1, None).unwrap()[0].res, -i64::from(libc::EAGAIN));
+}
+
+#[test]
+fn io_submit_iocb_flag_resfd_signals_the_descriptor_upon_completion() {
+    let set = Set::up(2);
+    let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+    let resfd = eventfd.as_raw_fd();
+    let mut iocbs = [1, 2].map(|data| UaioIocb { flags: F_RESFD, resfd, ..noop(data) });
+    let mut list = iocbs.each_mut().map(std::ptr::from_mut);
+    assert_eq!(set.submit(&mut list), 2);
+    assert_eq!(set.data(2, 2), [1, 2]);
+    let (mut count, start) = (0, Instant::now());
+    while count < 2 {
+        assert!(start.elapsed() < Duration::from_secs(20), "{count} of 2");
+        let mut value = [0; 8];
+        if rustix::io::read(&eventfd, &mut value).is_ok() {
+            count += u64::from_ne_bytes(value);
+        }
+    }
+    assert_eq!(count, 2);
+}
+
 // io_getevents(2)
 
 #[test]
@@ -143,6 +270,16 @@ fn io_getevents_may_return_less_than_min_nr_if_the_timeout_expired() {
     assert!(start.elapsed() >= Duration::from_millis(60));
     endless.end();
     assert_eq!(set.data(1, 2), [2]);
+}
+
+#[test]
+fn io_getevents_may_return_0_if_the_timeout_expired_which_it_does_not_do_early() {
+    let set = Set::up(1);
+    for time in [Duration::ZERO, Duration::from_micros(1), Duration::from_millis(3)] {
+        let start = Instant::now();
+        assert_eq!(set.events(1, 1, Some(time)).unwrap().len(), 0);
+        assert!(start.elapsed() >= time);
+    }
 }
 
 #[test]
@@ -261,6 +398,33 @@ fn lio_listio_wait_blocks_until_all_operations_are_complete() {
 }
 
 #[test]
+fn lio_listio_wait_ignores_sevp_and_nowait_notifies_nobody_if_it_is_null() {
+    let set = Set::up(2);
+    let mut one = noop(1);
+    let mut list = [&raw mut one];
+    let bad = NOT_MAPPED.cast_const().cast();
+    assert_eq!(uaio_listio(set.0, LIST_WAIT, list.as_mut_ptr(), 1, bad), 1);
+    assert_eq!(set.data(1, 2), [1]);
+    assert_eq!(uaio_listio(set.0, LIST_NOWAIT, list.as_mut_ptr(), 1, bad), -libc::EFAULT);
+    assert_eq!(uaio_listio(set.0, LIST_NOWAIT, list.as_mut_ptr(), 1, null()), 1);
+    assert_eq!(set.data(1, 2), [1]);
+}
+
+#[test]
+fn lio_listio_the_fields_of_each_control_block_can_specify_notifications_of_their_own() {
+    let set = Set::up(2);
+    let eventfd = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).unwrap();
+    let (mut one, mut two) = (noop(1), noop(2));
+    (two.flags, two.resfd) = (F_RESFD, eventfd.as_raw_fd());
+    let mut list = [&raw mut one, &raw mut two];
+    assert_eq!(uaio_listio(set.0, LIST_WAIT, list.as_mut_ptr(), 2, null()), 2);
+    let mut value = [0; 8];
+    assert_eq!(rustix::io::read(&eventfd, &mut value), Ok(8));
+    assert_eq!(u64::from_ne_bytes(value), 1);
+    assert_eq!(set.data(2, 2), [1, 2]);
+}
+
+#[test]
 fn lio_listio_nowait_returns_immediately_and_notifies_when_all_are_complete() {
     let set = Set::up(4);
     let mut endless = Endless::new();
@@ -355,6 +519,20 @@ fn aio_suspend_null_entries_are_ignored() {
     assert_eq!(uaio_suspend(list.as_ptr(), 2, 1, null()), 0);
     assert_eq!(uaio_suspend(list.as_ptr(), 2, 2, null()), -libc::EINVAL);
     assert_eq!(set.data(1, 2), [1]);
+}
+
+#[test]
+fn aio_suspend_a_timeout_of_zero_asks_and_does_not_wait() {
+    let set = Set::up(2);
+    let mut endless = Endless::new();
+    let mut wait = endless.read(5);
+    assert_eq!(set.submit(&mut [&raw mut wait]), 1);
+    let list = [UaioWait { context: set.0, iocb: &raw mut wait }];
+    let zero = timespec(Duration::ZERO);
+    assert_eq!(uaio_suspend(list.as_ptr(), 1, 1, &raw const zero), -libc::EAGAIN);
+    endless.end();
+    assert_eq!(set.data(1, 2), [5]);
+    assert_eq!(uaio_suspend(list.as_ptr(), 1, 1, &raw const zero), 0);
 }
 
 #[test]
