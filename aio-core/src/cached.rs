@@ -65,6 +65,7 @@ impl Cached {
 
 impl Backend for Cached {
     const MAY_WAIT: bool = false;
+    const POLLED: bool = true;
 
     /// An operation that was cancelled may hold its place in the lane until the device is done.
     fn has_room(&self) -> bool {
@@ -163,9 +164,9 @@ impl Writeback {
         if rung || self.busy || self.flusher.in_flight() > 0 || now >= self.next {
             let turn = self.flusher.turn(now);
             (self.busy, self.next) = (turn.busy, turn.next);
-            return Turned { busy: turn.busy, next: turn.next };
+            return Turned { busy: turn.busy, polls: false, next: turn.next };
         }
-        Turned { busy: false, next: self.next }
+        Turned { next: self.next, ..Turned::IDLE }
     }
 
     fn arm(&mut self) -> Armed {

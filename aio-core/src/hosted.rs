@@ -205,6 +205,7 @@ impl Hosted {
 
 impl Backend for Hosted {
     const MAY_WAIT: bool = true;
+    const POLLED: bool = false;
 
     fn has_room(&self) -> bool {
         self.engine.in_flight() < self.engine.depth()

@@ -26,7 +26,9 @@ use crate::station::{Backend, Station, Turned};
 use crate::ticket::Ticket;
 use crate::volume::{CloseError, Volume, VolumeOptions};
 
-/// How long whoever turns the reactor keeps polling after something went on last, before it sleeps.
+/// How long whoever turns the reactor keeps polling after something went on last, before it sleeps: a thread
+/// of the reactor's own always, since a submitter need not wake it then, and who waits for events when something
+/// is in progress on a volume. The kernel wakes who waits for the host alone.
 pub const POLL_FOR: Duration = Duration::from_micros(50);
 /// How long it sleeps at most while a device that cannot tell has something in flight. With
 /// [`POLL_FOR`] this is the bound on what sleeping adds to the latency of a polled device, the
@@ -172,7 +174,7 @@ impl Reactor {
             std::thread::park();
         }
         *self.runner.lock() = None;
-        let mut turner = Turner::default();
+        let mut turner = Turner::new(true);
         while !self.stop.load(Ordering::SeqCst) {
             turner.step(&self.shared, None, &|| self.stop.load(Ordering::SeqCst));
         }
@@ -444,13 +446,20 @@ impl Drop for DeliveredHere {
 }
 
 /// One stay at the helm: turns, and sleeps when nothing goes on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Turner {
     idle_since: Option<Duration>,
+    /// It polls for submitters, too.
+    serves: bool,
 }
 
 impl Turner {
-    /// Turns once; or, when nothing has gone on for [`POLL_FOR`], sleeps, at most until `until`. The
+    /// For the reactor's own thread, which serves submitters, or for one that waits for events.
+    pub(crate) fn new(serves: bool) -> Self {
+        Self { idle_since: None, serves }
+    }
+
+    /// Turns once; or, when nothing has gone on for [`POLL_FOR`] or is polled for, sleeps, at most until `until`. The
     /// caller has the baton, and looks at what it waits for in between. `ready` says whether that
     /// has come; it is asked once more before a sleep.
     pub(crate) fn step(
@@ -466,7 +475,7 @@ impl Turner {
             return;
         }
         let since = *self.idle_since.get_or_insert(now);
-        if now.saturating_sub(since) < POLL_FOR {
+        if (self.serves || turned.polls) && now.saturating_sub(since) < POLL_FOR {
             std::hint::spin_loop();
             return;
         }
@@ -490,7 +499,7 @@ pub(crate) fn wait_until<'a>(
         return None;
     }
     let mut place = shared.baton.join();
-    let mut turner = Turner::default();
+    let mut turner = Turner::new(false);
     loop {
         let turns = place.holds();
         let left = until.map(|until| until.saturating_sub(shared.clock.now()));

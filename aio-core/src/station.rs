@@ -30,6 +30,10 @@ pub(crate) trait Backend: Send {
     /// What it does may wait for ever (for a peer, a descriptor), so it is cancelled rather than
     /// waited for when its context or its reactor goes.
     const MAY_WAIT: bool;
+    /// What it does is sooner seen by who polls than by who sleeps until it is told. Not so of what the
+    /// kernel does: it interrupts a thread that runs to tell it, and polling takes the processor from the
+    /// kernel's own threads.
+    const POLLED: bool;
     /// Whether it takes another request.
     fn has_room(&self) -> bool;
     /// Makes room for so many requests, if it can have more than it was made for; says how many it has
@@ -81,15 +85,21 @@ pub(crate) enum Outcome {
 pub(crate) struct Turned {
     /// Something went on.
     pub(crate) busy: bool,
+    /// Something is in progress that is polled for.
+    pub(crate) polls: bool,
     /// When to turn again at the latest.
     pub(crate) next: Duration,
 }
 
 impl Turned {
-    pub(crate) const IDLE: Self = Self { busy: false, next: Duration::MAX };
+    pub(crate) const IDLE: Self = Self { busy: false, polls: false, next: Duration::MAX };
 
     pub(crate) fn and(self, other: Self) -> Self {
-        Self { busy: self.busy | other.busy, next: self.next.min(other.next) }
+        Self {
+            busy: self.busy | other.busy,
+            polls: self.polls | other.polls,
+            next: self.next.min(other.next),
+        }
     }
 }
 
@@ -317,6 +327,7 @@ impl<B: Backend> Station<B> {
         core.backend.commit();
         turned = turned.and(core.backend.turn_background(now));
         turned.next = turned.next.min(core.deadlines.next());
+        turned.polls = B::POLLED && !core.requests.is_empty();
         let done = self.take_done(core);
         drop(guard);
         self.deliver(done);

@@ -183,6 +183,12 @@ pub const ALL: &[Bench] = &[
         source: Source::Host { package: "uaio-core", example: "bench_submit_block" },
     },
     Bench {
+        name: "engine",
+        what: "4 KiB random reads of a host file at depth 32 by iocb and event, against io_uring in a tight loop",
+        rows: &[row("buffered-32", 0.95, Unit::Iops), row("direct-32", 0.95, Unit::Iops)],
+        source: Source::Host { package: "uaio-core", example: "bench_engine" },
+    },
+    Bench {
         name: "hit-cpu",
         what: "instructions of a cached 4 KiB read from submit to event, the copy too, against a budget",
         rows: &[row("", 1.0, Unit::Instructions)],
@@ -208,6 +214,20 @@ pub const ALL: &[Bench] = &[
             device: &["uaio_driver::ram::"],
             round_requests: 64,
             budget: 5000,
+        },
+    },
+    Bench {
+        name: "engine-cpu",
+        what: "instructions of a 4 KiB read of a host file from submit to event, but for the kernel's",
+        rows: &[row("", 1.0, Unit::Instructions)],
+        source: Source::Callgrind {
+            package: "uaio-core",
+            example: "engine_cpu",
+            counted: "engine_cpu::counted_engine",
+            not_counted: &["engine_cpu::counted_"],
+            device: &[],
+            round_requests: 64,
+            budget: 3000,
         },
     },
     Bench {
