@@ -90,6 +90,18 @@ impl<T> Slots<T> {
         Some(tenant)
     }
 
+    /// Drops the tenant that `token` names, where it lies; says whether there was one.
+    pub fn discard(&mut self, token: Token) -> bool {
+        let Some(entry) = self.slots.get_mut(token.slot as usize) else { return false };
+        if entry.generation != token.generation || entry.tenant.is_none() {
+            return false;
+        }
+        entry.tenant = None;
+        entry.generation = entry.generation.wrapping_add(1);
+        self.free.push(token.slot);
+        true
+    }
+
     /// The tenant that `token` names, if it is still there.
     pub fn get_mut(&mut self, token: Token) -> Option<&mut T> {
         let entry = self.slots.get_mut(token.slot as usize)?;
@@ -166,6 +178,11 @@ mod tests {
         assert_eq!(slots.insert(3).map(|token| token.slot), Ok(2));
         assert_eq!(slots.insert(4), Err(4));
         assert_eq!(slots.remove(first), Some(1));
+        assert!(!slots.discard(first));
+        let again = slots.insert(5).unwrap();
+        assert!(slots.discard(again) && !slots.discard(again));
+        assert_eq!((slots.get(again), slots.free()), (None, 1));
+        assert!(!slots.discard(Token { slot: 3, generation: 0 }));
     }
 
     #[test]
@@ -179,6 +196,7 @@ mod tests {
         assert_eq!(second.slot, first.slot);
         assert_eq!(slots.get(first), None);
         assert_eq!(slots.remove(first), None);
+        assert!(!slots.discard(first));
         assert_eq!(slots.get_mut(second), Some(&mut "second"));
         assert_eq!(slots.tokens(), vec![second]);
         assert_eq!(slots.find(|tenant| *tenant == "second"), Some(second));

@@ -99,7 +99,7 @@ const CANCELLED: IoError = IoError::new(IoErrorKind::Cancelled);
 
 struct Entry {
     user: Token,
-    work: Option<Work>,
+    work: Work,
     /// It was cancelled and answered; it is here until its wake-up or its requests have arrived.
     abandoned: bool,
     /// What it waits for on a queue, and since when.
@@ -242,7 +242,7 @@ impl Lane {
                 Work::Bypass(Bypass::new(cache, offset, len, Op::WriteZeroes { may_unmap }))
             }
         };
-        let entry = Entry { user: token, work: Some(work), abandoned: false, waits: None };
+        let entry = Entry { user: token, work, abandoned: false, waits: None };
         let Ok(me) = self.entries.insert(entry) else { unreachable!("a free entry was seen") };
         self.step(me, Wakeup::Retry);
         // After the step: what the operation itself wants is asked for first.
@@ -291,13 +291,11 @@ impl Lane {
         let left = self.core.leave_queue(me);
         let runs_on = self.core.cannot_take_back(me);
         let Some(entry) = self.entries.get_mut(me) else { unreachable!("it was just found") };
-        let Some(work) = &mut entry.work else { unreachable!("nothing is stepped meanwhile") };
-        work.stop();
+        entry.work.stop();
         if !left {
             self.core.cancel_own(me);
         }
         let Some(entry) = self.entries.get_mut(me) else { unreachable!("it was just found") };
-        let Some(work) = &mut entry.work else { unreachable!("nothing is stepped meanwhile") };
         if runs_on {
             return Cancelled::RunsOn;
         }
@@ -305,7 +303,7 @@ impl Lane {
             // Woken already, and what it was handed is on its way, or the device is reading into
             // frames for it. It goes on for as long as that takes, without its buffer.
             entry.abandoned = true;
-            let buffer = work.take_buffer();
+            let buffer = entry.work.take_buffer();
             self.finished.push_back(Finished { token, result: Err(CANCELLED), buffer });
             return Cancelled::Finished;
         }
@@ -392,26 +390,22 @@ impl Lane {
         let Some(entry) = self.entries.get_mut(token) else {
             panic!("an operation was woken or completed after its end: {token:?}")
         };
-        let Some(mut work) = entry.work.take() else { panic!("a step inside a step") };
         if let Some(wait) = entry.waits.take() {
             self.core.end_wait(wait);
         }
-        let step = run(&mut work, &mut self.core);
-        let Step::Done(result) = step else {
-            if let Some(entry) = self.entries.get_mut(token) {
-                entry.work = Some(work);
-                entry.waits = self.core.begin_wait(token);
-            }
+        // Where it lies: it is some hundred bytes long.
+        let Step::Done(result) = run(&mut entry.work, &mut self.core) else {
+            entry.waits = self.core.begin_wait(token);
             return;
         };
-        let Some(Entry { user, abandoned, .. }) = self.entries.remove(token) else { return };
-        if work.is_stable_write() {
+        if entry.work.is_stable_write() {
             self.stable.end();
         }
-        if abandoned {
-            return;
+        if !entry.abandoned {
+            let (token, buffer) = (entry.user, entry.work.take_buffer());
+            self.finished.push_back(Finished { token, result, buffer });
         }
-        self.finished.push_back(Finished { token: user, result, buffer: work.take_buffer() });
+        self.entries.discard(token);
     }
 }
 
@@ -423,9 +417,7 @@ impl Drop for Lane {
             let left = self.core.leave_queue(token);
             let Some(entry) = self.entries.get_mut(token) else { continue };
             entry.abandoned = true;
-            if let Some(work) = &mut entry.work {
-                work.stop();
-            }
+            entry.work.stop();
             // What was woken already is stepped when that arrives: it may have been handed something.
             if left {
                 self.step(token, Wakeup::Retry);
