@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::rig::{MEDIA, PAGE, READ, Rig, STABLE, WRITE, page};
+use common::user::{User, flusher};
 use uaio_driver::block::PollsAnyway;
 use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
 use uaio_driver::{BlockDevice, DmaPool, IoError, IoErrorKind, PoolOptions, Token};
-use uaio_page_cache::{Buffer, Cache, CacheMode, CacheOptions, Flusher, Lane, OpKind, Operation};
+use uaio_page_cache::{Buffer, Cache, CacheMode, CacheOptions, Flusher, OpKind, Operation};
+
+const ZEROES: OpKind = OpKind::WriteZeroes { may_unmap: false };
 
 #[test]
 fn any_number_of_readers_of_an_absent_page_cost_one_device_read() {
@@ -78,24 +81,11 @@ fn a_flusher_that_has_one_slot_for_data_joins_neighbours() {
     let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();
     let cache = Cache::new(Arc::new(device.clone()), CacheOptions::frames(64)).unwrap();
     // The other is kept for the device flush.
-    let mut flusher = Flusher::new(Arc::clone(&cache), 2, Arc::new(PollsAnyway)).unwrap();
-    let mut lane = Lane::new(Arc::clone(&cache), 8, 8, Arc::new(PollsAnyway)).unwrap();
-    let handle = cache.open();
-    let mut run = |kind, bytes: Vec<u8>| {
-        let (token, len) = (Token::from_u64(1), bytes.len() as u64);
-        let (buffer, handle) = (Buffer::Bytes(bytes), Arc::clone(&handle));
-        assert!(lane.start(Operation { token, kind, offset: 0, len, buffer, handle }).is_ok());
-        for _ in 0..1000 {
-            if let Some(finished) = lane.pop_finished() {
-                return finished.result;
-            }
-            lane.turn();
-            flusher.turn(Duration::ZERO);
-        }
-        panic!("{kind:?} hung");
-    };
-    assert_eq!(run(WRITE, vec![1; 32 * PAGE as usize]), Ok(()));
-    assert_eq!(run(OpKind::Flush, Vec::new()), Ok(()));
+    let (mut flusher, mut user) = (flusher(&cache, 2), User::new(&cache, 8));
+    user.start(1, WRITE, 0, vec![1; 32 * PAGE as usize]);
+    assert_eq!(user.wait(1, &mut flusher).0, Ok(()));
+    user.start(2, OpKind::Flush, 0, Vec::new());
+    assert_eq!(user.wait(2, &mut flusher).0, Ok(()));
     // 128 KiB, the transfer limit of the device.
     assert_eq!(device.counts().writes, 1);
 }
@@ -553,20 +543,10 @@ fn without_a_flusher_there_is_room_for_some_writers_and_an_error_for_the_others(
     let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
     let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();
     let cache = Cache::new(Arc::new(device), CacheOptions::frames(64)).unwrap();
-    let mut lane = Lane::new(Arc::clone(&cache), 64, 4, Arc::new(PollsAnyway)).unwrap();
-    for id in 0..40 {
-        let operation = Operation {
-            token: Token::from_u64(id),
-            kind: WRITE,
-            offset: id * PAGE,
-            len: PAGE,
-            buffer: Buffer::Bytes(page(1)),
-            handle: cache.open(),
-        };
-        assert!(lane.start(operation).is_ok());
-    }
-    lane.turn();
-    let results: Vec<_> = std::iter::from_fn(|| lane.pop_finished()).map(|it| it.result).collect();
+    let mut user = User::new(&cache, 64);
+    (0..40).for_each(|id| user.start(id, WRITE, id * PAGE, page(1)));
+    user.turn();
+    let results: Vec<_> = user.finished.iter().map(|(_, result, _)| *result).collect();
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 32);
     assert_eq!(results.len(), 40, "nobody waits for a flusher that there never was");
 }
@@ -576,25 +556,13 @@ fn without_a_flusher_nobody_waits_for_ever() {
     let pool = DmaPool::new(PoolOptions::frames(64)).unwrap();
     let device = SimDevice::new(SimOptions::sized(1 << 20, 512), 1, pool).unwrap();
     let cache = Cache::new(Arc::new(device), CacheOptions::frames(64)).unwrap();
-    let flusher = Flusher::new(Arc::clone(&cache), 4, Arc::new(PollsAnyway)).unwrap();
-    let mut lane = Lane::new(Arc::clone(&cache), 64, 4, Arc::new(PollsAnyway)).unwrap();
-    let start = |lane: &mut Lane, id, kind, bytes: Vec<u8>| {
-        let operation = Operation {
-            token: Token::from_u64(id),
-            kind,
-            offset: id % 256 * PAGE,
-            len: bytes.len() as u64,
-            buffer: Buffer::Bytes(bytes),
-            handle: cache.open(),
-        };
-        assert!(lane.start(operation).is_ok());
-    };
-    start(&mut lane, 0, OpKind::Flush, Vec::new());
-    (1..60).for_each(|id| start(&mut lane, id, WRITE, page(1)));
+    let (flusher, mut user) = (flusher(&cache, 4), User::new(&cache, 64));
+    user.start(0, OpKind::Flush, 0, Vec::new());
+    (1..60).for_each(|id| user.start(id, WRITE, id * PAGE, page(1)));
     drop(flusher);
-    start(&mut lane, 256, OpKind::Flush, Vec::new());
+    user.start(256, OpKind::Flush, 0, Vec::new());
     // Ends only if every operation does.
-    drop(lane);
+    drop(user);
 }
 
 #[test]
@@ -615,19 +583,11 @@ fn a_write_to_a_device_that_takes_none_is_refused_and_not_cached() {
     let capabilities = uaio_driver::Capabilities { read_only: true, ..sized.capabilities };
     let device = SimDevice::new(SimOptions { capabilities, ..sized }, 1, pool).unwrap();
     let cache = Cache::new(Arc::new(device), CacheOptions::frames(64)).unwrap();
-    let mut lane = Lane::new(Arc::clone(&cache), 64, 4, Arc::new(PollsAnyway)).unwrap();
-    for kind in [WRITE, STABLE, OpKind::Discard, OpKind::WriteZeroes { may_unmap: false }] {
-        let operation = Operation {
-            token: Token::from_u64(1),
-            kind,
-            offset: 0,
-            len: PAGE,
-            buffer: Buffer::Bytes(page(1)),
-            handle: cache.open(),
-        };
-        assert!(lane.start(operation).is_ok());
-        let result = lane.pop_finished().unwrap().result;
-        assert_eq!(result, Err(IoError::new(IoErrorKind::ReadOnly)), "{kind:?}");
+    let mut user = User::new(&cache, 64);
+    for (id, kind) in (1..).zip([WRITE, STABLE, OpKind::Discard, ZEROES]) {
+        user.start(id, kind, 0, page(1));
+        let refused = Err(IoError::new(IoErrorKind::ReadOnly));
+        assert_eq!(user.result(id), Some(refused), "{kind:?}");
     }
     assert_eq!(cache.dirty_ranges(), []);
 }
@@ -686,18 +646,8 @@ fn the_flusher_is_rung_under_no_lock() {
     let looks = Arc::new(Looks::default());
     let flusher = Flusher::new(Arc::clone(&cache), 4, looks.clone()).unwrap();
     assert!(looks.0.set(Arc::clone(&cache)).is_ok());
-    let mut lane = Lane::new(Arc::clone(&cache), 64, 4, Arc::new(PollsAnyway)).unwrap();
-    for id in 0..40 {
-        let operation = Operation {
-            token: Token::from_u64(id),
-            kind: WRITE,
-            offset: id * PAGE,
-            len: PAGE,
-            buffer: Buffer::Bytes(page(1)),
-            handle: cache.open(),
-        };
-        assert!(lane.start(operation).is_ok());
-    }
+    let mut user = User::new(&cache, 64);
+    (0..40).for_each(|id| user.start(id, WRITE, id * PAGE, page(1)));
     assert!(looks.1.load(Ordering::Relaxed) > 1);
-    drop((lane, flusher));
+    drop((user, flusher));
 }
