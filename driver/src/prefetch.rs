@@ -1,8 +1,5 @@
 //! Hints to the processor about what is read soon.
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "the instruction is reached by an intrinsic")
-)]
+#![expect(unsafe_code, reason = "the instruction is reached by an intrinsic")]
 
 /// Has the processor fetch the cache line at an address while the caller goes on. A hint: it changes nothing, may
 /// do nothing, and any address will do. Worth it a few hundred instructions before the line is read, when it is hardly

@@ -373,6 +373,10 @@ impl Write {
         drop(shard);
         self.buffer.store(position, &frame, offset, len);
         let mut shard = cache.shard(page);
+        // Nobody else ends the write, but the tables may have shrunk meanwhile: then it lies elsewhere.
+        let Some(slot) = shard.find_at(page, slot) else {
+            panic!("page {page} left while it was written to")
+        };
         let seq = cache.next_seq();
         // In one change: nobody is told of a page that is quiet for no time at all.
         let stores = self.store;

@@ -341,11 +341,13 @@ impl Flusher {
         let cache = Arc::clone(&self.core.cache);
         let trouble = |shard: &Mutex<Shard>| shard.lock().trouble();
         let last = cache.shards().filter_map(trouble).max_by_key(|(_, error)| is_gone(error));
-        if last.is_none() && !self.broken {
+        let device = cache.device_error();
+        if last.is_none() && device.is_none() && !self.broken {
             self.choked.fill(None);
             return;
         }
-        let gone = last.map(|(_, error)| cache.device_error().unwrap_or(error)).filter(is_gone);
+        // A device that has gone may have kept frames that it was reading into: nothing need have been written.
+        let gone = device.or(last.map(|(_, error)| error)).filter(is_gone);
         self.broken = false;
         for ((shard, room), choked) in cache.shards().zip(cache.rooms()).zip(&mut self.choked) {
             let mut shard = shard.lock();

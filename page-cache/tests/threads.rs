@@ -12,12 +12,14 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use common::FlusherThread;
 use uaio_driver::block::PollsAnyway;
 use uaio_driver::ram::RamDevice;
 use uaio_driver::sim::{Effect, Fault, FaultOn, SimDevice, SimOptions};
-use uaio_driver::{DmaPool, IoErrorKind, PoolOptions, Token};
+use uaio_driver::{DmaPool, FRAME_SIZE, IoErrorKind, PoolOptions, Token};
 use uaio_page_cache::{
     Buffer, Cache, CacheMode, CacheOptions, Cancelled, Finished, Handle, Lane, OpKind, Operation,
 };
@@ -135,6 +137,56 @@ fn stress(mode: CacheMode, frames: usize, shards: usize, block_size: u32) {
     cache.assert_sound();
     assert_eq!(cache.frames_lent(), 0, "frames were lost (seed {seed})");
     flusher.drain();
+}
+
+/// Tables that grow and shrink move pages to other slots, also those that somebody is writing to.
+#[test]
+fn a_page_that_is_written_to_while_the_tables_shrink_gets_its_bytes() {
+    const PAGES: usize = 16;
+    for mode in [CacheMode::Writeback, CacheMode::Writethrough] {
+        let pool = DmaPool::new(PoolOptions::frames(2048)).unwrap();
+        let ram = Arc::new(RamDevice::new(8 << 20, 512, pool).unwrap());
+        let options = CacheOptions { mode, shards: 1, ..CacheOptions::frames(2048) };
+        let cache = Cache::new(ram, options).unwrap();
+        let flusher = FlusherThread::start(&cache);
+        let written = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ends = Ends(&written);
+                let lane = Lane::new(Arc::clone(&cache), 4, 4, Arc::new(PollsAnyway)).unwrap();
+                let (random, handle) = (fastrand::Rng::new(), cache.open());
+                let mut worker =
+                    Worker { lane, handle, random, own: 0, bytes: Vec::new(), seed: 0 };
+                for round in 0..3000 {
+                    let from =
+                        worker.random.usize(..(8 << 20) / FRAME_SIZE / PAGES) * PAGES * FRAME_SIZE;
+                    let bytes = vec![round as u8; PAGES * FRAME_SIZE];
+                    worker.run(OpKind::Write { stable: false, direct: false }, from, bytes.clone());
+                    let got =
+                        worker.run(OpKind::Read { direct: false }, from, vec![0; bytes.len()]);
+                    assert!(got == bytes, "round {round} reads something else at {from}");
+                }
+            });
+            while !written.load(Ordering::Acquire) {
+                cache.resize(64).unwrap();
+                std::thread::sleep(Duration::from_micros(200));
+                cache.resize(2048).unwrap();
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        cache.assert_sound();
+        assert_eq!(cache.frames_lent(), 0, "frames were lost");
+        flusher.drain();
+    }
+}
+
+/// Says that a thread has ended, also one that panics.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 #[test]

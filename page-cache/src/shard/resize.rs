@@ -2,8 +2,8 @@
 //!
 //! Both take as long as there are pages in the shard, under its lock, and allocate: once for each size that somebody
 //! asks for. Whoever returns frames that are too many makes the tables smaller. Pages that lie in slots
-//! which go then are given others, and keep their places in all lists and queues; nobody outside knows a page by its
-//! slot for longer than he has the lock.
+//! which go then are given others, and keep their places in all lists and queues; who knows a page by its slot and
+//! lets the lock go in between, as a writer does who copies, looks for it again.
 
 use uaio_driver::DmaBuf;
 

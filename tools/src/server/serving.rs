@@ -344,11 +344,14 @@ impl Answers for Shared {
                     Some(protocol::MemoryMax::Bytes(bytes)) => cache.set_memory_max(Some(bytes)),
                 };
                 limited.map_err(|error| refused(&error))?;
-                cache.set_dirty_limits(limits).map_err(|error| {
-                    // All or nothing; what was in force fits.
-                    _ = cache.set_memory_max(before);
-                    refused(&error)
-                })?;
+                // What was set before is kept as far as it fits, as in a resize: only what is asked for is checked.
+                if wanted.hard.is_some() || wanted.background.is_some() || wanted.age_ms.is_some() {
+                    cache.set_dirty_limits(limits).map_err(|error| {
+                        // All or nothing; what was in force fits.
+                        _ = cache.set_memory_max(before);
+                        refused(&error)
+                    })?;
+                }
                 Ok(Answer::Done)
             }
             Command::Delete { force, discard_dirty, .. } => {
