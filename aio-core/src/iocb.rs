@@ -77,6 +77,8 @@ pub(crate) struct VolumeWork {
     pub(crate) offset: u64,
     /// Of a discard or zeroes, which bring no memory.
     pub(crate) range_bytes: u64,
+    /// What is to be moved for all of it to be done, when there is less memory than that.
+    pub(crate) asked_bytes: usize,
     pub(crate) buffers: Buffers,
 }
 
@@ -143,12 +145,15 @@ impl Iocb {
 
     fn new(handle: &Handle, command: Command, offset: u64, buffers: Buffers) -> Self {
         let handle = handle.clone();
-        Self::of(Work::Volume(VolumeWork { handle, command, offset, range_bytes: 0, buffers }))
+        let (range_bytes, asked_bytes) = (0, 0);
+        let work = VolumeWork { handle, command, offset, range_bytes, asked_bytes, buffers };
+        Self::of(Work::Volume(work))
     }
 
     fn on_range(handle: &Handle, command: Command, offset: u64, range_bytes: u64) -> Self {
-        let (handle, buffers) = (handle.clone(), Buffers::None);
-        Self::of(Work::Volume(VolumeWork { handle, command, offset, range_bytes, buffers }))
+        let (handle, buffers, asked_bytes) = (handle.clone(), Buffers::None, 0);
+        let work = VolumeWork { handle, command, offset, range_bytes, asked_bytes, buffers };
+        Self::of(Work::Volume(work))
     }
 
     /// Reads as many bytes as `buffer` is long, from byte `offset` on.
@@ -259,6 +264,20 @@ impl Iocb {
         self
     }
 
+    /// Says that a read or write of a volume was to move `bytes` bytes, of which the buffers are only
+    /// what there is room for: what is linked to it begins when so many were moved, so not then. No more
+    /// than the buffers are long says nothing new; of registered buffers, and of other commands, it is
+    /// not looked at.
+    #[must_use]
+    pub fn with_asked(mut self, bytes: usize) -> Self {
+        if let Work::Volume(work) = &mut self.work
+            && !matches!(work.buffers, Buffers::Registered(_))
+        {
+            work.asked_bytes = bytes;
+        }
+        self
+    }
+
     /// How its event is told, beside the context's own ways: once, after the event is there.
     #[must_use]
     pub fn with_notify(mut self, notify: Notify) -> Self {
@@ -331,7 +350,7 @@ impl VolumeWork {
     /// How many bytes are to be moved; none when any success is all that there can be.
     pub(crate) fn asked(&self) -> Option<usize> {
         match self.command {
-            Command::Read | Command::Write => Some(self.buffers.len()),
+            Command::Read | Command::Write => Some(self.buffers.len().max(self.asked_bytes)),
             Command::Discard
             | Command::WriteZeroes
             | Command::Readahead

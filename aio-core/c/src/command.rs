@@ -197,6 +197,8 @@ fn on_volume(iocb: &UaioIocb, handle: &Handle, into: &mut Vec<Span>) -> Result<I
     {
         return Err(Errno::INVAL);
     }
+    // What is linked asks for all of it, whatever is cut off below; it is less than 2^63.
+    let asked = asked as usize;
     // No memory for what is past the end; of a write that begins there enough to be told so.
     let room = handle.volume().size_bytes().saturating_sub(offset).max(block_size);
     let len =
@@ -205,10 +207,10 @@ fn on_volume(iocb: &UaioIocb, handle: &Handle, into: &mut Vec<Span>) -> Result<I
     if matches!(iocb.opcode, opcode::PREAD | opcode::PREADV) {
         bytes.resize(len, 0);
         *into = spans;
-        return Ok(Iocb::pread(handle, offset, bytes));
+        return Ok(Iocb::pread(handle, offset, bytes).with_asked(asked));
     }
     spans.iter().for_each(|span| span.append_to(&mut bytes));
-    Ok(Iocb::pwrite(handle, offset, bytes))
+    Ok(Iocb::pwrite(handle, offset, bytes).with_asked(asked))
 }
 
 fn on_host(iocb: &UaioIocb, status: &mut Option<*mut libc::statx>) -> Result<HostOp, Errno> {

@@ -187,6 +187,17 @@ fn linked_commands_go_one_after_the_other_and_end_with_the_first_that_fails() {
     let events = set.events(3, 4, PATIENCE).unwrap();
     let cancelled = -i64::from(libc::ECANCELED);
     assert_eq!(data_and_results(&events), [(1, 100), (2, cancelled), (3, cancelled)]);
+    // So also when it is a block, and when a read is.
+    let mut long = [3; 8192];
+    write.offset = (1 << 20) - 4096;
+    (write.buf, write.nbytes) = (long.as_mut_ptr().cast(), 8192);
+    for opcode in [opcode::PWRITE, opcode::PREAD] {
+        let mut list = [&raw mut write, &raw mut last];
+        write.opcode = opcode;
+        assert_eq!(set.submit(&mut list), 2);
+        let events = set.events(2, 4, PATIENCE).unwrap();
+        assert_eq!(data_and_results(&events), [(1, 4096), (3, cancelled)]);
+    }
     // All of them or none.
     let mut endless = Endless::new();
     let mut waits = [endless.read(7), endless.read(8)];
