@@ -60,9 +60,12 @@ impl Context {
     }
 
     /// Cancels everything that was submitted to this context and is not over; says how much that
-    /// was. Each has its event; see [`cancel`](Context::cancel).
+    /// was, but for chains that are just going from one place to another: those end there. Each has
+    /// its event; see [`cancel`](Context::cancel).
     pub fn cancel_all(&self) -> usize {
         let queue = self.queue();
+        // A chain between two stations is in none of them; whoever takes it on sees the mark.
+        queue.tickets().end_all(Ending::Cancelled);
         self.shared()
             .stations()
             .iter()

@@ -148,6 +148,15 @@ impl Tickets {
         }
     }
 
+    /// Says that every submission is to end that is not over, wherever it is.
+    pub(crate) fn end_all(&self, ending: Ending) {
+        for (slot, cell) in (0..).zip(&self.cells) {
+            let generation = (cell.state.load(Ordering::Acquire) >> 32) as u32;
+            // Of one that nobody has it is even, and `end` finds none.
+            self.end(Ticket { context: self.context, slot, generation }, ending);
+        }
+    }
+
     /// Why the submission is to end, if it is.
     pub(crate) fn ending(&self, ticket: Ticket) -> Option<Ending> {
         let state = self.cell(ticket)?.state.load(Ordering::Acquire);
