@@ -2,7 +2,9 @@
 #![expect(unsafe_code, reason = "a caller in C gives numbers and addresses")]
 
 use std::ffi::c_void;
+use std::os::fd::BorrowedFd;
 
+use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use uaio_core::host::{Descriptor, ForeignFd, Memory, Message, Vectored};
 
 use crate::Errno;
@@ -24,7 +26,7 @@ pub(crate) fn descriptor(fd: i32) -> Descriptor {
 /// A descriptor that the caller gives up.
 pub(crate) fn given_up(fd: i32) -> ForeignFd {
     // SAFETY: `uaio.h`: it is the library's until the event, and the caller's again only when that says
-    // that the command was cancelled.
+    // that the command was cancelled or its time was over.
     unsafe { ForeignFd::new(fd) }
 }
 
@@ -52,6 +54,15 @@ pub(crate) fn message(header: *mut c_void) -> Result<Box<Message>, Errno> {
 /// Whether a descriptor has positions: a file or a device, not a pipe, socket or terminal. An eventfd and its like
 /// say so, too: they take any.
 pub(crate) fn has_positions(fd: i32) -> bool {
+    // SAFETY: not -1, as who calls has asked; it is used for this one call.
+    let file = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let status = statx(file, c"", flags, StatxFlags::TYPE);
+    let kind = status.map(|status| FileType::from_raw_mode(status.stx_mode.into()));
+    // Not asked for the position, which another thread's write(2) may hold for as long as it takes.
+    if let Ok(FileType::RegularFile | FileType::BlockDevice) = kind {
+        return true;
+    }
     // SAFETY: asks for the position and moves nothing; any number may be given.
     unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) >= 0 }
 }
