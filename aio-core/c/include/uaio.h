@@ -57,7 +57,8 @@ enum uaio_opcode {
      * directory at uaio_submit(), as the umask is the submitter's then. */
     UAIO_OPENAT = 48,       /* buf: the name, op_flags: O_..., nbytes: the mode; the result is the
                                descriptor, close-on-exec */
-    UAIO_CLOSE = 49,        /* fd: a descriptor; it is still open after -ECANCELED, and only then */
+    UAIO_CLOSE = 49,        /* fd: a descriptor; it is still open after -ECANCELED, and after -ETIMEDOUT
+                               if it had a timeout, and only then */
     UAIO_UNLINKAT = 50,     /* buf: the name, op_flags: AT_REMOVEDIR */
     UAIO_RENAMEAT = 51,     /* buf: struct uaio_names, op_flags: RENAME_... */
     UAIO_LINKAT = 52,       /* buf: struct uaio_names, op_flags: AT_SYMLINK_FOLLOW ... */
@@ -150,7 +151,7 @@ struct uaio_to {
 
 /* A system call, with its arguments as syscall(2) has them; those behind its last are not looked at. It is
  * made by another thread, with the submitter's working directory and umask, and if the credentials of
- * that thread are still those of who called uaio_setup() (else -EPERM).
+ * that thread are still those of who called uaio_setup(), or uaio_refresh_credentials() since (else -EPERM).
  *
  * Files: f-, l- and plain getxattr setxattr listxattr removexattr, fchmod fchmodat fchown fchownat
  * utimensat truncate mknodat readlinkat faccessat faccessat2 statfs fstatfs fstat newfstatat getdents64
@@ -179,8 +180,16 @@ int uaio_setup(unsigned nr_events, uaio_context_t *context);
 
 /* Cancels what can be cancelled, waits for the rest (a descriptor that one opens then is closed), throws the events away, writes what the caches of
  * its volumes hold, and closes them. -EIO and the like: not all of that could be made stable.
- * Whoever waits in uaio_getevents() gets what it has by then, or EINVAL, before this returns. */
+ * Whoever waits in uaio_getevents() gets what it has by then, or EINVAL, before this returns. Functions of
+ * UAIO_NOTIFY_FUNCTION that wait are called before this returns, but when it is called in one of them: those
+ * behind that one are not called. */
 int uaio_destroy(uaio_context_t context);
+
+/* What is submitted from now on is done on the host with the credentials (user, groups, capabilities) of the
+ * calling thread. Until then, whatever setuid(2) is called, it is done with those of who called uaio_setup().
+ * ENOMEM, EBUSY: the kernel keeps no more; they stay what they were. May wait for a turn of the library's
+ * thread. */
+int uaio_refresh_credentials(uaio_context_t context);
 
 /* How a volume is to be opened. */
 enum uaio_open_flags {

@@ -53,6 +53,13 @@ pub extern "C" fn uaio_destroy(context: u64) -> c_int {
     answer(state::destroy(context).map(|()| 0))
 }
 
+/// `uaio_refresh_credentials`.
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
+pub extern "C" fn uaio_refresh_credentials(context: u64) -> c_int {
+    answer((|| state::find(context)?.refresh_credentials().map(|()| 0))())
+}
+
 /// `uaio_open`.
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]

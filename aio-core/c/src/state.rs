@@ -178,9 +178,15 @@ pub(crate) fn destroy(name: u64) -> Result<(), Errno> {
 impl State {
     fn stop(&self) {
         self.reactor.stop();
-        self.callbacks.stop();
         let own = std::thread::current().id();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        if threads.iter().any(|thread| thread.thread().id() == own) {
+            // Called back: the functions behind this one would run when we have returned.
+            self.callbacks.stop_now();
+        } else {
+            self.callbacks.stop();
+        }
+        for thread in threads {
             // A function that is called back may destroy its context; its thread ends after it.
             if thread.thread().id() != own {
                 // It does not panic; if it did there is nobody left to tell.
@@ -208,6 +214,12 @@ impl State {
         let mut volumes = self.volumes.write();
         volumes.push(volume.open(options));
         Ok(volumes.len())
+    }
+
+    /// Has the host's operations done as the calling thread from now on.
+    pub(crate) fn refresh_credentials(&self) -> Result<(), Errno> {
+        let refreshed = self.context.refresh_credentials();
+        refreshed.map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::ENOMEM)))
     }
 
     pub(crate) fn size(&self, volume: i32) -> Result<u64, Errno> {

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use set::{Endless, NOT_MAPPED, Set, iocb, noop, read};
 use uaio::exports::{
-    uaio_cancel, uaio_destroy, uaio_getevents, uaio_listio, uaio_open, uaio_setup, uaio_size,
-    uaio_submit, uaio_suspend,
+    uaio_cancel, uaio_destroy, uaio_getevents, uaio_listio, uaio_open, uaio_refresh_credentials,
+    uaio_setup, uaio_size, uaio_submit, uaio_suspend,
 };
 use uaio::layout::{
-    F_RESFD, F_VOLUME, LIST_NOWAIT, LIST_WAIT, O_DIRECT, UaioEvent, UaioIocb, UaioWait, opcode,
+    F_LINK, F_NOTIFY, F_RESFD, F_VOLUME, LIST_NOWAIT, LIST_WAIT, O_DIRECT, UaioEvent, UaioIocb,
+    UaioNotify, UaioWait, opcode,
 };
 
 fn eventfd(flags: i32) -> OwnedFd {
@@ -268,4 +269,71 @@ fn every_call_in_the_child_of_a_fork_is_einval() {
     let mut sync = UaioIocb { flags: F_VOLUME, ..iocb(2, opcode::FSYNC) };
     assert_eq!(set.submit(&mut [&raw mut sync]), 1);
     assert_eq!(set.data(1, 1), [2]);
+}
+
+/// Who destroys may come when the first of a chain is done and the next is not begun yet.
+#[test]
+fn destroy_ends_chains_whose_next_command_would_wait_for_ever() {
+    const CHAINS: usize = 16;
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    for _ in 0..200 {
+        let set = Set::up(2 * CHAINS as u32);
+        let mut bytes = [0u8; CHAINS];
+        let mut iocbs: Vec<UaioIocb> = bytes
+            .iter_mut()
+            .flat_map(|byte| {
+                let receive = UaioIocb {
+                    fd: one.as_raw_fd(),
+                    opcode: opcode::RECV,
+                    flags: 0,
+                    ..read(2, std::slice::from_mut(byte))
+                };
+                [UaioIocb { flags: F_LINK, ..noop(1) }, receive]
+            })
+            .collect();
+        let mut list: Vec<*mut UaioIocb> = iocbs.iter_mut().map(std::ptr::from_mut).collect();
+        assert_eq!(set.submit(&mut list), 2 * CHAINS as i32);
+        drop(set);
+    }
+}
+
+#[test]
+fn nothing_is_called_back_once_destroy_has_returned_in_a_function_that_was() {
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    static CONTEXT: AtomicU64 = AtomicU64::new(0);
+    static CALLED: AtomicUsize = AtomicUsize::new(0);
+    static DESTROYED: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn called(_: *mut c_void) {
+        if CALLED.fetch_add(1, Ordering::SeqCst) == 0 {
+            // The others are behind this one by then.
+            std::thread::sleep(Duration::from_millis(50));
+            assert_eq!(uaio_destroy(CONTEXT.load(Ordering::SeqCst)), 0);
+            DESTROYED.store(1, Ordering::SeqCst);
+        }
+    }
+    let mut context = 0;
+    assert_eq!(uaio_setup(8, &raw mut context), 0);
+    CONTEXT.store(context, Ordering::SeqCst);
+    let notify =
+        UaioNotify { kind: 2, signo: 0, tid: 0, fd: 0, value: null_mut(), function: Some(called) };
+    let mut iocbs =
+        [1, 2, 3, 4].map(|at| UaioIocb { flags: F_NOTIFY, notify: &raw const notify, ..noop(at) });
+    let mut list = iocbs.each_mut().map(std::ptr::from_mut);
+    assert_eq!(uaio_submit(context, 4, list.as_mut_ptr()), 4);
+    let start = Instant::now();
+    while DESTROYED.load(Ordering::SeqCst) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "it was not destroyed");
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(CALLED.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn credentials_are_refreshed_by_the_name_of_the_context() {
+    let set = Set::up(1);
+    assert_eq!(uaio_refresh_credentials(set.0), 0);
+    let name = set.0;
+    drop(set);
+    assert_eq!(uaio_refresh_credentials(name), -libc::EINVAL);
 }
