@@ -1,6 +1,8 @@
 //! Operations on names, between two descriptors, and other system calls: what their structures name is
 //! taken in at submission.
 
+use std::ffi::CString;
+
 use uaio_core::host::{
     Argument, Between, Call, Directory, HostOp, Names, Open, Statx, Symlink, Takes,
 };
@@ -68,7 +70,7 @@ pub(crate) fn on_names(
 }
 
 /// The two names of a structure: the old, where the new begins, the new.
-fn names(iocb: &UaioIocb) -> Result<(std::ffi::CString, Directory, std::ffi::CString), Errno> {
+fn names(iocb: &UaioIocb) -> Result<(CString, Directory, CString), Errno> {
     let UaioNames { old_path, new_path, new_fd, reserved } =
         user::fetch(iocb.buf.cast_const().cast())?;
     zero(reserved)?;
@@ -120,13 +122,27 @@ fn call(call: &UaioCall) -> Result<Call, Errno> {
                 // With no length there is no address either: some calls say then how long it would be.
                 structure(len)?
             }
+            Takes::Value if is_own_times(call) => {
+                Argument::Value(libc::AT_EMPTY_PATH.cast_unsigned().into())
+            }
             Takes::Value => Argument::Value(word),
             Takes::Fd => Argument::Descriptor(host::descriptor(word as i32)),
             Takes::Dir => Argument::Directory(directory(word as i32)),
+            // utimensat(fd, NULL) is the descriptor itself, which the kernel also says by no name.
+            Takes::Path if is_own_times(call) => Argument::Path(CString::default()),
             Takes::Path => Argument::Path(user::path(address.cast_const().cast())?),
         });
     }
     Call::new(number, arguments).map_err(|refused| Errno(refused.errno()))
+}
+
+/// Whether it is utimensat(2) as futimens(3) calls it: without a name and flags.
+fn is_own_times(call: &UaioCall) -> bool {
+    let [fd, name, _, flags, ..] = call.arguments;
+    call.number == libc::SYS_utimensat
+        && name == 0
+        && flags as i32 == 0
+        && fd as i32 != libc::AT_FDCWD
 }
 
 fn directory(fd: i32) -> Directory {

@@ -13,9 +13,9 @@ use rustix::fs::readlinkat;
 use crate::Errno;
 use crate::layout::{UaioCall, UaioIocb, UaioNames, UaioStatx, UaioTo};
 
-/// The first address that no program has: half of what 48 bits and sign extension give (x86-64, and
-/// arm64 with 48 bits; a larger address space of 52 or 57 bits is given only to who asks for it).
-const USER_END: usize = 1 << 47;
+/// The first address that no program has: on arm64 all of 48 bits are a program's, elsewhere (x86-64) half of
+/// them. A larger address space of 52 or 57 bits is given only to who asks for it.
+const USER_END: usize = if cfg!(target_arch = "aarch64") { 1 << 48 } else { 1 << 47 };
 /// The longest name with its zero, as Linux has it.
 const PATH_MAX: usize = 4096;
 /// No more of a name is copied at once: the smallest page.

@@ -197,6 +197,11 @@ static void calls(int dir)
     IS(memory > 2, 1);
     IS(close((int)memory), 0);
     IS(call(SYS_lseek, (uint64_t)fd, (uint64_t)-1, SEEK_SET, 0), -EINVAL);
+    struct timespec times[2] = {{.tv_sec = 7}, {.tv_sec = 9}};
+    IS(call(SYS_utimensat, (uint64_t)fd, 0, word(times), 0), 0);
+    IS(call(SYS_fstat, (uint64_t)fd, word(&status), 0, 0), 0);
+    IS(status.st_mtime, 9);
+    IS(call(SYS_utimensat, (uint64_t)AT_FDCWD, 0, word(times), 0), -EFAULT);
     /* Those that cannot be made. */
     IS(call(SYS_exit, 0, 0, 0, 0), -EOPNOTSUPP);
     IS(call(SYS_chdir, word("/"), 0, 0, 0), -EOPNOTSUPP);
