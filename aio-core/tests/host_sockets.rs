@@ -7,7 +7,7 @@ mod host;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::{Duration, Instant};
 
 use host::{Bench, errno};
@@ -397,4 +397,27 @@ fn a_descriptor_stays_open_while_an_operation_is_on_it() {
     // The operation was its last owner, and is gone.
     assert_eq!(writer.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
     let _ = writer.as_fd();
+}
+
+/// What was received where nothing can be put is lost, and no more than that: the next is still there.
+#[test]
+fn a_message_by_address_with_a_bad_address_in_it_is_answered_and_loses_one_datagram() {
+    let mut bench = Bench::new(8);
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    for word in [b"one", b"two"] {
+        theirs.send(word).unwrap();
+    }
+    ours.set_nonblocking(true).unwrap();
+    let fd = Descriptor::new(ours.try_clone().unwrap());
+    let bad = std::ptr::without_provenance_mut(8);
+    let mut list = libc::iovec { iov_base: bad, iov_len: 3 };
+    // SAFETY: a structure of numbers and addresses, for which zero is a value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut list, 1);
+    // SAFETY: the header and its list outlive the operation, which ends below; the kernel checks the rest.
+    let message = Box::new(unsafe { Message::raw(&raw mut header) });
+    let done = bench.run(HostOp::RecvMsg { fd, message, flags: 0 });
+    assert_eq!(done.result, Err(errno(libc::EFAULT)));
+    let mut next = [0; 3];
+    assert_eq!((ours.recv(&mut next).unwrap(), &next), (3, b"two"));
 }

@@ -433,6 +433,7 @@ impl HostOp {
             | Self::Send { memory, .. }
             | Self::Recv { memory, .. } => memory.is_owned(),
             Self::ReadV { memory, .. } | Self::WriteV { memory, .. } => memory.is_owned(),
+            Self::SendMsg { message, .. } | Self::RecvMsg { message, .. } => message.is_owned(),
             _ => true,
         }
     }

@@ -290,6 +290,11 @@ impl Message {
         &self.control[..self.control_len]
     }
 
+    /// Whether all memory that the kernel gets addresses of is its own.
+    pub(super) fn is_owned(&self) -> bool {
+        self.raw.is_none()
+    }
+
     /// The kernel's form of it. `receive`: there is room for an address, whatever it says now.
     pub(super) fn header(&mut self, receive: bool) -> *mut libc::msghdr {
         if let Some(raw) = self.raw {
