@@ -47,7 +47,19 @@ fn where_blocked(name: &str, signals: &[i32], test: impl FnOnce()) {
     assert!(child.status().unwrap().success());
 }
 
-fn send(signal: i32, value: usize) {
+/// How a signal is sent to this process, and the code that it comes with.
+#[derive(Clone, Copy)]
+enum Sent {
+    Queued,
+    Killed,
+}
+
+fn send(sent: Sent, signal: i32, value: usize) {
+    if matches!(sent, Sent::Killed) {
+        // SAFETY: sends a signal to this process, which blocks it.
+        assert_eq!(unsafe { libc::kill(std::process::id().cast_signed(), signal) }, 0);
+        return;
+    }
     let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(value) };
     // SAFETY: sends a signal to this process, which blocks it.
     let sent = unsafe { libc::sigqueue(std::process::id().cast_signed(), signal, value) };
@@ -61,7 +73,7 @@ fn wait(signals: &[i32]) -> Option<(i32, i32, usize)> {
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: addresses of structures of ours.
     let signal = unsafe { libc::sigtimedwait(&raw const set, &raw mut info, &raw const time) };
-    // SAFETY: it was sent with a value.
+    // SAFETY: it was sent with a value, or with numbers in its place.
     (signal > 0).then(|| (signal, info.si_code, unsafe { info.si_value() }.sival_ptr.addr()))
 }
 
@@ -87,7 +99,7 @@ fn until_in_flock(count: usize) {
 }
 
 /// Two calls wait at workers while every signal is sent to the process; what comes out, by signal.
-fn values_that_arrive(signals: &[i32]) -> BTreeMap<i32, Vec<usize>> {
+fn values_that_arrive(sent: Sent, signals: &[i32]) -> BTreeMap<i32, Vec<usize>> {
     let mut bench = Bench::new(8);
     let path = bench.path().join("lock");
     let held = std::fs::File::create(&path).unwrap();
@@ -96,7 +108,7 @@ fn values_that_arrive(signals: &[i32]) -> BTreeMap<i32, Vec<usize>> {
     until_in_flock(2);
     for value in 0..TIMES {
         for signal in signals {
-            send(*signal, value);
+            send(sent, *signal, value);
             // The workers are back in their calls, and whoever is to take the next one away is ready.
             until_in_flock(2);
         }
@@ -104,7 +116,11 @@ fn values_that_arrive(signals: &[i32]) -> BTreeMap<i32, Vec<usize>> {
     let mut values: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
     for _ in 0..TIMES * signals.len() {
         let (signal, code, value) = wait(signals).expect("a signal was taken by somebody else");
-        assert_eq!(code, libc::SI_QUEUE);
+        let wanted = match sent {
+            Sent::Queued => libc::SI_QUEUE,
+            Sent::Killed => libc::SI_USER,
+        };
+        assert_eq!(code, wanted);
         values.entry(signal).or_default().push(value);
     }
     // And they can still be cancelled.
@@ -120,7 +136,7 @@ fn a_signal_that_the_program_blocks_and_waits_for_never_meets_a_worker() {
     let signals = [libc::SIGRTMAX(), libc::SIGRTMAX() - 2];
     let name = "a_signal_that_the_program_blocks_and_waits_for_never_meets_a_worker";
     where_blocked(name, &signals, || {
-        let values = values_that_arrive(&signals);
+        let values = values_that_arrive(Sent::Queued, &signals);
         let in_order: Vec<_> = (0..TIMES).collect();
         assert!(values.values().all(|values| *values == in_order), "{values:?}");
     });
@@ -133,9 +149,22 @@ fn a_signal_that_meets_a_worker_goes_on_to_who_waits_for_it_and_the_worker_can_s
     let name = "a_signal_that_meets_a_worker_goes_on_to_who_waits_for_it_and_the_worker_can_still_be_reached";
     where_blocked(name, &all, || {
         let signals = [libc::SIGRTMAX(), libc::SIGRTMAX() - 1, libc::SIGRTMIN()];
-        let mut values = values_that_arrive(&signals);
+        let mut values = values_that_arrive(Sent::Queued, &signals);
         values.values_mut().for_each(|values| values.sort_unstable());
         let every: Vec<_> = (0..TIMES).collect();
         assert!(values.values().all(|values| *values == every), "{values:?}");
+    });
+}
+
+/// kill(2) sends no value, and the kernel lets nobody else send what looks like it.
+#[test]
+fn a_signal_of_kill_that_meets_a_worker_goes_on_to_who_waits_for_it() {
+    let all: Vec<_> = (libc::SIGRTMIN()..=libc::SIGRTMAX()).collect();
+    let name = "a_signal_of_kill_that_meets_a_worker_goes_on_to_who_waits_for_it";
+    where_blocked(name, &all, || {
+        let signals = [libc::SIGRTMAX(), libc::SIGRTMAX() - 1, libc::SIGRTMIN()];
+        let values = values_that_arrive(Sent::Killed, &signals);
+        let counts: Vec<_> = values.values().map(Vec::len).collect();
+        assert_eq!(counts, [TIMES; 3]);
     });
 }

@@ -141,9 +141,13 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above.
     let before = unsafe { *errno };
-    // To ourselves whatever the code may be. One has just been taken out, so there is room for one.
+    // To ourselves whatever the code may be, and to the kernel that is this thread, by whose number it
+    // finds the process: of kill(2) it takes a code from nobody else. One has just been taken out, so
+    // there is room for one.
+    // SAFETY: asks who this thread is.
+    let thread = unsafe { libc::gettid() };
     // SAFETY: what the kernel gave, to this process.
-    unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, process, signal, info) };
+    unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, thread, signal, info) };
     // SAFETY: as above.
     unsafe { *errno = before };
 }
