@@ -129,13 +129,16 @@ impl EventQueue {
 
     /// Gives back slots whose iocbs were refused after all.
     pub(crate) fn give_slots(&self, count: usize) {
-        self.free.fetch_add(count, Ordering::Relaxed);
+        // Release: pairs with the Acquire of `outstanding`.
+        self.free.fetch_add(count, Ordering::Release);
     }
 
-    /// Iocbs taken whose event is not there yet. Exact when nobody submits or gets events.
+    /// Iocbs taken whose event is not there yet. Exact when nobody submits or gets events; never too few
+    /// when nobody submits.
     pub(crate) fn outstanding(&self) -> usize {
-        let there = self.ring.len();
-        (self.slots - self.free.load(Ordering::Relaxed)).saturating_sub(there)
+        // Before the events are counted, and Acquire: one whose slot is seen free is not counted then.
+        let free = self.free.load(Ordering::Acquire);
+        (self.slots - free).saturating_sub(self.ring.len())
     }
 
     /// Puts the event of an iocb without a ticket in, and wakes those who wait for it.
@@ -312,5 +315,36 @@ impl EventQueue {
     /// Takes the entry `id` away, if it has not been woken.
     pub(crate) fn leave(&self, id: u64) {
         self.waiters.change(|entries| entries.retain(|entry| entry.id != id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffers::Buffers;
+
+    /// Somebody takes events out while a context is dropped: it must not go before its last command.
+    #[test]
+    fn a_command_without_event_is_outstanding_while_others_events_are_taken_out() {
+        const EVENTS: usize = 64;
+        for _ in 0..500 {
+            let queue = EventQueue::new(0, EVENTS + 1, None);
+            assert!(queue.take_slots(EVENTS + 1));
+            for user_data in 0..EVENTS as u64 {
+                queue.complete(Event {
+                    user_data,
+                    result: Ok(0),
+                    buffers: Buffers::None,
+                    more: false,
+                });
+            }
+            std::thread::scope(|threads| {
+                let taker = threads.spawn(|| while queue.take(1, drop) > 0 {});
+                while !taker.is_finished() {
+                    assert!(queue.outstanding() >= 1);
+                }
+            });
+            assert_eq!(queue.outstanding(), 1);
+        }
     }
 }
