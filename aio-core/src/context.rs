@@ -311,7 +311,7 @@ impl Context {
                 self.plan(linked)?;
                 if let Work::Host(work) = &mut linked.work {
                     // Here, not where it is begun: that may be another thread.
-                    work.settle().map_err(|_| Refusal::Invalid)?;
+                    work.settle().map_err(Refusal::Submitter)?;
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use uaio_driver::{Armed, IoError, IoResult, Slots, Token};
 
 use crate::host::{Credentials, Engine, HostDone, HostOp, HostRequest, OpId};
@@ -130,7 +131,7 @@ impl HostWork {
     }
 
     /// Takes down what else it needs of the submitter's thread.
-    pub(crate) fn settle(&mut self) -> Result<(), IoError> {
+    pub(crate) fn settle(&mut self) -> Result<(), Errno> {
         let request = &mut self.request;
         // These need nothing more, and asking costs system calls.
         let settled = matches!(
@@ -150,7 +151,7 @@ impl HostWork {
         if settled {
             return Ok(());
         }
-        request.settle().map_err(|errno| IoError::host(errno.raw_os_error()))
+        request.settle()
     }
 
     /// Whether it may have more than one event.

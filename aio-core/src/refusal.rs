@@ -1,5 +1,7 @@
 //! Why an iocb was not taken.
 
+use rustix::io::Errno;
+
 use crate::iocb::Iocb;
 
 /// Why an iocb was not taken.
@@ -21,16 +23,20 @@ pub enum Refusal {
     /// The volume has been closed (ENODEV).
     #[error("the volume is closed")]
     Closed,
+    /// What a linked operation of the host needs of the thread that submits it, its working directory or
+    /// umask, could not be had (EMFILE, ENFILE, ENOENT …).
+    #[error("the working directory or umask of the submitter cannot be had: {0}")]
+    Submitter(Errno),
 }
 
 impl Refusal {
     /// The positive errno that says this to a program.
     pub fn errno(self) -> i32 {
-        use rustix::io::Errno;
         let errno = match self {
             Self::NoSlot | Self::Busy => Errno::AGAIN,
             Self::Invalid => Errno::INVAL,
             Self::Closed => Errno::NODEV,
+            Self::Submitter(errno) => errno,
         };
         errno.raw_os_error()
     }

@@ -97,6 +97,7 @@ impl Request {
                     self.asked = work.asked;
                     Ok(work
                         .settle()
+                        .map_err(|errno| IoError::host(errno.raw_os_error()))
                         .map_or_else(|error| Plan::Answer(Err(error)), |()| Plan::Go(0)))
                 }
             };

@@ -372,3 +372,74 @@ fn where_io_uring_is_not_to_be_had_the_error_says_why() {
         assert_eq!(Engine::new(EngineOptions::depth(depth)).unwrap_err().errno(), libc::EINVAL);
     }
 }
+
+/// Has every open refused to this thread but of a directory by path: the umask cannot be read then.
+fn forbid_opening(errno: i32) {
+    let jump = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let any_bit = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let give = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let allow = step(give, 0, 0, libc::SECCOMP_RET_ALLOW);
+    // The number of the call, and the low half of its third argument (`struct seccomp_data`).
+    let (number, flags) = (0, 16 + 2 * 8);
+    let mut steps = [
+        step(load, 0, 0, number),
+        step(jump, 0, 2, libc::SYS_openat as u32),
+        step(load, 0, 0, flags),
+        step(any_bit, 0, 1, libc::O_PATH as u32),
+        allow,
+        step(give, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: of this thread alone, which ends here.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the address of a program of ours, which the kernel checks and copies.
+    let set = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+    };
+    assert_eq!(set, 0);
+}
+
+/// Settles it on a thread that gets the directory and not the umask.
+fn settle_halfway(mut request: HostRequest) -> HostRequest {
+    let thread = std::thread::spawn(move || {
+        forbid_opening(libc::EMFILE);
+        assert_eq!(request.settle(), Err(errno(libc::EMFILE)));
+        request
+    });
+    thread.join().unwrap()
+}
+
+#[test]
+fn a_request_that_could_not_be_settled_keeps_nothing_of_whoever_tried() {
+    let _turn = in_turn();
+    let mut bench = Bench::new(8);
+    let before = std::env::current_dir().unwrap();
+    let (first, second) = (bench.path().join("first"), bench.path().join("second"));
+    std::fs::create_dir(&first).unwrap();
+    std::fs::create_dir(&second).unwrap();
+    let mkdir = HostOp::Mkdir { directory: Directory::Current, path: c"sub".into(), mode: 0o777 };
+    let at = Argument::Directory(Directory::Current);
+    let node = vec![
+        at,
+        Argument::Path(c"node".into()),
+        Argument::Value(u64::from(libc::S_IFIFO | 0o600)),
+        Argument::Value(0),
+    ];
+    let mknod = HostOp::Call(Box::new(Call::new(libc::SYS_mknodat, node).unwrap()));
+    let requests =
+        [open("file", libc::O_CREAT | libc::O_WRONLY, 0o666), mkdir.into(), mknod.into()];
+    std::env::set_current_dir(&first).unwrap();
+    let requests = requests.map(settle_halfway);
+    std::env::set_current_dir(&second).unwrap();
+    for request in requests.map(settled) {
+        bench.start(request);
+    }
+    let done = bench.wait(3);
+    std::env::set_current_dir(&before).unwrap();
+    assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+    assert_eq!(std::fs::read_dir(first).unwrap().count(), 0);
+    let mode = |name| std::fs::metadata(second.join(name)).unwrap().permissions().mode() & 0o600;
+    assert_eq!(["file", "sub", "node"].map(mode), [0o600; 3]);
+}

@@ -53,7 +53,7 @@ impl HostRequest {
     ///
     /// # Errors
     ///
-    /// When the working directory cannot be opened or the umask not be read.
+    /// When the working directory cannot be opened or the umask not be read. The request is as it was.
     pub fn settle(&mut self) -> Result<(), Errno> {
         if self.settled.is_some() {
             return Ok(());
@@ -78,7 +78,12 @@ impl HostRequest {
     /// Makes it what it was before it was settled: for somebody else who submits it, after it was not
     /// taken.
     pub fn unsettle(&mut self) {
-        let Some(Settled { before, .. }) = self.settled.take() else { return };
+        if let Some(Settled { before, .. }) = self.settled.take() {
+            self.put_back(before);
+        }
+    }
+
+    fn put_back(&mut self, before: Before) {
         let [first, second] = before.current;
         match &mut self.op {
             HostOp::Open(open) => {
@@ -102,21 +107,32 @@ impl HostRequest {
     }
 
     /// Takes down where names begin and what is taken off modes: what no worker can know later. Says
-    /// what there was before.
+    /// what there was before; after an error it is that.
     pub(super) fn settle_place(&mut self) -> Result<Before, Errno> {
         let mut before = Before::default();
+        match self.take_place(&mut before) {
+            Ok(()) => Ok(before),
+            Err(errno) => {
+                self.put_back(before);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Notes what there was before it changes it, so that what was done can be put back wherever it fails.
+    fn take_place(&mut self, before: &mut Before) -> Result<(), Errno> {
         let [first, second] = &mut before.current;
         match &mut self.op {
             HostOp::Open(open) => {
-                *first = settle_name(&mut open.directory, &open.path)?;
                 before.mode = open.mode;
+                *first = settle_name(&mut open.directory, &open.path)?;
                 if creates(open.flags) {
                     open.mode &= !umask()?;
                 }
             }
             HostOp::Mkdir { directory, path, mode } => {
-                *first = settle_name(directory, path)?;
                 before.mode = *mode;
+                *first = settle_name(directory, path)?;
                 *mode &= !umask()?;
             }
             HostOp::Unlink { directory, path, .. } => *first = settle_name(directory, path)?,
@@ -129,7 +145,7 @@ impl HostRequest {
             HostOp::Call(call) => call.settle()?,
             _ => {}
         }
-        Ok(before)
+        Ok(())
     }
 
     /// The signal that the system call would have sent with this error, which is the submitter's.
