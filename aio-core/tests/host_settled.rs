@@ -443,3 +443,47 @@ fn a_request_that_could_not_be_settled_keeps_nothing_of_whoever_tried() {
     let mode = |name| std::fs::metadata(second.join(name)).unwrap().permissions().mode() & 0o600;
     assert_eq!(["file", "sub", "node"].map(mode), [0o600; 3]);
 }
+
+/// Whoever unmounts a file system gets EBUSY while a thread is in a directory of it.
+#[test]
+fn a_worker_stays_in_no_directory_of_its_jobs() {
+    let _turn = in_turn();
+    let mut bench = Bench::new(8);
+    let before = std::env::current_dir().unwrap();
+    // Also the directory of whoever started the worker.
+    std::env::set_current_dir(bench.path()).unwrap();
+    std::fs::write("there", b"x").unwrap();
+    let name = Argument::Path(c"there".into());
+    let truncate = Call::new(libc::SYS_truncate, vec![name, Argument::Value(7)]).unwrap();
+    let result = bench.run(settled(HostOp::Call(Box::new(truncate)).into())).result;
+    let ours = std::env::current_dir().unwrap();
+    std::env::set_current_dir(&before).unwrap();
+    assert_eq!(result, Ok(0));
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        // A thread may have ended since.
+        if let Ok(there) = std::fs::read_link(task.unwrap().path().join("cwd")) {
+            assert_ne!(there, ours);
+        }
+    }
+}
+
+/// Others that the workers do go on meanwhile, such as the one that would open the other end.
+#[test]
+fn opens_of_a_fifo_that_wait_hold_nothing_else_up() {
+    const OPENS: usize = 8;
+    let _turn = in_turn();
+    let mut bench = Bench::new(16);
+    let fifo = bench.path().join("fifo").to_str().unwrap().to_owned();
+    let name = CString::new(fifo.as_str()).unwrap();
+    // SAFETY: the path is a string that ends with a zero.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    for _ in 0..OPENS {
+        bench.start(settled(open(&fifo, libc::O_CREAT | libc::O_WRONLY, 0o600)));
+    }
+    let path = CString::new(bench.path().join("sub").to_str().unwrap()).unwrap();
+    let mkdir = HostOp::Mkdir { directory: Directory::Current, path, mode: 0o700 };
+    assert_eq!(bench.run_other(settled(mkdir.into())).result, Ok(0));
+    let reader = std::fs::File::open(&fifo).unwrap();
+    assert!(bench.wait(OPENS).iter().all(|done| done.result.is_ok()));
+    drop(reader);
+}

@@ -1,5 +1,5 @@
 //! Threads for what io_uring cannot do: bounded, started when there is work for them; but for calls that
-//! may wait for somebody else (`flock`, `waitid`), which have a thread each, or the one that ends their
+//! may wait for somebody else (`flock`, `waitid`, an open of a FIFO), which have a thread each, or the one that ends their
 //! wait could be waiting behind them.
 //!
 //! A worker takes no signals but the one that gets it out of a call that was cancelled
@@ -46,8 +46,19 @@ impl Job {
     /// Which crew does it: one that may wait for somebody else has a thread of its own, or those who
     /// would end its wait could be behind it.
     fn crew(&self) -> usize {
-        usize::from(matches!(&self.op, HostOp::Call(call) if call.may_wait()))
+        usize::from(match &self.op {
+            HostOp::Call(call) => call.may_wait(),
+            HostOp::Open(open) => may_wait(open.flags),
+            _ => false,
+        })
     }
+}
+
+/// Whether openat(2) with these flags may wait for somebody else, as it does at a FIFO: not for a file that
+/// it makes itself.
+fn may_wait(flags: i32) -> bool {
+    let made = |what| flags & what == what;
+    !made(libc::O_NONBLOCK) && !made(libc::O_CREAT | libc::O_EXCL) && !made(libc::O_TMPFILE)
 }
 
 struct Shared {
@@ -246,7 +257,16 @@ fn set_apart() -> Result<(), Errno> {
     }
     // SAFETY: of this thread alone, since just now.
     unsafe { libc::umask(0) };
+    leave_directory();
     Ok(())
+}
+
+/// Goes where this thread keeps no file system from being unmounted. It needs no directory between jobs:
+/// a name begins where its job says.
+fn leave_directory() {
+    // Nothing is lost when it fails but an unmount.
+    // SAFETY: changes the working directory of this thread alone; the path ends with a zero.
+    let _ = unsafe { libc::chdir(c"/".as_ptr()) };
 }
 
 fn run(job: &mut Job) -> Result<u64, Errno> {
@@ -266,13 +286,14 @@ fn run(job: &mut Job) -> Result<u64, Errno> {
             unsafe { libc::ftruncate(fd.as_raw_fd(), len) }.into()
         }
         HostOp::Call(call) => {
-            if let Some(directory) = call.working_directory() {
-                // SAFETY: changes the working directory of this thread alone.
-                if unsafe { libc::fchdir(directory.as_raw_fd()) } < 0 {
-                    return Err(last_errno());
-                }
+            let Some(directory) = call.working_directory() else { return call.make() };
+            // SAFETY: changes the working directory of this thread alone.
+            if unsafe { libc::fchdir(directory.as_raw_fd()) } < 0 {
+                return Err(last_errno());
             }
-            return call.make();
+            let result = call.make();
+            leave_directory();
+            return result;
         }
         // The engine hands nothing else over.
         _ => return Err(Errno::NOSYS),
