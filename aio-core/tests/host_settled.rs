@@ -9,13 +9,15 @@ mod host;
 
 use std::ffi::CString;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host::{Bench, errno};
 use uaio_core::host::{
     Argument, Call, Descriptor, Directory, Disabled, Engine, EngineError, EngineOptions, HostOp,
     HostRequest, Message, Open, Position, Vectored,
 };
+use uaio_core::{ContextOptions, HostOptions, Iocb, Reactor, Refusal};
+use uaio_driver::SystemClock;
 
 fn in_turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
@@ -442,6 +444,25 @@ fn a_request_that_could_not_be_settled_keeps_nothing_of_whoever_tried() {
     assert_eq!(std::fs::read_dir(first).unwrap().count(), 0);
     let mode = |name| std::fs::metadata(second.join(name)).unwrap().permissions().mode() & 0o600;
     assert_eq!(["file", "sub", "node"].map(mode), [0o600; 3]);
+}
+
+#[test]
+fn a_chain_whose_second_could_not_be_settled_is_refused_with_the_reason() {
+    let _turn = in_turn();
+    let reactor = Reactor::new(Arc::new(SystemClock::new())).unwrap();
+    let host = reactor.attach_host(HostOptions::default()).unwrap();
+    let context = reactor.context(ContextOptions::events(2)).unwrap();
+    let mkdir = HostOp::Mkdir { directory: Directory::Current, path: c"sub".into(), mode: 0o777 };
+    let chain = Iocb::host(&host, HostOp::Nop).then(Iocb::host(&host, mkdir));
+    let refused = std::thread::scope(|threads| {
+        let thread = threads.spawn(|| {
+            forbid_opening(libc::EMFILE);
+            context.submit(chain).unwrap_err()
+        });
+        thread.join().unwrap()
+    });
+    assert_eq!(refused.reason, Refusal::Submitter(errno(libc::EMFILE)));
+    assert_eq!((refused.reason.errno(), context.outstanding()), (libc::EMFILE, 0));
 }
 
 /// Whoever unmounts a file system gets EBUSY while a thread is in a directory of it.
