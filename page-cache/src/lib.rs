@@ -34,8 +34,8 @@
 //! flight: each is issued at once, and when the device has it, waits for a device flush that it shares
 //! with all who were there when that was sent, flushes and stable writes of every lane. One that is alone is a
 //! single FUA command instead. The [`Flusher`] sends those device flushes, one at a time, so a flush waits for no
-//! lane that has gone silent, unless a command of that is at a page which the flush covers; and whoever
-//! waits for one can be cancelled at once.
+//! lane that has gone silent, unless that holds a page which the flush covers: it has a command at it, or the turn at
+//! it, or a discard or direct write of the range. Whoever waits for one can be cancelled at once.
 //!
 //! # When a device flush fails
 //!

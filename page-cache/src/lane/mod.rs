@@ -112,8 +112,9 @@ struct Entry {
 ///
 /// While anything is in flight, the owner [turns](Lane::turn) the lane, or sleeps on what it [armed](Lane::arm)
 /// and turns it when that rings. Others may depend on it: who waits for a page that this lane reads or writes just
-/// now. Nobody else does: device flushes are the flusher's, for this lane's stable writes, too. An owner that goes
-/// away to compute for long drops its lane, which drains it, or leaves it to a thread that turns it.
+/// now, that it is this lane's turn at, or that a discard or direct write of it covers; a flush may be among them. For
+/// a device flush nobody waits on a lane: those are the flusher's, for this lane's stable writes, too. An owner that
+/// goes away to compute for long drops its lane, which drains it, or leaves it to a thread that turns it.
 pub struct Lane {
     core: Core,
     stable: StableWrites,
