@@ -559,6 +559,9 @@ impl World {
         self.tells = false;
         self.device.clear_faults();
         self.drain();
+        // The flusher sends one device flush at a time: after this one none is in flight whose flushes were
+        // cancelled, and which might yet fail and lose something.
+        self.flush(0);
         self.note_lost();
         self.cache.accept_loss(0..SIZE as u64);
         // An error that nobody was told of yet is told once.
