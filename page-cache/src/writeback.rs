@@ -13,7 +13,7 @@
 //! a device flush is sent, and everybody whose writes were complete *before it was sent* shares it;
 //! who comes later takes the next. What is dirtied later has a higher number and is not waited for,
 //! so a flush ends under a writer that never stops. A stable write that needs a flush shares it
-//! ([`crate::commit`]): no lane sends one of its own. A **flush of a range** is the same for the pages that
+//! (see the crate page): no lane sends one of its own. A **flush of a range** is the same for the pages that
 //! the range touches: what is dirty elsewhere is neither written nor waited for, and a page elsewhere
 //! that cannot be written does not fail it.
 //!

@@ -338,7 +338,7 @@ impl Lane {
         self.core.commit();
     }
 
-    /// Prepares for the owner to sleep; as [`IoQueue::arm`].
+    /// Prepares for the owner to sleep; as [`IoQueue::arm`](uaio_driver::IoQueue::arm).
     pub fn arm(&mut self) -> Armed {
         if !self.finished.is_empty() {
             return Armed::Ready;
@@ -346,7 +346,7 @@ impl Lane {
         self.core.arm()
     }
 
-    /// As [`IoQueue::event_fd`].
+    /// As [`IoQueue::event_fd`](uaio_driver::IoQueue::event_fd).
     pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.core.event_fd()
     }

@@ -65,7 +65,7 @@ pub struct Finished {
     /// How it went.
     pub result: IoResult,
     /// Its memory. Of [`Buffer::Registered`] a device that could not be stopped may keep frames: then
-    /// the request has failed, and they are [shared](DmaBuf::is_shared) for ever.
+    /// the request has failed, and they are [shared](uaio_driver::DmaBuf::is_shared) for ever.
     pub buffer: Buffer,
 }
 
@@ -73,7 +73,7 @@ pub struct Finished {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "an operation that runs on has its buffer still"]
 pub enum Cancelled {
-    /// It is over: the next but for those finished earlier, with [`IoErrorKind::Cancelled`] and its
+    /// It is over: the next but for those finished earlier, with [`IoErrorKind::Cancelled`](uaio_driver::IoErrorKind::Cancelled) and its
     /// buffer, which nothing touches any more. Of a write, none, some or (never acknowledged) all
     /// pages have been written to the cache; what has is there like any other write's. Of a discard or a
     /// write-zeroes, a first part of whole portions of 32 MiB may have been done. A read or a
@@ -82,7 +82,7 @@ pub enum Cancelled {
     /// The device is changing its data in the operation's name, which cannot be taken back, or is
     /// reading into frames of the operation's own. It begins nothing more and finishes by itself when
     /// that has ended: a change well, if that was all that was left to do, otherwise with
-    /// [`IoErrorKind::Cancelled`] or the device's error. It has its buffer until then. The wait is
+    /// [`IoErrorKind::Cancelled`](uaio_driver::IoErrorKind::Cancelled) or the device's error. It has its buffer until then. The wait is
     /// bounded by the device's own deadline.
     RunsOn,
     /// The lane has no such operation: it never had, or it has finished, perhaps without having been
