@@ -3,7 +3,7 @@
 //! wait could be waiting behind them.
 //!
 //! A worker takes no signals but the one that gets it out of a call that was cancelled
-//! ([`interrupt`](super::interrupt)), and has a working directory and a umask of its own (`CLONE_FS`), so a
+//! ([`interrupt`]), and has a working directory and a umask of its own (`CLONE_FS`), so a
 //! file that it creates has exactly the mode that its operation was settled with, and a name begins
 //! where the submitter was. Credentials are its process's: it compares, see
 //! [`credentials`](super::credentials).
