@@ -173,7 +173,7 @@ pub(crate) struct DriveArgs {
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) resets: u32,
 
-    /// How often a request is sent again that an abort or a reset ended
+    /// How often a request is sent again that an abort, a reset or a passing failure ended
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) retries: u8,
 

@@ -17,6 +17,7 @@ use super::registers::{Doorbell, Function};
 use super::ring::{self, BadFetch, CompletionRing, Cqe, SubmissionRing};
 use super::shadow::Shadow;
 use super::spec::command::{self, Opcode, SubmissionEntry, cns};
+use super::spec::feature::HOST_BEHAVIOR;
 use super::spec::identify::IDENTIFY_SIZE;
 use super::spec::layout::Layout;
 use super::spec::{Cap, Status};
@@ -86,6 +87,8 @@ pub(super) struct AdminQueue {
     data: DmaRegion,
     /// What log pages that events name are read to.
     event_data: DmaRegion,
+    /// What this host understands (Host Behavior Support), for every bring-up.
+    behavior: DmaRegion,
     slots: [Slot; DEPTH as usize],
     /// Dwords 0 and 1 of the events that came.
     events: Vec<u64>,
@@ -98,7 +101,7 @@ pub(super) struct AdminQueue {
 
 impl AdminQueue {
     /// Frames that an admin queue takes from the pool.
-    pub(super) const FRAMES: usize = 4;
+    pub(super) const FRAMES: usize = 5;
 
     /// The rings, in memory, for [`enable`](super::controller) to tell the controller of; `None` when
     /// the pool has no room.
@@ -117,6 +120,7 @@ impl AdminQueue {
             cq_doorbell: Doorbell::completion(function, cap, 0, None),
             data: pool.take_region(1)?,
             event_data: pool.take_region(1)?,
+            behavior: pool.take_region(1)?,
             slots: std::array::from_fn(|slot| Slot { cid: slot as u16, state: State::Free }),
             events: Vec::with_capacity(usize::from(DEPTH)),
             event_refused: false,
@@ -219,6 +223,18 @@ impl AdminQueue {
     /// Sends Set Features.
     pub(super) fn set(&mut self, entry: SubmissionEntry) -> Result<(), AdminError> {
         self.execute(Opcode::SET_FEATURES, entry).map(drop)
+    }
+
+    /// The command that says that this host keeps the delays that a status names (Base 2.0c
+    /// §5.27.1.18, ACRE), and else nothing of what it understands.
+    pub(super) fn retry_delays_entry(&self) -> SubmissionEntry {
+        // Relaxed: ordered before the controller's read by the doorbell's write.
+        self.behavior.words()[0].store(1u64.to_le(), Ordering::Relaxed);
+        SubmissionEntry {
+            prp1: self.behavior.iova().0.into(),
+            cdw10: u32::from(HOST_BEHAVIOR).into(),
+            ..Default::default()
+        }
     }
 
     /// Asks for `count` I/O queues without waiting.
@@ -477,6 +493,7 @@ impl AdminQueue {
         self.cq.leak();
         self.data.leak();
         self.event_data.leak();
+        self.behavior.leak();
     }
 }
 

@@ -55,7 +55,8 @@ pub struct ControllerOptions {
     pub resets_max: u32,
     /// Resets further apart than this are not in a row.
     pub resets_window: Duration,
-    /// How often a request is sent again that an abort or a reset ended, if it may be.
+    /// How often a request is sent again that an abort or a reset ended, or that failed with a status
+    /// that may pass, if it may be.
     pub retries_max: u8,
     /// Whether doorbells are kept in memory when the controller offers it (Doorbell Buffer Config), as
     /// emulated ones do, for which a register is slow to write. Off until it was tried on more than the
@@ -103,6 +104,8 @@ pub struct NvmeController {
     aborts_max: usize,
     dsm: DsmLimits,
     write_zeroes_max_bytes_log2: u8,
+    /// How long to wait before a command is sent again, by the Command Retry Delay of its status.
+    retry_delays: [Duration; 4],
     shadow: Option<Arc<Shadow>>,
     options: ControllerOptions,
     fate: Arc<Fate>,
@@ -114,6 +117,9 @@ pub struct NvmeController {
     clock: Arc<dyn Clock>,
     function: Arc<dyn Function>,
 }
+
+/// An admin command that sets something.
+type Setting = (Opcode, SubmissionEntry);
 
 /// What the control paths share.
 #[derive(Debug)]
@@ -131,7 +137,7 @@ struct Shared {
     recovery: Recovery,
     listening: Listening,
     /// Admin commands that are part of every bring-up after a reset.
-    settings: Vec<(Opcode, SubmissionEntry)>,
+    settings: Vec<Setting>,
 }
 
 /// A namespace that is open.
@@ -181,6 +187,7 @@ pub(super) struct Parts<'a> {
     pub(super) cap: Cap,
     pub(super) shadow: Option<&'a Arc<Shadow>>,
     pub(super) options: &'a ControllerOptions,
+    pub(super) retry_delays: [Duration; 4],
 }
 
 impl NvmeController {
@@ -403,6 +410,7 @@ impl NvmeController {
             cap: self.cap,
             shadow: self.shadow.as_ref(),
             options: &self.options,
+            retry_delays: self.retry_delays,
         }
     }
 

@@ -47,6 +47,12 @@ impl Deadlines {
         age > self.overdue_ticks
     }
 
+    /// Whether a request of this age may wait for `delay` and not be late.
+    pub(super) fn has_time(&self, age: u32, delay: Duration) -> bool {
+        let ticks = self.ticks.saturating_sub(age);
+        age <= self.ticks && delay <= self.interval.saturating_mul(ticks)
+    }
+
     /// How long a command may take, its Abort included.
     pub(super) fn overdue(&self) -> Duration {
         self.overdue

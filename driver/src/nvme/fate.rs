@@ -105,6 +105,19 @@ struct Pauses {
     long_until_ns: AtomicU64,
 }
 
+/// A command that failed on the medium, whose first bad block the error log may name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suspect {
+    pub(super) qid: u16,
+    pub(super) cid: u16,
+    pub(super) nsid: u32,
+    pub(super) lba: u64,
+    pub(super) blocks: u32,
+}
+
+/// How many of those are kept until the error log is read; of more, the rest is not looked for.
+const SUSPECTS_MAX: usize = 64;
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Fate {
@@ -115,6 +128,7 @@ pub(super) struct Fate {
     troubles: Mutex<Troubles>,
     /// What happened, for whoever asks.
     events: Mutex<VecDeque<Event>>,
+    suspects: Mutex<Vec<Suspect>>,
     pauses: Pauses,
     /// How often the volatile cache may have been lost since the start.
     cache_losses: AtomicU32,
@@ -144,6 +158,7 @@ impl Fate {
                 resets: 0,
             }),
             events: Mutex::new(VecDeque::new()),
+            suspects: Mutex::default(),
             pauses: Pauses::default(),
             cache_losses: AtomicU32::new(0),
             patience,
@@ -316,6 +331,18 @@ impl Fate {
             events.pop_front();
         }
         events.push_back(event);
+    }
+
+    /// Keeps a command to be looked for in the error log.
+    pub(super) fn suspect(&self, suspect: Suspect) {
+        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        if suspects.len() < SUSPECTS_MAX {
+            suspects.push(suspect);
+        }
+    }
+
+    pub(super) fn take_suspects(&self) -> Vec<Suspect> {
+        std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn take_events(&self) -> Vec<Event> {

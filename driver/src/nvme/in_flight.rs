@@ -42,6 +42,9 @@ const FREE: u32 = 1 << 18;
 const ASKED: u32 = 1 << 19;
 /// Beside the identifier in a slot's key: the command has completed and its Abort has not.
 const SETTLED: u32 = 1 << 20;
+/// Beside the identifier in a slot's key: the command is over, and the request waits in its slot to be
+/// sent again.
+const PARKED: u32 = 1 << 21;
 
 #[derive(Debug)]
 #[repr(align(64))]
@@ -89,6 +92,7 @@ pub(super) struct InFlight {
     /// The first free slot; [`NONE`] when all are taken.
     free: u16,
     len: u16,
+    parked: u16,
     /// The tick, where a slot has it, and no next slot.
     stamp: u32,
 }
@@ -171,22 +175,30 @@ impl InFlight {
             key: u32::from(slot) | FREE,
             next_and_tick: if slot + 1 == depth { NONE.into() } else { u32::from(slot) + 1 },
         };
-        Self { entries: (0..depth).map(entry).collect(), free: 0, len: 0, stamp: NONE.into() }
+        let entries = (0..depth).map(entry).collect();
+        Self { entries, free: 0, len: 0, parked: 0, stamp: NONE.into() }
     }
 
     pub(super) fn depth(&self) -> usize {
         self.entries.len()
     }
 
+    /// How many requests have a command.
     #[inline]
     pub(super) fn len(&self) -> usize {
         usize::from(self.len)
     }
 
+    /// How many requests are parked.
+    #[inline]
+    pub(super) fn parked(&self) -> usize {
+        usize::from(self.parked)
+    }
+
     /// A free slot; `None` when all are taken.
     #[inline]
     pub(super) fn vacant(&mut self) -> Option<Vacant<'_>> {
-        let Self { entries, free, len, stamp } = self;
+        let Self { entries, free, len, stamp, .. } = self;
         let slot = *free;
         // NONE is no slot of any table.
         let entry = entries.get_mut(usize::from(slot))?;
@@ -263,16 +275,49 @@ impl InFlight {
             return None;
         }
         let next = Some(entry.next()).filter(|&next| next != NONE);
+        let count = if entry.key & PARKED == 0 { &mut self.len } else { &mut self.parked };
+        *count -= 1;
         let completion = entry.vacate(self.free);
         self.free = slot;
-        self.len -= 1;
         Some(Answered { completion, next })
+    }
+
+    /// The command in `slot` is over, and its request stays there, as old as it is, until it is taken
+    /// out to be sent again: the next request that the same command answers.
+    pub(super) fn park(&mut self, slot: u16) -> Option<u16> {
+        let entry = &mut self.entries[usize::from(slot)];
+        debug_assert_eq!(entry.key & (FREE | PARKED), 0, "slot {slot}");
+        let next = Some(entry.next()).filter(|&next| next != NONE);
+        entry.key = u32::from(entry.cid()) | PARKED;
+        entry.next_and_tick |= u32::from(NONE);
+        self.len -= 1;
+        self.parked += 1;
+        next
+    }
+
+    /// The slot of the parked request that has the token. Looks through all slots.
+    pub(super) fn find_parked(&self, token: Token) -> Option<u16> {
+        let is = |entry: &Entry| entry.key & PARKED != 0 && entry.token == token;
+        self.entries.iter().position(is).map(|slot| slot as u16)
+    }
+
+    /// How many ticks ago the request in `slot` came.
+    pub(super) fn age(&self, slot: u16) -> u32 {
+        let came = (self.entries[usize::from(slot)].next_and_tick >> 16) as u16;
+        self.tick().wrapping_sub(came).into()
+    }
+
+    /// Makes the request in `slot` as old as that.
+    pub(super) fn set_age(&mut self, slot: u16, age: u32) {
+        let came = self.tick().wrapping_sub(age as u16);
+        let entry = &mut self.entries[usize::from(slot)];
+        entry.next_and_tick = u32::from(came) << 16 | u32::from(entry.next());
     }
 
     /// The request in flight that has the token: the identifier of its command, or `None` inside when
     /// its command is not its alone. Looks through all slots.
     pub(super) fn find(&self, token: Token) -> Option<Option<u16>> {
-        let is = |entry: &&Entry| entry.key & FREE == 0 && entry.token == token;
+        let is = |entry: &&Entry| entry.key & (FREE | PARKED) == 0 && entry.token == token;
         let entry = self.entries.iter().find(is)?;
         Some((entry.key & (LEADS | FOLLOWS | SETTLED) == 0).then(|| entry.cid()))
     }
@@ -281,7 +326,7 @@ impl InFlight {
     /// the data path.
     pub(super) fn commands(&mut self) -> impl Iterator<Item = (Command, &mut Record)> + '_ {
         let tick = self.tick();
-        let others = FOLLOWS | FREE | SETTLED;
+        let others = FOLLOWS | FREE | SETTLED | PARKED;
         self.entries.iter_mut().filter(move |entry| entry.key & others == 0).map(move |entry| {
             let age = tick.wrapping_sub((entry.next_and_tick >> 16) as u16).into();
             (Command { cid: entry.cid(), token: entry.token, age }, &mut entry.record)

@@ -65,6 +65,7 @@
 //!
 //! | what | then | in [`ControllerOptions`] |
 //! |---|---|---|
+//! | a status without Do Not Retry (`queue/passing.rs`), but of a flush that was begun | sent again, after the delay that it names (CRD), within the deadline; then failed | `retries_max` 3 |
 //! | a request is past its deadline | Abort; ended so, also unasked, it is sent again | `command_timeout` 30 s, `retries_max` 3 |
 //! | the Abort does not show | controller reset: CC.EN = 0, RDY = 0, up again, queues made anew | `abort_timeout` 5 s |
 //! | fatal status (CSTS.CFS), an admin command that is late, an admin queue that lies | controller reset | `admin_timeout` 30 s |
@@ -77,6 +78,9 @@
 //!
 //! No deadline passes while the controller is busy with new firmware (CSTS.PP, as long as MTFA says and
 //! 5 min at most) or with an admin command that may take long (a format, at most its own time limit).
+//!
+//! Each request that is failed with a status is told of with its range ([`Event::RequestFailed`]), and
+//! the first bad block of one that failed on the medium too, when the controller's error log names it.
 //!
 //! What a reset or an Abort ended is sent again when doing it twice is doing it once and nobody can
 //! have come between (`queue/trouble.rs` argues it): reads, flushes, and, on a namespace of one
@@ -105,6 +109,7 @@
 //! | pools in hugepages; of a NUMA node | -; the call, not the effect | yes; no | no |
 //! | pools above 128 GiB or the limit of locked memory, no rights on the group: refused | the check, the message | no | no |
 //! | orderly shutdown, reopening | yes | yes | no |
+//! | failures that pass, retry delays, bad blocks by their number | yes | no | no |
 //! | Abort, controller reset with requests in flight, subsystem reset, events | yes; resets also at every look at the state while requests are sent again, and from another thread | no | no |
 //! | the kernel wants the drive back (request interrupt): I/O failed, BAR and device given up | the driver's half | no | no |
 //! | accesses to a BAR that is gone (SIGBUS) read as ones | yes, on a file | no | no |

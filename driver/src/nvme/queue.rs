@@ -5,12 +5,14 @@
 //! something. No lock, no allocation, no clock, no system call and no call through a pointer for a
 //! request; the two doorbells of a batch go through the one to the registers.
 
+mod passing;
 pub(super) mod raw;
 mod trouble;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::block::{Armed, Cancel, Capabilities, Geometry, IoQueue};
 use crate::dma::{DmaPool, DmaRegion, FRAME_SIZE, PoolMark};
@@ -31,6 +33,7 @@ use super::prp;
 use super::record::{Record, Wish};
 use super::registers::Doorbell;
 use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
+use passing::Parked;
 use trouble::{Answering, Trouble};
 
 use super::spec::Status;
@@ -90,6 +93,11 @@ pub(super) struct NvmeQueue {
     /// The controller's state in which this queue serves, as one word.
     serving: u32,
     trouble: Trouble,
+    /// Requests that wait in their slots to be sent again. Emptied, and the slots left as they are, when
+    /// the queue does not serve any more.
+    parked: Vec<Parked>,
+    /// How long, by the Command Retry Delay of a status.
+    retry_delays: [Duration; 4],
     /// How often the volatile cache may have been lost, as far as who owns the queue was told.
     cache_losses: u32,
     sq_doorbell: Doorbell,
@@ -133,6 +141,8 @@ impl NvmeQueue {
             serving,
             cache_losses: parts.fate.cache_losses(),
             trouble: Trouble::new(depth, parts.options.retries_max, target.shared),
+            parked: Vec::with_capacity(depth.into()),
+            retry_delays: parts.retry_delays,
             sq_doorbell: Doorbell::submission(parts.function, parts.cap, qid, parts.shadow),
             cq_doorbell: Doorbell::completion(parts.function, parts.cap, qid, parts.shadow),
             gathering: None,
@@ -371,10 +381,11 @@ impl NvmeQueue {
         if status.code() == Status::ABORT_REQUESTED {
             return self.aborted(slot, status, out);
         }
+        if status.to_result().is_err() {
+            return self.failed(slot, status, out);
+        }
         let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { return 0 };
-        completion.result = status.to_result();
-        self.fate.counters.failed.add(completion.result.is_err().into());
-        if self.in_flight.record(slot).wish == Wish::CacheLost && completion.result.is_ok() {
+        if self.in_flight.record(slot).wish == Wish::CacheLost {
             completion.result = Err(IoError::new(IoErrorKind::Device));
             self.cache_losses = self.fate.cache_losses();
         }
@@ -423,6 +434,12 @@ impl NvmeQueue {
     /// How many requests were taken since the last commit.
     fn uncommitted(&self) -> usize {
         self.in_flight.len() - self.committed
+    }
+
+    /// Whether a poll has more to do than to take completions.
+    #[inline]
+    fn is_busy(&self) -> bool {
+        self.trouble.is_busy() || self.in_flight.parked() > 0
     }
 
     /// The parts of a poll that are not for every one.
@@ -511,7 +528,7 @@ impl IoQueue for NvmeQueue {
             self.lied(violation);
             return moved;
         }
-        let moved = match self.trouble.is_busy() {
+        let moved = match self.is_busy() {
             true => moved + self.catch_up(budget - moved, out),
             false => moved,
         };
@@ -531,7 +548,7 @@ impl IoQueue for NvmeQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.in_flight.len() + self.trouble.waiting()
+        self.in_flight.len() + self.in_flight.parked() + self.trouble.waiting()
     }
 
     fn depth(&self) -> usize {
@@ -554,7 +571,7 @@ impl IoQueue for NvmeQueue {
         if IoQueue::in_flight(self) == 0 {
             return Armed::Yes;
         }
-        if self.trouble.is_busy() {
+        if self.is_busy() {
             // A poll goes on with it.
             return Armed::MustPoll;
         }

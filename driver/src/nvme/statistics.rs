@@ -63,7 +63,7 @@ counters! {
     resets_done,
     /// Subsystem resets (NSSR).
     subsystem_resets,
-    /// Requests sent again, after an abort or a reset.
+    /// Requests sent again, after an abort, a reset or a failure that may pass.
     sent_again,
     /// Requests that were failed because they may not be sent again, or not once more.
     given_up,

@@ -25,16 +25,19 @@ use crate::nvme::spec::{
 
 use super::events::Listening;
 use super::recovery::{Recovery, ready_timeout};
-use super::{ControllerOptions, NvmeController, Shared, Waited, admin_error, failed, wait};
+use super::{
+    ControllerOptions, NvmeController, Setting, Shared, Waited, admin_error, failed, wait,
+};
 
 /// What a controller says of itself, as far as it is needed later.
 struct Learnt {
     info: ControllerInfo,
     dsm: DsmLimits,
     write_zeroes_max_bytes_log2: u8,
+    retry_delays: [Duration; 4],
     acl: u8,
     aerl: u8,
-    settings: Vec<(Opcode, SubmissionEntry)>,
+    settings: Vec<Setting>,
     shadow: Option<Arc<Shadow>>,
 }
 
@@ -86,6 +89,7 @@ impl Start {
                 aborts_max: usize::from(learnt.acl) + 1,
                 dsm: learnt.dsm,
                 write_zeroes_max_bytes_log2: learnt.write_zeroes_max_bytes_log2,
+                retry_delays: learnt.retry_delays,
                 shadow: learnt.shadow,
                 options: self.options,
                 fate,
@@ -224,6 +228,8 @@ impl Start {
         };
         info.namespaces = self.learn_namespaces(admin)?;
         let mut settings = self.ask_for_events(admin, id.oaes)?;
+        let (retry_delays, setting) = self.ask_for_retry_delays(admin, &id)?;
+        settings.extend(setting);
         let shadow = self.set_shadow(admin, cap, id.oacs)?;
         settings.extend(
             shadow.iter().map(|shadow| (Opcode::DOORBELL_BUFFER_CONFIG, shadow.config_entry())),
@@ -232,6 +238,7 @@ impl Start {
             info,
             dsm: DsmLimits::new(nvm.as_ref()),
             write_zeroes_max_bytes_log2: write_zeroes_log2,
+            retry_delays,
             acl: id.acl,
             aerl: id.aerl,
             settings,
@@ -245,7 +252,7 @@ impl Start {
         &self,
         admin: &mut AdminQueue,
         oaes: u32,
-    ) -> Result<Vec<(Opcode, SubmissionEntry)>, DeviceError> {
+    ) -> Result<Vec<Setting>, DeviceError> {
         let entry = SubmissionEntry {
             cdw10: event::FEATURE_EVENTS.into(),
             cdw11: (event::EVENTS_HEALTH | event::EVENTS_NOTICES & oaes).into(),
@@ -255,6 +262,28 @@ impl Start {
             Ok(()) => Ok(vec![(Opcode::SET_FEATURES, entry)]),
             Err(AdminError::Status(_)) => Ok(Vec::new()),
             Err(error) => Err(admin_error(self.function.name(), "ask for events", error)),
+        }
+    }
+
+    /// Has the controller name a delay when a command is to be sent again later, if it has any; by the
+    /// field of the status how long they are, and the command to be part of every bring-up.
+    fn ask_for_retry_delays(
+        &self,
+        admin: &mut AdminQueue,
+        id: &IdentifyController,
+    ) -> Result<([Duration; 4], Option<Setting>), DeviceError> {
+        // In units of 100 ms.
+        let delays = [0, id.crdt1, id.crdt2, id.crdt3]
+            .map(|delay| Duration::from_millis(100) * u32::from(delay));
+        if delays == [Duration::ZERO; 4] {
+            return Ok((delays, None));
+        }
+        let entry = admin.retry_delays_entry();
+        match admin.set(entry) {
+            Ok(()) => Ok((delays, Some((Opcode::SET_FEATURES, entry)))),
+            // Its statuses name none then.
+            Err(AdminError::Status(_)) => Ok(([Duration::ZERO; 4], None)),
+            Err(error) => Err(admin_error(self.function.name(), "ask for retry delays", error)),
         }
     }
 

@@ -9,10 +9,15 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 
+use crate::error::IoError;
 use crate::nvme::admin::{AdminError, AdminQueue, Purpose, Ticket};
 use crate::nvme::failure::{Failure, Violation};
+use crate::nvme::fate::Suspect;
 use crate::nvme::spec::event::{self, EVENT_NOTICE, NOTICE_NAMESPACES, log};
+use crate::nvme::spec::layout::Layout;
+use crate::nvme::spec::log::ErrorEntry;
 use crate::nvme::spec::{Opcode, SubmissionEntry};
+use crate::request::{Lba, Op};
 
 use super::{NvmeController, Shared};
 
@@ -57,6 +62,26 @@ pub enum Event {
     /// It was reset with its subsystem and has a volatile cache, which may be lost: every queue that was
     /// open fails its next flush.
     CacheLost,
+    /// It failed a request with a status, for good or too often; data path only.
+    RequestFailed {
+        /// The namespace.
+        nsid: u32,
+        /// What was asked.
+        op: Op,
+        /// The first block.
+        lba: Lba,
+        /// How many blocks.
+        blocks: u32,
+        /// What it said.
+        error: IoError,
+    },
+    /// Its error log names this block as the first that a request failed on.
+    BadBlock {
+        /// The namespace.
+        nsid: u32,
+        /// The block.
+        lba: Lba,
+    },
     /// Another: type, information, log page.
     Other {
         /// Event type.
@@ -106,6 +131,22 @@ impl fmt::Display for Event {
             Self::Reset(failure) => write!(f, "reset: {failure}"),
             Self::Back => f.write_str("it serves again"),
             Self::CacheLost => f.write_str("its volatile cache may be lost"),
+            Self::RequestFailed { nsid, op, lba, blocks, error } => {
+                let what = match op {
+                    Op::Read => "read",
+                    Op::Write { .. } => "write",
+                    Op::Flush => "flush",
+                    Op::Discard => "discard",
+                    Op::WriteZeroes { .. } => "write of zeroes",
+                };
+                write!(f, "{what} of namespace {nsid} failed")?;
+                if op != Op::Flush {
+                    write!(f, ", {blocks} blocks from {}", lba.0)?;
+                }
+                write!(f, ": {error}")?;
+                if error.do_not_retry { f.write_str(", not to be tried again") } else { Ok(()) }
+            }
+            Self::BadBlock { nsid, lba } => write!(f, "block {} of namespace {nsid} is bad", lba.0),
             Self::Other { kind, info, log_page } => {
                 write!(f, "event {kind}, information {info:#04x}, log page {log_page:#04x}")
             }
@@ -119,6 +160,8 @@ pub(super) struct Listening {
     /// Log pages to be read.
     due: VecDeque<u8>,
     reading: Option<(u8, Ticket)>,
+    /// Commands to be looked for in the error log that is being read.
+    suspects: Vec<Suspect>,
     /// How many requests the controller says it takes.
     requests_max: u8,
     /// How many are sent: fewer, once it has refused one, until it is reset.
@@ -175,6 +218,10 @@ impl NvmeController {
             && let Some(answer) = admin.take(ticket)
         {
             listening.reading = None;
+            let suspects = match log_page {
+                log::ERRORS => std::mem::take(&mut listening.suspects),
+                _ => Vec::new(),
+            };
             match answer {
                 Ok(_) if log_page == log::CHANGED_NAMESPACES => {
                     admin.changed_namespaces().into_iter().for_each(|nsid| {
@@ -185,10 +232,20 @@ impl NvmeController {
                         listening.changed = [u32::MAX].into();
                     }
                 }
+                Ok(_) if log_page == log::ERRORS => {
+                    admin.bad_blocks(&suspects).for_each(|bad| self.fate.note(bad));
+                }
                 // Read to make the controller tell again; who wants it decoded reads it himself.
                 Ok(_) => {}
                 // It names a page that it does not have, or is being reset: nothing to read.
                 Err(AdminError::Status(_) | AdminError::Failed(_) | AdminError::Lost(_)) => {}
+            }
+        }
+        if listening.reading.is_none() {
+            // What failed before the log is read is in it.
+            listening.suspects.append(&mut self.fate.take_suspects());
+            if !listening.suspects.is_empty() && !listening.due.contains(&log::ERRORS) {
+                listening.due.push_front(log::ERRORS);
             }
         }
         if listening.reading.is_none()
@@ -218,6 +275,24 @@ impl NvmeController {
 }
 
 impl AdminQueue {
+    /// The blocks that the error log just read names for commands that failed on the medium.
+    fn bad_blocks(&self, suspects: &[Suspect]) -> impl Iterator<Item = Event> {
+        let bytes = self.event_data();
+        let entries: Vec<_> = bytes[..LOG_BYTES as usize]
+            .chunks_exact(ErrorEntry::SIZE)
+            .map(ErrorEntry::decode)
+            .filter(|entry| entry.error_count != 0)
+            .collect();
+        suspects.iter().filter_map(move |suspect| {
+            // The newest comes first. A block outside of what was asked names nothing.
+            let entry = entries.iter().find(|entry| {
+                (entry.sqid, entry.cid, entry.nsid) == (suspect.qid, suspect.cid, suspect.nsid)
+            })?;
+            let inside = entry.lba.checked_sub(suspect.lba)? < u64::from(suspect.blocks);
+            inside.then_some(Event::BadBlock { nsid: suspect.nsid, lba: Lba(entry.lba) })
+        })
+    }
+
     /// The namespaces in the log page just read (Base 2.0c §5.16.1.5); `u32::MAX` for too many.
     fn changed_namespaces(&self) -> Vec<u32> {
         let bytes = self.event_data();

@@ -118,6 +118,9 @@ impl State {
             oaes: 0b111 << 8,
             acl: self.options.acl,
             mtfa: self.options.mtfa,
+            crdt1: self.options.retry_delays[0],
+            crdt2: self.options.retry_delays[1],
+            crdt3: self.options.retry_delays[2],
             aerl: self.options.aerl,
             // Slot 1 is read-only; there are three; one is activated without a reset.
             frmw: 1 | 3 << 1 | 1 << 4,

@@ -154,6 +154,12 @@ impl State {
         })
     }
 
+    /// The first block of a read that cannot be read.
+    pub(super) fn first_bad(&mut self, entry: &SubmissionEntry) -> Option<u64> {
+        let (slba, blocks) = self.blocks(entry.nsid.get(), entry).ok()?;
+        self.medium(entry.nsid.get()).ok()?.bad.range(slba..slba + blocks).next().copied()
+    }
+
     /// What blocks hold, each block's data followed by its metadata, unless one cannot be read.
     fn stored(&mut self, nsid: u32, slba: u64, blocks: u64) -> Result<Vec<u8>, Status> {
         let medium = self.medium(nsid)?;

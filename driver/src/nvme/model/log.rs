@@ -266,12 +266,14 @@ impl State {
             return;
         }
         self.admin.error_count += 1;
+        let lba = self.first_bad(entry).filter(|_| status.sct() == 2);
         self.admin.errors.push_front(ErrorEntry {
             error_count: self.admin.error_count,
             sqid: qid,
             cid: (entry.cdw0.get() >> 16) as u16,
             status_field: status.0 << 1,
             parameter_error_location: u16::MAX,
+            lba: lba.unwrap_or(0),
             nsid: entry.nsid.get(),
             ..Default::default()
         });

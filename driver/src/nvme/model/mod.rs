@@ -104,6 +104,8 @@ pub struct ModelOptions {
     pub shared_namespaces: bool,
     /// FNA: bit 0 a format formats all namespaces, bit 1 so does an erase, bit 2 it erases by key.
     pub fna: u8,
+    /// CRDT1 to CRDT3: the delays that a status may name, in units of 100 ms.
+    pub retry_delays: [u16; 3],
     /// MTFA: for how long it may pause for new firmware, in units of 100 ms; 0 says nothing.
     pub mtfa: u16,
 }
@@ -137,6 +139,7 @@ impl Default for ModelOptions {
             never_comes_back: false,
             shared_namespaces: false,
             fna: 0b100,
+            retry_delays: [0; 3],
             mtfa: 0,
         }
     }
@@ -569,7 +572,7 @@ impl State {
     fn complete(&mut self, fetched: Fetched) -> Option<u16> {
         let Fetched { qid, entry, lie } = fetched;
         let done = match (qid, lie) {
-            (_, Lie::Status(status)) => Err(status),
+            (_, Lie::Status(status)) => Err(self.as_it_may_say(status)),
             (0, _) => self.execute_admin_unless_kept(&entry)?.map(u64::from),
             _ => self.execute_io(&entry),
         };
@@ -617,6 +620,14 @@ impl State {
             self.post(cqid, completion, false);
         }
         vector
+    }
+
+    /// The status as the controller may put it: an error names a delay only when the host keeps them.
+    fn as_it_may_say(&self, status: Status) -> Status {
+        if status.code() == Status::SUCCESS || self.host_keeps_delays() {
+            return status;
+        }
+        Status(status.0 & !(0b11 << 11))
     }
 
     /// Does an admin command; `None` for one whose answer comes later, or never.

@@ -49,6 +49,12 @@ impl State {
         self.options.volatile_cache && set != Some(&0)
     }
 
+    /// Whether the host said that it keeps the delays that a status names (ACRE).
+    pub(super) fn host_keeps_delays(&self) -> bool {
+        let set = self.admin.settings.data.get(&feature::HOST_BEHAVIOR);
+        set.is_some_and(|bytes| bytes[0] == 1)
+    }
+
     fn default_of(&self, id: u8, selector: u32) -> u32 {
         match id {
             feature::WRITE_CACHE => self.options.volatile_cache.into(),

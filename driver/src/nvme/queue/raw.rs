@@ -98,7 +98,7 @@ impl NvmeQueue {
         let budget = usize::from(seen.is_some() || !serving);
         let mut seen = seen.map(|cqe| (cqe.status(), self.memory.cq.value()));
         // One that was kept for its Abort is answered on its own.
-        if serving && self.trouble.is_busy() && self.catch_up(1, &mut out) > 0 {
+        if serving && self.is_busy() && self.catch_up(1, &mut out) > 0 {
             seen = self.trouble.take_late_answer();
         } else if self.poll(budget, &mut out) == 0 {
             self.look();

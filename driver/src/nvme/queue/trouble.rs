@@ -23,7 +23,9 @@
 //! * A namespace that another controller may write (NMIC) is different: somebody may have seen the
 //!   first copy done and put something else there. What changes such a namespace is failed.
 //!
-//! A request is sent again `retries_max` times at most: it may be what stops the controller.
+//! A request is sent again `retries_max` times at most: it may be what stops the controller. A command
+//! that the controller failed with a status that may pass is sent again by the same rules
+//! ([`passing`](super::passing)).
 //!
 //! # Aborts
 //!
@@ -43,7 +45,7 @@ use crate::nvme::fate::{Fate, NOT_SERVING, Quiet, Standing};
 use crate::nvme::in_flight::{self, Answered};
 use crate::nvme::record::Wish;
 use crate::nvme::spec::{Opcode, Status, SubmissionEntry};
-use crate::request::{Completion, Refusal, Refused, Request};
+use crate::request::{Completion, Op, Refusal, Refused, Request};
 use crate::slots::Token;
 
 use super::{NvmeQueue, forget};
@@ -69,14 +71,27 @@ struct Asked {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Answering {
     slot: u16,
-    result: IoResult,
-    /// They are sent again if they may be.
-    again: bool,
+    end: End,
+}
+
+/// What becomes of the requests of a command that is over.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// They are answered with this.
+    Answer(IoResult),
+    /// The command was aborted: they are sent again if they may be.
+    Aborted(IoError),
+    /// The controller failed it: they are sent again if that may help.
+    Failed(Status),
 }
 
 impl Answering {
     pub(super) fn with(slot: u16, result: IoResult) -> Self {
-        Self { slot, result, again: false }
+        Self { slot, end: End::Answer(result) }
+    }
+
+    pub(super) fn failed(slot: u16, status: Status) -> Self {
+        Self { slot, end: End::Failed(status) }
     }
 }
 
@@ -140,12 +155,17 @@ impl Trouble {
         self.waiting.len()
     }
 
+    /// Whether such a request, sent so often again, may be sent once more.
+    pub(super) fn may_send_again(&self, op: Op, tries: u8) -> bool {
+        tries < self.retries_max && !(op.writes() && self.shared_namespace)
+    }
+
     /// Status, dwords 0 and 1 of what [`NvmeQueue::catch_up`] has just answered, as it came.
     pub(super) fn take_late_answer(&mut self) -> Option<(Status, u64)> {
         self.late_answer.take()
     }
 
-    /// Whether a poll has more to do than to take completions.
+    /// Whether something waits, or was asked to end.
     #[inline]
     pub(super) fn is_busy(&self) -> bool {
         self.waiting.len() + self.asked.len() > 0
@@ -223,6 +243,7 @@ impl NvmeQueue {
         lost: bool,
     ) -> usize {
         self.gathering = None;
+        self.parked.clear();
         let mut moved = 0;
         for slot in 0..self.in_flight.depth() as u16 {
             if moved == budget {
@@ -265,6 +286,7 @@ impl NvmeQueue {
             return 0;
         }
         self.gathering = None;
+        self.parked.clear();
         let error = self.fate.reason().passing();
         let mut moved = 0;
         for slot in 0..self.in_flight.depth() as u16 {
@@ -292,8 +314,7 @@ impl NvmeQueue {
     ) -> bool {
         let record = self.in_flight.record(slot);
         let operation = record.operation().filter(|(op, ..)| {
-            let once = op.writes() && self.trouble.shared_namespace;
-            record.wish != Wish::Cancel && record.tries < self.trouble.retries_max && !once
+            record.wish != Wish::Cancel && self.trouble.may_send_again(*op, record.tries)
         });
         let Completion { token, data, .. } = completion;
         if let Some((op, lba, blocks)) = operation {
@@ -460,6 +481,10 @@ impl NvmeQueue {
         }
         let moved = self.finish_asked(budget, out, false);
         self.committed = self.committed.saturating_sub(moved);
+        let moved = match self.in_flight.parked() {
+            0 => moved,
+            _ => moved + self.unpark(budget - moved, out),
+        };
         // At once, before their slots are given to others.
         if self.trouble.waiting() > 0 {
             self.send_waiting();
@@ -507,23 +532,30 @@ impl NvmeQueue {
     /// Answers the rest of the requests of a command that answers several.
     pub(super) fn poll_answering(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {
         let mut moved = 0;
-        while let Some(Answering { slot, result, again }) = self.answering
+        while let Some(Answering { slot, end }) = self.answering
             && moved < budget
         {
             self.answering = None;
+            if let End::Failed(status) = end {
+                let (next, answered) = self.park_or_answer(slot, status, out);
+                self.answering = next.map(|slot| Answering { slot, end });
+                moved += usize::from(answered);
+                continue;
+            }
             let Some(Answered { mut completion, next }) = self.in_flight.take(slot) else { break };
-            self.answering = next.map(|slot| Answering { slot, result, again });
-            match result {
-                Err(error) if again => {
+            self.answering = next.map(|slot| Answering { slot, end });
+            match end {
+                End::Aborted(error) => {
                     let answered = self.keep_or_answer(slot, completion, error, out);
                     moved += usize::from(answered);
                     self.committed = self.committed.saturating_sub(usize::from(!answered));
                 }
-                result => {
+                End::Answer(result) => {
                     completion.result = result;
                     out.push(completion);
                     moved += 1;
                 }
+                End::Failed(_) => unreachable!("dealt with above"),
             }
         }
         moved
@@ -542,9 +574,7 @@ impl NvmeQueue {
             Ok(()) if !request.data.frames.iter().all(|frame| self.mark.owns(frame)) => {
                 Refusal::BadFrames
             }
-            Ok(()) if self.in_flight.len() + self.trouble.waiting() == self.in_flight.depth() => {
-                Refusal::Full
-            }
+            Ok(()) if crate::IoQueue::in_flight(self) == self.in_flight.depth() => Refusal::Full,
             Ok(()) => {
                 self.trouble.waiting.push_back(Waiting { request, tries: 0 });
                 return Ok(());
@@ -571,7 +601,8 @@ impl NvmeQueue {
         };
         let error = IoError { kind, ..error };
         // Those that shared the command may have been sent more or less often than it.
-        self.answering = next.map(|slot| Answering { slot, result: Err(error), again });
+        let end = if again { End::Aborted(error) } else { End::Answer(Err(error)) };
+        self.answering = next.map(|slot| Answering { slot, end });
         if !again {
             completion.result = Err(error);
             out.push(completion);
@@ -624,6 +655,9 @@ impl NvmeQueue {
     pub(super) fn ask_to_cancel(&mut self, token: Token) -> Cancel {
         if self.trouble.waiting.iter().any(|waiting| waiting.request.token == token) {
             return Cancel::Cannot;
+        }
+        if self.cancel_parked(token) {
+            return Cancel::Asked;
         }
         let Some(found) = self.in_flight.find(token) else { return Cancel::NotFound };
         // One of several requests of a command cannot be ended without the others.

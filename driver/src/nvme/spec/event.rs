@@ -18,6 +18,8 @@ pub const NOTICE_TELEMETRY: u8 = 2;
 
 /// Log page identifiers that events name.
 pub mod log {
+    /// Error Information.
+    pub const ERRORS: u8 = 0x01;
     /// Changed Namespace List.
     pub const CHANGED_NAMESPACES: u8 = 0x04;
     /// Reservation Notification.
@@ -28,7 +30,7 @@ pub mod log {
     pub const CHANGED_ZONES: u8 = 0xbf;
     /// Pages that reading takes nothing out of but their event (errors, health, firmware, sanitize), and
     /// the changed namespaces, which the driver keeps.
-    pub const SAME_FOR_ALL: [u8; 5] = [0x01, 0x02, 0x03, CHANGED_NAMESPACES, SANITIZE];
+    pub const SAME_FOR_ALL: [u8; 5] = [ERRORS, 0x02, 0x03, CHANGED_NAMESPACES, SANITIZE];
 }
 
 /// Set Features: Asynchronous Event Configuration.

@@ -28,6 +28,12 @@ impl Status {
     pub const PRP_OFFSET_INVALID: Self = Self(0x013);
     /// Generic: Namespace is Write Protected.
     pub const NAMESPACE_WRITE_PROTECTED: Self = Self(0x020);
+    /// Generic: Command Interrupted.
+    pub const COMMAND_INTERRUPTED: Self = Self(0x021);
+    /// Generic: Transient Transport Error.
+    pub const TRANSIENT_TRANSPORT_ERROR: Self = Self(0x022);
+    /// Generic: Namespace Not Ready.
+    pub const NAMESPACE_NOT_READY: Self = Self(0x082);
     /// Generic (NVM command set): LBA Out of Range.
     pub const LBA_OUT_OF_RANGE: Self = Self(0x080);
     /// Generic (NVM command set): Capacity Exceeded.
@@ -146,6 +152,28 @@ impl Status {
     /// Whether the controller says that trying the same again will fail again.
     pub const fn do_not_retry(self) -> bool {
         self.0 & Self::DNR != 0
+    }
+
+    /// Command Retry Delay: which of the controller's three delays to keep before the command is sent
+    /// again, 1 to 3; 0 for none.
+    pub const fn retry_delay(self) -> usize {
+        (self.0 >> 11 & 0b11) as usize
+    }
+
+    /// Whether the same command, sent again, may do: the controller does not say otherwise, and it is
+    /// not the command that is wrong.
+    pub fn may_pass(self) -> bool {
+        use IoErrorKind::{Device, Media};
+        let conflict = self.code() == Self::RESERVATION_CONFLICT;
+        !self.do_not_retry() && !conflict && matches!(self.to_io_error().kind, Device | Media)
+    }
+
+    /// Whether it says that nothing of the command was done.
+    pub const fn was_not_begun(self) -> bool {
+        matches!(
+            self.code(),
+            Self::COMMAND_INTERRUPTED | Self::TRANSIENT_TRANSPORT_ERROR | Self::NAMESPACE_NOT_READY
+        )
     }
 
     /// Whether the error log has more about it.

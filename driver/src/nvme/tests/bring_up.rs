@@ -173,7 +173,7 @@ fn a_pool_without_room_is_an_error_that_says_how_much_is_needed() {
     let pool = DmaPool::new(PoolOptions::frames(2)).unwrap();
     let model = Model::new(ModelOptions::default(), pool.clone());
     let error = start(&model, &pool, &ModelClock::new()).unwrap_err().to_string();
-    assert!(error.starts_with("cannot get 16384 bytes of DMA memory"), "{error}");
+    assert!(error.starts_with("cannot get 20480 bytes of DMA memory"), "{error}");
     let rig = Rig::new(ModelOptions::default());
     let namespace = rig.namespace();
     let free = rig.pool.free_frames();

@@ -122,11 +122,12 @@ fn every_status_comes_with_its_code_and_its_dnr() {
     let mut queue = open(&namespace, 8);
     let cases = [
         (0x4002, IoErrorKind::Invalid, true),
-        (0x0006, IoErrorKind::Device, false),
+        (0x0083, IoErrorKind::Device, false),
+        (0x4006, IoErrorKind::Device, true),
         (0x4007, IoErrorKind::Device, true),
         (0x4020, IoErrorKind::ReadOnly, true),
         (0x4081, IoErrorKind::NoSpace, true),
-        (0x0281, IoErrorKind::Media, false),
+        (0x4281, IoErrorKind::Media, true),
         (0x47ff, IoErrorKind::Device, true),
     ];
     for (status, kind, do_not_retry) in cases {
@@ -168,7 +169,7 @@ fn a_failed_discard_fails_all_that_share_its_command() {
     let rig = Rig::new(ModelOptions { dmrl: 3, ..Default::default() });
     let namespace = rig.namespace();
     let mut queue = open(&namespace, 16);
-    rig.model.lie([Lie::Honest, Lie::Status(Status::INTERNAL_ERROR)]);
+    rig.model.lie([Lie::Honest, Lie::Status(Status(0x4006))]);
     send(&mut *queue, (0..7).map(|index| discard(index, 1)));
     let out = drain(&mut *queue);
     let failed: Vec<_> =

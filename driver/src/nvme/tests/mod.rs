@@ -7,6 +7,7 @@ mod io_commands;
 mod ladder;
 mod lies;
 mod namespaces;
+mod passing;
 mod races;
 mod teardown;
 
