@@ -1,7 +1,6 @@
 //! `submit-block`: how long a submit takes, 99 of 100, with cold 4 KiB random reads of a file at depth
 //! 32, every block once: `Context::submit` through our cache, against `io_submit` of fio with libaio
-//! through the kernel's. A thread of the kernel submits for us (`UringOptions::sqpoll_idle`), so that
-//! what is measured is our submit, and not how long the machine takes to tell its disk.
+//! through the kernel's. Our reactor has a thread, to which a submit leaves it to tell a disk that is busy.
 //!
 //! Each round prints `ROUND - OURS_NS PEER_NS`. `bench_submit_block [ROUNDS]`, 9 rounds by default.
 
@@ -12,7 +11,6 @@ use std::time::{Duration, Instant};
 use on_file::{Fio, Result, Served, TestFile, every_block, frames_for};
 use uaio_core::{ContextOptions, Iocb, OpenOptions};
 use uaio_driver::FRAME_SIZE;
-use uaio_driver::uring::UringOptions;
 
 const SIZE_BYTES: u64 = 128 << 20;
 const DEPTH: usize = 32;
@@ -20,22 +18,30 @@ const DEPTH: usize = 32;
 fn main() -> Result<()> {
     let rounds = on_file::rounds(9)?;
     let file = TestFile::new("submit-block", SIZE_BYTES)?;
-    let sqpoll_idle = Some(Duration::from_millis(1));
-    let options = UringOptions { sqpoll_idle, ..UringOptions::existing(file.path()) };
-    let served = Served::with(&options, frames_for(&file))?;
+    let served = Served::new(&file, frames_for(&file))?;
+    std::thread::scope(|threads| {
+        threads.spawn(|| served.reactor.run());
+        let measured = measure(rounds, &file, &served);
+        served.reactor.stop();
+        measured
+    })?;
+    served.close()
+}
+
+fn measure(rounds: usize, file: &TestFile, served: &Served) -> Result<()> {
     for round in 0..=rounds as u64 {
         let (mut ours, mut peer) = (0.0, 0.0);
         for side in 0..2 {
             match (side + round) % 2 {
-                0 => ours = submit_p99_ns(&served, &every_block(&file, round))?,
-                _ => peer = Fio::cold_random_reads(&file, "libaio", round + 1)?.submit_p99_ns,
+                0 => ours = submit_p99_ns(served, &every_block(file, round))?,
+                _ => peer = Fio::cold_random_reads(file, "libaio", round + 1)?.submit_p99_ns,
             }
         }
         if round > 0 {
             println!("ROUND - {ours:.0} {peer:.0}");
         }
     }
-    served.close()
+    Ok(())
 }
 
 /// The time in submit that 99 of 100 do not exceed.

@@ -59,6 +59,9 @@
 //! * **Who turns.** One thread at a time: the one in [`Reactor::run`], or, on a reactor without a
 //!   thread, one of those that wait (`baton`). Whoever turns sleeps when nothing goes on; the bound
 //!   on what that adds is [`reactor::POLL_FOR`] and [`reactor::NAP_MAX`].
+//! * **Who tells the device.** On a reactor with a thread that thread does, unless it sleeps and the
+//!   command is alone: a submit takes some microseconds, however long the kernel takes to be entered. On
+//!   one without, the submitter, at the end of a submit, a batch or a list.
 //! * **Order.** Commands in progress are independent. A sync covers the writes whose *event* was
 //!   there when it was submitted.
 //! * **Bounds.** Event slots, commands in progress and the inbox are made at start. Having none is a
@@ -144,6 +147,7 @@ mod refusal;
 mod registered;
 mod request;
 mod ring;
+mod runner;
 mod scope;
 mod signal;
 mod station;

@@ -22,6 +22,7 @@ use crate::host::{Credentials, DEPTH_MAX, Engine, EngineError, EngineOptions};
 use crate::hosted::{Host, HostOptions, Hosted};
 use crate::queue::EventQueue;
 use crate::request::Request;
+use crate::runner::Runner;
 use crate::station::{Backend, Station, Turned};
 use crate::ticket::Ticket;
 use crate::volume::{CloseError, Volume, VolumeOptions};
@@ -174,10 +175,17 @@ impl Reactor {
             std::thread::park();
         }
         *self.runner.lock() = None;
+        if self.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        let running = self.shared.runner.begin();
         let mut turner = Turner::new(true);
         while !self.stop.load(Ordering::SeqCst) {
             turner.step(&self.shared, None, &|| self.stop.load(Ordering::SeqCst));
         }
+        drop(running);
+        // Whoever still saw it left something under a station's lock, which this takes after it.
+        self.shared.turn(self.shared.clock.now());
     }
 
     /// Ends [`run`](Reactor::run), now or when it is called, for good.
@@ -297,6 +305,8 @@ pub(crate) struct Shared {
     pub(crate) calls: ArrayQueue<Arc<EventQueue>>,
     /// Memory for sync calls.
     pub(crate) memory: ArrayQueue<Vec<u8>>,
+    /// Whether a thread is in [`Reactor::run`]; asked under the core's lock of a station.
+    pub(crate) runner: Runner,
 }
 
 impl Shared {
@@ -315,6 +325,7 @@ impl Shared {
             slots: AtomicUsize::new(0),
             calls: ArrayQueue::new(CALLS_KEPT),
             memory: ArrayQueue::new(CALLS_KEPT),
+            runner: Runner::new(),
         };
         shared.sleep_on(shared.bell.as_fd())?;
         Ok(shared)

@@ -134,6 +134,8 @@ struct Core<B> {
     requests: Slots<Request>,
     deadlines: Deadlines,
     done: Vec<Done>,
+    /// Something was started that the device has not seen: the reactor's thread is to commit it.
+    left: bool,
 }
 
 impl<B: Backend> Station<B> {
@@ -156,6 +158,7 @@ impl<B: Backend> Station<B> {
                 requests: Slots::new(operations),
                 deadlines: Deadlines::new(operations),
                 done: Vec::with_capacity(operations),
+                left: false,
             })),
             spare: ArrayQueue::new(4),
         })
@@ -171,7 +174,7 @@ impl<B: Backend> Station<B> {
 
     /// Takes a request in: its first step is done here, in the caller's thread, unless somebody
     /// steps the station already or it is full; then it goes to the inbox. Never blocks. With
-    /// `commit` the device sees it now.
+    /// `commit` the device sees it now, or [as soon as the reactor's thread turns](Self::commit_or_leave).
     ///
     /// # Errors
     ///
@@ -190,14 +193,12 @@ impl<B: Backend> Station<B> {
             let timed = first.deadline.is_some();
             core.start(self.id, first);
             core.finish();
-            if commit {
-                self.commit_core(core);
-            }
+            let left = commit && self.commit_or_leave(core);
             let done = self.take_done(core);
             drop(guard);
             self.deliver(done);
-            if timed {
-                // Who sleeps does not know of this deadline yet.
+            if timed || left {
+                // Who sleeps does not know of this deadline yet, or of what was left to it.
                 self.shared.bell().wake();
             }
             return Ok(());
@@ -246,7 +247,23 @@ impl<B: Backend> Station<B> {
         result
     }
 
+    /// Makes the device see what was started; or leaves that to the reactor's thread, if it has one. Telling
+    /// a device may take long (entering the kernel for a cold read of a virtual disk 10 to 40 us), and
+    /// that is not the submitter's time. Only a request that is alone, while that thread sleeps, goes out
+    /// at once: waking the thread would be all there is to wait for. Whether it was left: then the bell is
+    /// to be rung, once the lock is dropped.
+    fn commit_or_leave(&self, core: &mut Core<B>) -> bool {
+        let waits_for_it = core.requests.len() == 1 && self.shared.bell().is_sleeping();
+        // Under the lock: a thread that stops says so, and then turns once more.
+        core.left = !waits_for_it && self.shared.runner.turns();
+        if !core.left {
+            self.commit_core(core);
+        }
+        core.left
+    }
+
     fn commit_core(&self, core: &mut Core<B>) {
+        core.left = false;
         core.backend.commit();
         // Who turns is asleep on what was armed before: arm again for what was sent since, or wake
         // it. If it only is about to sleep, it takes this lock once more and does so itself.
@@ -256,13 +273,16 @@ impl<B: Backend> Station<B> {
         }
     }
 
-    /// Makes the device see what was taken in without it.
+    /// Makes the device see what was taken in without it, as [`commit_or_leave`](Self::commit_or_leave).
     pub(crate) fn commit(&self) {
-        match self.core.try_lock().as_deref_mut() {
-            Some(Some(core)) => self.commit_core(core),
-            Some(None) => {}
+        let left = match self.core.try_lock().as_deref_mut() {
+            Some(Some(core)) => self.commit_or_leave(core),
+            Some(None) => false,
             // Whoever has the lock may be past committing, or not about to: whoever turns is.
-            None => self.shared.bell().wake(),
+            None => true,
+        };
+        if left {
+            self.shared.bell().wake();
         }
     }
 
@@ -324,6 +344,7 @@ impl<B: Backend> Station<B> {
         }
         turned.busy |= core.expire(now);
         turned.busy |= core.finish();
+        core.left = false;
         core.backend.commit();
         turned = turned.and(core.backend.turn_background(now));
         turned.next = turned.next.min(core.deadlines.next());
@@ -362,7 +383,7 @@ impl<B: Backend> Station<B> {
         let mut core = self.core.lock();
         let Some(core) = core.as_mut() else { return Armed::Yes };
         // Under the inbox's lock: who puts something in rings the bell after that.
-        if self.inbox.lock().len() > 0 && core.has_room() {
+        if core.left || self.inbox.lock().len() > 0 && core.has_room() {
             return Armed::Ready;
         }
         core.backend.arm()

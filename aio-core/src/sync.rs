@@ -1,10 +1,10 @@
-//! What [`crate::baton`], [`crate::ring`], [`crate::waiters`], [`crate::ticket`], [`crate::watch`] and the table of
+//! What [`crate::baton`], [`crate::ring`], [`crate::runner`], [`crate::waiters`], [`crate::ticket`], [`crate::watch`] and the table of
 //! futures are built on. Their model tests bring loom's of the same names instead.
 
 pub(crate) use atomic_waker::AtomicWaker;
 pub(crate) use parking_lot::Mutex as Lock;
 pub(crate) use std::sync::atomic::{
-    AtomicIsize, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    AtomicBool, AtomicIsize, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 pub(crate) use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(crate) use std::thread::{Thread, current};

@@ -4,6 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
 
 use uaio_core::{Event, Reactor, Volume, VolumeOptions};
 use uaio_driver::ram::RamDevice;
@@ -33,6 +34,8 @@ pub struct GateState {
     pub flushes: AtomicUsize,
     /// What it was asked to move, and where the frames for that lie, since they were taken last.
     pub moved: Mutex<Vec<(Op, Vec<usize>)>>,
+    /// Which thread made it see what, in order.
+    pub told_by: Mutex<Vec<ThreadId>>,
 }
 
 impl GateState {
@@ -44,6 +47,8 @@ impl GateState {
 struct GateQueue {
     inner: Box<dyn IoQueue>,
     state: Arc<GateState>,
+    /// How many requests it has not been made to see.
+    untold: usize,
 }
 
 impl BlockDevice for Gate {
@@ -64,7 +69,7 @@ impl BlockDevice for Gate {
     }
     fn open_queue(&self, options: QueueOptions) -> Result<Box<dyn IoQueue>, DeviceError> {
         let inner = self.ram.open_queue(options)?;
-        Ok(Box::new(GateQueue { inner, state: Arc::clone(&self.state) }))
+        Ok(Box::new(GateQueue { inner, state: Arc::clone(&self.state), untold: 0 }))
     }
     fn close(&self) -> Result<(), DeviceError> {
         self.ram.close()
@@ -80,9 +85,14 @@ impl IoQueue for GateQueue {
             let places = request.data.frames.iter().map(|frame| frame.as_ptr() as usize).collect();
             self.state.moved.lock().unwrap().push((request.op, places));
         }
-        self.inner.submit(request)
+        self.inner.submit(request)?;
+        self.untold += 1;
+        Ok(())
     }
     fn commit(&mut self) {
+        let told =
+            std::iter::repeat_n(std::thread::current().id(), std::mem::take(&mut self.untold));
+        self.state.told_by.lock().unwrap().extend(told);
         self.inner.commit();
     }
     fn poll(&mut self, budget: usize, out: &mut Vec<Completion>) -> usize {

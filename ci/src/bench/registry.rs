@@ -178,7 +178,7 @@ pub const ALL: &[Bench] = &[
     },
     Bench {
         name: "submit-block",
-        what: "time in submit that 99 of 100 do not exceed, same load, a thread of the kernel submitting, against libaio buffered",
+        what: "time in submit that 99 of 100 do not exceed, same load, on a reactor with a thread, against libaio buffered",
         rows: &[row("", 20.0, Unit::Nanoseconds)],
         source: Source::Host { package: "uaio-core", example: "bench_submit_block" },
     },
