@@ -4,7 +4,7 @@
 //! Debian packages (see [`lab`]), so that a fresh Debian machine with Rust and no special hardware runs all of it.
 //!
 //! ```text
-//! jobs::{check, test, stress, demo, bench, trace, guest}
+//! jobs::{check, test, stress, demo, bench, trace, preload, guest}
 //!   └─ scenario   scripts in ci/scenarios, what machine each needs, whether it passed
 //!        └─ guest     one boot: QEMU, console, time limit
 //!             ├─ machine   QEMU's arguments
@@ -59,6 +59,8 @@ enum Job {
     Fuzz(jobs::fuzz::Options),
     /// Compare the eviction policies on a block trace, or on generated patterns
     Trace(jobs::trace::Options),
+    /// Build the library that stands before libaio and POSIX AIO
+    Preload(jobs::preload::Options),
     /// Boot a guest and run a command or a shell in it
     Guest(Box<jobs::guest::Options>),
 }
@@ -73,6 +75,7 @@ pub fn main() -> ExitCode {
         Job::Test(options) => jobs::test::run(&options),
         Job::Fuzz(options) => jobs::fuzz::run(&options),
         Job::Trace(options) => jobs::trace::run(&options),
+        Job::Preload(options) => jobs::preload::run(&options),
         Job::Guest(options) => jobs::guest::run(*options),
     };
     match done {

@@ -252,6 +252,11 @@ impl Engine {
         self.slots.capacity()
     }
 
+    /// Whether the kernel has every operation that was started, and looks up no descriptor for one any more.
+    pub fn is_all_taken(&self) -> bool {
+        self.backlog.is_empty() && !self.ring.is_pending() || self.failed.is_some()
+    }
+
     /// Whether the owner may sleep on [`event_fd`](Engine::event_fd). Call it after `commit`.
     pub fn arm(&mut self) -> Armed {
         let ready = !self.answered.is_empty()

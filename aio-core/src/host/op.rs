@@ -454,6 +454,10 @@ pub struct HostRequest {
     /// level. 0 for that of the thread that commits; one that the credentials do not allow is EPERM.
     /// Other operations have none.
     pub io_priority: u16,
+    /// The first thing that the kernel says is the answer: a short transfer is not gone on with, one that was
+    /// interrupted not begun anew. So a descriptor by number is not looked at again once the kernel has the operation
+    /// ([`Engine::is_all_taken`](super::Engine::is_all_taken)), and its owner may close it.
+    pub once: bool,
     /// As whom; `None` for whoever commits.
     pub credentials: Option<Credentials>,
     /// What else was taken down of the submitter.
@@ -462,8 +466,8 @@ pub struct HostRequest {
 
 impl From<HostOp> for HostRequest {
     fn from(op: HostOp) -> Self {
-        let (timeout, away, io_priority) = (None, false, 0);
-        Self { op, timeout, away, io_priority, credentials: None, settled: None }
+        let (timeout, away, io_priority, once) = (None, false, 0, false);
+        Self { op, timeout, away, io_priority, once, credentials: None, settled: None }
     }
 }
 
@@ -484,6 +488,12 @@ impl HostRequest {
     #[must_use]
     pub fn with_io_priority(self, io_priority: u16) -> Self {
         Self { io_priority, ..self }
+    }
+
+    /// The same, issued [once](HostRequest::once).
+    #[must_use]
+    pub fn once(self) -> Self {
+        Self { once: true, ..self }
     }
 
     /// The same as somebody.

@@ -93,6 +93,8 @@ impl InFlight {
         let blocks =
             matches!(request.op, HostOp::Open(_) | HostOp::Close { .. } | HostOp::CloseForeign(_));
         let away = request.away || blocks || request.may_signal_issuer();
+        // A write that the kernel refuses to do quietly would be issued again.
+        let loud = request.once;
         Self {
             token,
             request,
@@ -104,7 +106,7 @@ impl InFlight {
             sleep: None,
             retries: 0,
             away,
-            loud: false,
+            loud,
             closing: -1,
             cancels: 0,
             cancelling: false,
@@ -115,6 +117,9 @@ impl InFlight {
 
     /// How many bytes a transfer has in all, if what is left after a part can be told.
     fn transfer_len(&self) -> Option<u64> {
+        if self.request.once {
+            return None;
+        }
         let (len, at) = match &self.request.op {
             HostOp::Read { memory, at, .. } | HostOp::Write { memory, at, .. } => {
                 (memory.len(), *at)
@@ -194,6 +199,9 @@ impl InFlight {
             || errno == libc::EFAULT && self.request.op.owns_memory();
         // An interrupted close has closed.
         let interrupted = interrupted && self.may_begin_anew(errno);
+        if self.request.once && self.stop.is_none() {
+            return self.finish(Errno::from_raw_os_error(errno));
+        }
         if let (true, Some(stopped)) = (interrupted, self.stopped()) {
             return self.finish(stopped);
         }

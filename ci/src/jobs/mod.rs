@@ -5,6 +5,7 @@ pub mod check;
 pub mod demo;
 pub mod fuzz;
 pub mod guest;
+pub mod preload;
 pub mod stress;
 pub mod test;
 pub mod trace;

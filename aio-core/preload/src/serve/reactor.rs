@@ -1,0 +1,401 @@
+//! The reactor: the one thread that enters the ring.
+//!
+//! A turn takes what was submitted, asks the kernel for it in one call, puts results down, and tells whoever waits. For
+//! a while after the last work it looks again and again, then it sleeps in the ring, where its bell is armed.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use uaio_core::host::{
+    Cancel, Engine, EngineError, EngineOptions, HostDone, HostOp, HostRequest, OpId, Owner,
+};
+use uaio_driver::{Slots, Token};
+
+use super::guard::{Asked, Inside};
+use super::lines::{Lines, Place};
+use super::process::Quiet;
+use super::reply::{Cancelled, Reply};
+use super::service::{Counters, Message, Service, Which};
+use super::{Batch, Landing, List, Operation};
+use crate::number;
+
+/// Requests in the kernel at a time, to begin with.
+const DEPTH: usize = 256;
+/// Requests taken in, or answers, before the other side has its turn.
+const PORTION: usize = 256;
+/// How long it looks again and again after the last work. Waking a thread that sleeps costs the submitter as much.
+const SPIN: Duration = Duration::from_micros(30);
+/// How long it sleeps when nobody wakes it.
+const SLEEP: Duration = Duration::from_secs(60);
+/// How long a cancel waits for the kernel.
+const CANCEL_MAX: Duration = Duration::from_secs(1);
+/// The word of the wait for the bell; no slot has it.
+const BELL: Token = Token { slot: u32::MAX >> 4, generation: u32::MAX };
+
+/// Starts the thread, and waits until it has its ring.
+pub(super) fn start(service: &'static Service) -> Result<(), EngineError> {
+    let (tell, told) = mpsc::sync_channel(1);
+    let _quiet = Quiet::new();
+    let thread = std::thread::Builder::new().name("uaio-aio".into()).stack_size(256 << 10);
+    thread.spawn(move || {
+        // This thread waits for nobody, in a close least of all: it would be for itself.
+        let _inside = Inside::enter();
+        match Reactor::new(service) {
+            Ok(mut reactor) => {
+                drop(tell.send(Ok(())));
+                let _ends = EndsTogether;
+                reactor.run();
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        }
+    })?;
+    told.recv().unwrap_or_else(|_| Err(std::io::Error::other("the reactor ended").into()))
+}
+
+/// A program whose requests nobody answers any more is better ended than left waiting.
+struct EndsTogether;
+
+impl Drop for EndsTogether {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// A request that the kernel has.
+#[derive(Debug)]
+struct Flight {
+    fd: RawFd,
+    place: Place,
+    landing: Landing,
+    id: Option<OpId>,
+    is_poll: bool,
+    changes: bool,
+    /// The kernel has read it by the time it is issued; it is kept until the end for an issue that is put off.
+    _list: Option<List>,
+    cancel: Option<u64>,
+}
+
+/// A cancel that waits for the kernel.
+#[derive(Debug)]
+struct Cancelling {
+    name: u64,
+    reply: Arc<Reply>,
+    answer: Cancelled,
+    outstanding: u32,
+    until: Instant,
+}
+
+struct Reactor {
+    service: &'static Service,
+    engine: Engine,
+    flights: Slots<Flight>,
+    lines: Lines<Operation>,
+    /// May be started, and the kernel has as much as it takes.
+    waiting: VecDeque<(Place, Operation)>,
+    done: Vec<HostDone>,
+    ready: Vec<(Place, Operation)>,
+    batch: Batch,
+    cancelling: Vec<Cancelling>,
+    /// Names the next of them.
+    cancels: u64,
+    /// Writes and syncs that are not done.
+    changing: usize,
+}
+
+impl Reactor {
+    fn new(service: &'static Service) -> Result<Self, EngineError> {
+        let options = EngineOptions { depth: DEPTH, workers: 0, owner: Owner::ThisThread };
+        let mut engine = Engine::new(options)?;
+        let bell = service.bell.as_fd().as_raw_fd();
+        // It stays armed, and is never read: each ring is an event of its own.
+        let fd = number::foreign(bell);
+        let poll = HostOp::Poll { fd, events: libc::POLLIN as u32, multishot: true };
+        engine
+            .start(BELL, poll.into())
+            .map_err(|refused| std::io::Error::from_raw_os_error(refused.reason.errno()))?;
+        Ok(Self {
+            service,
+            engine,
+            flights: Slots::new(DEPTH),
+            lines: Lines::new(),
+            waiting: VecDeque::new(),
+            done: Vec::with_capacity(PORTION),
+            ready: Vec::new(),
+            batch: Batch::default(),
+            cancelling: Vec::new(),
+            cancels: 0,
+            changing: 0,
+        })
+    }
+
+    fn run(&mut self) -> ! {
+        let mut last_work = Instant::now();
+        loop {
+            if self.turn() {
+                last_work = Instant::now();
+            } else if last_work.elapsed() > SPIN {
+                self.sleep();
+                last_work = Instant::now();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Does what there is to do, and says whether there was anything.
+    fn turn(&mut self) -> bool {
+        let asked = self.service.guard.asked();
+        let mut taken = 0;
+        // Who waits to close waits for everything that was submitted before.
+        while taken < PORTION || asked.is_some() {
+            match self.service.inbox.pop() {
+                Some(Message::Operation(operation)) => self.take(operation),
+                Some(Message::Cancel { which, reply }) => self.cancel(which, reply),
+                None => break,
+            }
+            taken += 1;
+        }
+        self.start_waiting();
+        self.engine.commit();
+        if let Some(asked) = asked {
+            taken += self.let_close(&asked);
+        }
+        let moved = self.land();
+        self.give_up();
+        if self.changing == 0 && self.service.is_ending() && self.service.inbox.is_empty() {
+            self.service.settled();
+        }
+        taken + moved > 0
+    }
+
+    /// Sleeps until there is something to do.
+    fn sleep(&mut self) {
+        self.service.bell.announce_sleep();
+        let nothing = self.service.inbox.is_empty()
+            && self.service.guard.asked().is_none()
+            && !self.service.is_ending();
+        if nothing {
+            let timeout = if self.cancelling.is_empty() { SLEEP } else { CANCEL_MAX };
+            self.engine.commit_and_wait(timeout);
+        }
+        self.service.bell.revoke_sleep();
+    }
+
+    fn take(&mut self, operation: Operation) {
+        self.changing += usize::from(changes(&operation.op));
+        let arrived = self.lines.arrive(operation.fd, operation.order, operation);
+        self.waiting.extend(arrived);
+    }
+
+    fn start_waiting(&mut self) {
+        while let Some((place, operation)) = self.waiting.pop_front() {
+            if self.flights.free() == 0 {
+                let depth = self.flights.capacity() * 2;
+                self.engine.grow(depth + 1);
+                // One of the engine's is the bell's.
+                if self.engine.depth() > self.flights.capacity() + 1 {
+                    self.flights.grow(self.engine.depth() - 1);
+                } else {
+                    self.waiting.push_front((place, operation));
+                    return;
+                }
+            }
+            self.issue(place, operation);
+        }
+    }
+
+    fn issue(&mut self, place: Place, operation: Operation) {
+        let Operation { fd, op, priority, order: _, landing, list } = operation;
+        let (is_poll, changes) = (matches!(op, HostOp::Poll { .. }), changes(&op));
+        let flight =
+            Flight { fd, place, landing, id: None, is_poll, changes, _list: list, cancel: None };
+        let token = match self.flights.insert(flight) {
+            Ok(token) => token,
+            Err(flight) => return self.finish(flight, -i64::from(libc::EAGAIN)),
+        };
+        let request = HostRequest::from(op).with_io_priority(priority).once();
+        match self.engine.start(token, request) {
+            Ok(id) => {
+                if let Some(flight) = self.flights.get_mut(token) {
+                    flight.id = Some(id);
+                }
+            }
+            Err(refused) => {
+                if let Some(flight) = self.flights.remove(token) {
+                    self.finish(flight, -i64::from(refused.reason.errno()));
+                }
+            }
+        }
+    }
+
+    /// Puts results down, and says how many there were.
+    fn land(&mut self) -> usize {
+        let mut done = std::mem::take(&mut self.done);
+        let moved = self.engine.poll(PORTION, &mut done);
+        for HostDone { token, result, op: _ } in done.drain(..) {
+            if let Some(flight) = self.flights.remove(token) {
+                let result = match result {
+                    Ok(value) => value.cast_signed(),
+                    Err(errno) => -i64::from(errno.raw_os_error()),
+                };
+                self.finish(flight, result);
+            }
+        }
+        self.done = done;
+        self.batch.tell();
+        moved
+    }
+
+    /// A request is done.
+    fn finish(&mut self, flight: Flight, result: i64) {
+        let Flight { fd, place, landing, changes, cancel, .. } = flight;
+        self.changing -= usize::from(changes);
+        self.end(fd, landing, result);
+        let mut ready = std::mem::take(&mut self.ready);
+        self.lines.finished(fd, place, &mut ready);
+        self.waiting.extend(ready.drain(..));
+        self.ready = ready;
+        if let Some(at) = cancel {
+            self.came(at, result);
+        }
+    }
+
+    fn end(&mut self, fd: RawFd, landing: Landing, result: i64) {
+        self.service.guard.release(fd);
+        let counters = &self.service.counters;
+        if result == -i64::from(libc::ECANCELED) {
+            Counters::count(&counters.cancelled);
+        }
+        match landing {
+            Landing::Event(_) => Counters::count(&counters.libaio),
+            Landing::Control(_) => Counters::count(&counters.posix),
+        }
+        self.batch.land(landing, result);
+    }
+
+    /// Lets those go who wait to close a number of which the kernel has everything. What waits for its turn on a pipe or
+    /// socket of POSIX AIO may do so for ever and is cancelled, as close(2) there may; appends and syncs are waited for.
+    /// Says how many were cancelled.
+    fn let_close(&mut self, asked: &Asked) -> usize {
+        let mut cancelled = 0;
+        for number in asked.numbers() {
+            let in_turn = |fd: RawFd, operation: &Operation| {
+                let in_turn = operation.order == super::Order::InTurn;
+                fd == number && in_turn && matches!(operation.landing, Landing::Control(_))
+            };
+            cancelled += self.withdraw(in_turn) as usize;
+            self.service.contexts.forget_notice(self.service, number);
+        }
+        let all_taken = self.engine.is_all_taken() && self.waiting.is_empty();
+        let Self { service, lines, .. } = self;
+        service.guard.answer(asked, |number| {
+            let issued = all_taken && !lines.has_waiting(number);
+            if issued {
+                lines.part(number);
+            }
+            issued
+        });
+        cancelled
+    }
+
+    /// Ends those that wait and are wanted, and says how many there were.
+    fn withdraw(&mut self, wanted: impl Fn(RawFd, &Operation) -> bool) -> u32 {
+        let (mut out, mut ready) = (Vec::new(), Vec::new());
+        self.lines.withdraw(&wanted, &mut out, &mut ready);
+        self.waiting.extend(ready);
+        let mut count = 0;
+        for operation in out {
+            self.changing -= usize::from(changes(&operation.op));
+            self.end(operation.fd, operation.landing, -i64::from(libc::ECANCELED));
+            count += 1;
+        }
+        for (place, operation) in std::mem::take(&mut self.waiting) {
+            if wanted(operation.fd, &operation) {
+                let Operation { fd, op, landing, .. } = operation;
+                let (is_poll, changes) = (false, changes(&op));
+                let flight = Flight {
+                    fd,
+                    place,
+                    landing,
+                    id: None,
+                    is_poll,
+                    changes,
+                    _list: None,
+                    cancel: None,
+                };
+                self.finish(flight, -i64::from(libc::ECANCELED));
+                count += 1;
+            } else {
+                self.waiting.push_back((place, operation));
+            }
+        }
+        count
+    }
+
+    fn cancel(&mut self, which: Which, reply: Arc<Reply>) {
+        let cancelled = self.withdraw(|fd, operation| which.is(fd, &operation.landing));
+        let mut answer = Cancelled { cancelled, ..Cancelled::default() };
+        let name = self.cancels;
+        self.cancels += 1;
+        let mut outstanding = 0;
+        for token in self.flights.tokens() {
+            let Some(flight) = self.flights.get_mut(token) else { continue };
+            let wanted = which.is(flight.fd, &flight.landing);
+            let Some(id) = flight.id.filter(|_| wanted) else { continue };
+            // What a disk does it ends by itself, soon, and cannot be told not to.
+            if !flight.is_poll && number::is_file(flight.fd) || flight.cancel.is_some() {
+                answer.in_progress += 1;
+            } else if self.engine.cancel(id) == Cancel::Asked {
+                flight.cancel = Some(name);
+                outstanding += 1;
+            } else {
+                answer.done += 1;
+            }
+        }
+        // It is answered when its turn has landed what it ended, or when the kernel has said what came of the rest.
+        let until = Instant::now() + CANCEL_MAX;
+        self.cancelling.push(Cancelling { name, reply, answer, outstanding, until });
+    }
+
+    /// One that a cancel waits for is done.
+    fn came(&mut self, name: u64, result: i64) {
+        let cancelling = self.cancelling.iter_mut().find(|cancelling| cancelling.name == name);
+        let Some(cancelling) = cancelling else { return };
+        cancelling.outstanding -= 1;
+        match result == -i64::from(libc::ECANCELED) {
+            true => cancelling.answer.cancelled += 1,
+            false => cancelling.answer.done += 1,
+        }
+    }
+
+    /// Answers cancels that are decided, or have waited long enough.
+    fn give_up(&mut self) {
+        if self.cancelling.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let flights = &mut self.flights;
+        self.cancelling.retain(|cancelling| {
+            if cancelling.outstanding > 0 && now < cancelling.until {
+                return true;
+            }
+            let mut answer = cancelling.answer;
+            answer.in_progress += cancelling.outstanding;
+            for token in flights.tokens() {
+                let flight = flights.get_mut(token);
+                if let Some(flight) = flight.filter(|one| one.cancel == Some(cancelling.name)) {
+                    flight.cancel = None;
+                }
+            }
+            cancelling.reply.answer(answer);
+            false
+        });
+    }
+}
+
+/// Whether an operation leaves something behind, so that a process that ends waits for it.
+fn changes(op: &HostOp) -> bool {
+    matches!(op, HostOp::Write { .. } | HostOp::WriteV { .. } | HostOp::Fsync { .. })
+}
