@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use on_file::{Fio, Result, Served, TestFile, every_block, frames_for};
 use uaio_core::{ContextOptions, Iocb, OpenOptions};
 use uaio_driver::FRAME_SIZE;
+use uaio_page_cache::Advice;
 
 const SIZE_BYTES: u64 = 128 << 20;
 const DEPTH: usize = 32;
@@ -48,6 +49,8 @@ fn measure(rounds: usize, file: &TestFile, served: &Served) -> Result<()> {
 fn submit_p99_ns(served: &Served, offsets: &[u64]) -> Result<f64> {
     served.volume.cache().drop_clean(0..u64::MAX);
     let handle = served.open(OpenOptions::default());
+    // Each one misses.
+    handle.advise(0..u64::MAX, Advice::Random);
     let context = served.reactor.context(ContextOptions::events(DEPTH))?;
     let mut memory: Vec<_> = (0..DEPTH).map(|_| vec![0; FRAME_SIZE]).collect();
     let mut events = Vec::with_capacity(DEPTH);

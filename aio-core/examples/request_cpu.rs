@@ -17,9 +17,10 @@ use uaio_page_cache::{Cache, CacheOptions};
 
 const READS: usize = 64;
 const DEPTH: usize = 32;
-const PAGES: u64 = 4096;
-/// From one page that is read to the next, in pages: no read follows another, whatever their order.
-const APART: u64 = 4;
+const PAGES: u64 = 2048;
+/// From one page that is read to the next, in pages: no read follows another, whatever their order, nor is
+/// anything read around them.
+const APART: u64 = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let rounds = std::env::args().nth(1).map_or(Ok(200), |rounds| rounds.parse::<u64>())?;

@@ -24,7 +24,8 @@
 //! never a growth. Who started an operation turns its lane until it is finished; nobody polls another
 //! one's device queue.
 //!
-//! Reads that follow each other are read ahead ([`readahead`]); those commands are the lane's own, so a
+//! Reads that follow each other are read ahead ([`readahead`]), and what lies between reads at random that come
+//! close to each other, while frames are free; those commands are the lane's own, so a
 //! lane is turned, or sleeps on what it armed, also while no operation is in flight. How much may be
 //! dirty, and how long a writer may wait, is in [`limits`].
 //!
@@ -165,6 +166,7 @@
 //! | [`stability`] | what the device has taken and may still lose |
 
 mod admin;
+mod around;
 mod barrier;
 mod buffer;
 mod bypass;

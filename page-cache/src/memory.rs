@@ -42,6 +42,7 @@ impl Cache {
             used.tables += shard.memory_bytes() as u64;
         }
         used.tables += self.barriers.memory_bytes() as u64;
+        used.tables += self.around.memory_bytes() as u64;
         used.tables += self.orders.lock().memory_bytes() as u64;
         used.lanes = self.lane_bytes.load(Ordering::Relaxed) as u64;
         used

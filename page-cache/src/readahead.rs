@@ -7,7 +7,8 @@
 //! reader who reaches it sets off the next window, so one whole window is always on its way. A mark is
 //! no hit for [`Cache::try_read`](crate::Cache::try_read): the operation that follows finds the stream.
 //!
-//! Random reads fit no stream, and nothing is read ahead. An operation looks at its handle once, when
+//! Random reads fit no stream. What lies between them is read when they come close to each other and the
+//! cache has room for it (`around.rs`), and otherwise nothing. An operation looks at its handle once, when
 //! it is started: a retry never reads ahead again.
 //!
 //! **What it may take**: what is read ahead waits for nothing and nobody. It takes frames that are free
@@ -27,6 +28,7 @@ use std::ops::Range;
 
 use uaio_driver::{FRAME_SIZE, IoError, IoResult, SgList, Token};
 
+use crate::around::EXTENT_PAGES;
 use crate::buffer::Buffer;
 use crate::cache::{Cache, Handle};
 use crate::lane::{Core, Io, IoKind, Lane, Piece};
@@ -58,6 +60,8 @@ const WINDOW_PAGES: u64 = 4096;
 const WINDOW_PART: u64 = 16;
 /// How many pages before it is looked at a page is [fetched](crate::shard::Shard::prefetch): about as long as memory takes.
 const SOON: u64 = 3;
+/// A longer read has had its neighbours.
+const AROUND_BYTES: u64 = 4 * PAGE;
 /// The most records of a stride that are asked for ahead.
 const RECORDS: u32 = 16;
 /// The operation that commands of readahead name: the lane's own, nobody's.
@@ -214,6 +218,10 @@ struct Looked {
 pub(crate) struct Plan {
     pub(crate) window: Option<Window>,
     pub(crate) once: bool,
+    /// It belongs to no stream.
+    at_random: bool,
+    /// The first page of an extent that is to be read around it.
+    around: Option<u64>,
 }
 
 impl Streams {
@@ -243,22 +251,26 @@ impl Streams {
         }
         let eager = advice == Advice::Sequential;
         let most = if eager { 2 * most } else { most };
-        Plan { window: self.follow(read, most, eager, is_cached), once: advice == Advice::NoReuse }
+        let (window, at_random) = self.follow(read, most, eager, is_cached);
+        let once = advice == Advice::NoReuse;
+        Plan { window, once, at_random: at_random && !eager && !once, around: None }
     }
 
+    /// What is to be read ahead, and whether the read belongs to no stream.
     fn follow(
         &mut self,
         read: Range<u64>,
         most: u64,
         eager: bool,
         is_cached: impl FnOnce(u64) -> bool,
-    ) -> Option<Window> {
+    ) -> (Option<Window>, bool) {
         self.clock += 1;
         let used = self.clock;
         let looked = self.look(read.start);
+        let at_random = looked.followed.is_none() && looked.strided.is_none();
         let window = self.go_on(read, most, (eager, used), looked, is_cached);
         self.keys.note(self.current, &self.streams[self.current]);
-        window
+        (window, at_random)
     }
 
     /// Takes a read in that belongs where it was found to; `current` is its stream then.
@@ -464,9 +476,18 @@ impl Handle {
         // Who finds it taken reads like anybody: it is only advice, and a read never waits for it.
         let Some(mut streams) = self.streams.try_lock() else { return Plan::default() };
         let most = (cache.frames() as u64 / WINDOW_PART).clamp(1, WINDOW_PAGES);
-        streams.plan(offset..offset + len, most, |byte| {
+        let mut plan = streams.plan(offset..offset + len, most, |byte| {
             cache.shard(byte / PAGE).find(byte / PAGE).is_some()
-        })
+        });
+        drop(streams);
+        if plan.at_random && len <= AROUND_BYTES {
+            plan.around = cache.around.note(offset / PAGE).filter(|_| {
+                let shard = cache.shard(offset / PAGE);
+                // Pages that are read again and again say nothing of those beside them.
+                shard.find(offset / PAGE).is_none() && shard.has_room_to_guess()
+            });
+        }
+        plan
     }
 
     fn cut(&self, window: Window, pages: u64) {
@@ -479,6 +500,13 @@ impl Handle {
 impl Core {
     /// Reads ahead what was planned for `handle`, as far as it can be done now.
     pub(crate) fn follow(&mut self, handle: &Handle, plan: Plan) {
+        if let Some(first) = plan.around {
+            let (offset, len) = (first * PAGE, EXTENT_PAGES * PAGE);
+            let window = Window { offset, len, distance: 0, records: 1 };
+            if !self.read_ahead(window, false, false).1 {
+                self.cache.around.again(first);
+            }
+        }
         let Some(window) = plan.window else { return };
         let (pages, all) = self.read_ahead(window, true, plan.once);
         if !all {

@@ -75,13 +75,72 @@ fn a_reader_who_catches_up_waits_for_the_command_under_way() {
 }
 
 #[test]
-fn random_reads_read_nothing_ahead() {
-    let mut rig = Rig::sized(16 << 20, CacheOptions::frames(1024));
+fn random_reads_far_apart_read_nothing_ahead() {
+    let mut rig = Rig::sized(64 << 20, CacheOptions::frames(1024));
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..500 {
-        read(&mut rig, random.u64(..4096), 1);
+        read(&mut rig, random.u64(..16384), 1);
     }
     assert_eq!(rig.cache.stats().readahead, 0);
+}
+
+/// Each of 256 pages, in an order that no stream can tell.
+#[test]
+fn random_reads_close_to_each_other_bring_in_what_lies_between() {
+    let mut rig = roomy();
+    let mut order: Vec<u64> = (0..256).collect();
+    fastrand::Rng::with_seed(3).shuffle(&mut order);
+    for at in order {
+        read(&mut rig, at, 1);
+        rig.turns(4);
+    }
+    let mut seen = [0; 256];
+    let commands = pages_read(&rig);
+    for (from, to) in &commands {
+        (*from..*to).for_each(|page| seen[page as usize] += 1);
+    }
+    assert_eq!(seen, [1; 256], "each page comes from the device once");
+    let stats = rig.cache.stats();
+    // Eight places of two pages in each of four extents, and a few that two reads fell into.
+    assert!((4 * 8..4 * 12).contains(&stats.misses), "{stats:?}");
+    assert_eq!(stats.readahead_used, 256 - stats.misses);
+    assert!(commands.len() < 4 * 24, "{} commands", commands.len());
+}
+
+#[test]
+fn a_full_cache_reads_nothing_around() {
+    let mut rig = Rig::with(CacheOptions { shards: 1, ..CacheOptions::frames(64) });
+    rig.handle.advise(128 * PAGE..256 * PAGE, Advice::Random);
+    for at in 0..60 {
+        read(&mut rig, 128 + (at * 37) % 128, 1);
+    }
+    for at in [3, 60, 9, 33, 50, 21, 14, 44, 29, 39, 1, 63, 17] {
+        read(&mut rig, at, 1);
+    }
+    assert_eq!(rig.cache.stats().readahead, 0);
+}
+
+/// A command takes a while, and the lane has room for four: the rest is asked for by a later read.
+#[test]
+fn what_could_not_be_read_around_at_once_is_asked_for_again() {
+    let mut rig = roomy();
+    rig.device.set_fault(Fault::new(FaultOn::Reads, Effect::Slow { steps: 200 }));
+    let places = [60, 3, 33, 50, 21, 14, 44, 9];
+    for (id, at) in places.iter().enumerate() {
+        rig.start(id as u64, READ, at * PAGE, page(1));
+    }
+    let first = rig.cache.stats().readahead;
+    for id in 0..places.len() {
+        assert_eq!(rig.wait(id as u64).0, Ok(()));
+    }
+    rig.turns(300);
+    assert!(first < 56, "there was room for {first} pages");
+    for at in [39, 1, 63, 17, 30, 55] {
+        read(&mut rig, at, 1);
+        rig.turns(300);
+    }
+    let stats = rig.cache.stats();
+    assert_eq!(stats.readahead + stats.misses, 64, "the whole extent, each page once: {stats:?}");
 }
 
 #[test]
@@ -330,7 +389,7 @@ fn a_cached_device_reads_sequences_ahead_and_nothing_else() {
         panic!("page {page} hung");
     };
     let mut random = fastrand::Rng::with_seed(3);
-    (0..200).for_each(|_| read(random.u64(..4000)));
+    (0..60).for_each(|_| read(random.u64(..4000)));
     let random_misses = cache.stats().misses;
     assert_eq!(cache.stats().readahead, 0);
     (4010..4050).for_each(&mut read);

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use uaio_driver::{BlockDevice, DmaBuf, DmaPool, FRAME_SIZE, Health, IoError, IoErrorKind, Wake};
 
+use crate::around::Around;
 use crate::barrier::Barriers;
 use crate::errors::{ErrorLog, WritebackError};
 use crate::index::hash;
@@ -59,6 +60,7 @@ pub struct Cache {
     mode: CacheMode,
     shards: Box<[ShardCell]>,
     pub(crate) barriers: Barriers,
+    pub(crate) around: Around,
     pub(crate) errors: ErrorLog,
     pub(crate) stability: Arc<Stability>,
     pub(crate) orders: Mutex<Orders>,
@@ -195,6 +197,7 @@ impl Cache {
             mode,
             shards,
             barriers: Barriers::new(),
+            around: Around::new(asked),
             errors: ErrorLog::default(),
             stability,
             orders: Mutex::default(),

@@ -128,6 +128,11 @@ impl Shard {
         }
     }
 
+    /// Whether so many frames are free that a guess may have some: more than an eighth.
+    pub(crate) fn has_room_to_guess(&self) -> bool {
+        self.frames.free.len() > self.frames.total / 8
+    }
+
     fn any_frame(&mut self, keep: Option<u32>) -> Option<DmaBuf> {
         if self.frames.free.is_empty() {
             self.evict_some(keep);
