@@ -120,6 +120,30 @@ expect_error() {
 	say "$(cat /tmp/stderr)"
 }
 
+# qmp COMMAND [ARGUMENTS]: has QEMU do a command of its monitor (ARGUMENTS are JSON) and prints what it returned.
+qmp() {
+	local line id=$RANDOM$RANDOM
+	local arguments=${2:-\{\}}
+	stty -F /dev/ttyS2 raw -echo
+	exec 7<>/dev/ttyS2
+	# QEMU's greeting may have been echoed before: 255 has it forget half a command.
+	sleep 0.2
+	printf '\377{"execute":"qmp_capabilities"}\n{"execute":"%s","arguments":%s,"id":"%s"}\n' "$1" "$arguments" "$id" >&7
+	while read -r -t 20 line <&7; do
+		[[ $line == *"\"id\": \"$id\""* ]] || continue
+		exec 7>&-
+		[[ $line == *'"return":'* ]] || fail "QEMU's $1: $line"
+		jq -Mc '.return' <<<"$line"
+		return
+	done
+	fail "QEMU does not answer to $1"
+}
+
+# count NAME: prints how often the drive of the served device had to do NAME about a failure.
+count() {
+	aioctl stats "$ID" --json | jq -e ".drive.counts.$1"
+}
+
 # verify_load TARGET SECONDS [FIO OPTION…]: writes and reads TARGET with crc32c in every block.
 verify_load() {
 	local target=$1 seconds=$2

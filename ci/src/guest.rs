@@ -166,6 +166,14 @@ impl Boot<'_> {
         qemu.args(["-chardev", &console, "-serial", "chardev:console"]);
         let report_port = format!("file,id=report,path={}", report.display());
         qemu.args(["-chardev", &report_port, "-serial", "chardev:report"]);
+        // QEMU's monitor, on a third port, for scenarios that take a drive away or hold it up. QEMU talks to
+        // itself there; the name is in no file system, where it could be too long.
+        let name = self.dir.file_name().unwrap_or_default().to_string_lossy();
+        let socket = format!("path=uaio-{name},abstract=on");
+        qemu.args(["-chardev", &format!("socket,id=port,{socket},server=on,wait=off")]);
+        qemu.args(["-device", "isa-serial,chardev=port,index=2,iobase=0x3e8,irq=5"]);
+        qemu.args(["-chardev", &format!("socket,id=monitor,{socket}")]);
+        qemu.args(["-mon", "chardev=monitor,mode=control"]);
         // The guest's own drive: the root, never written back, and what this boot brings.
         let controller = "nvme,id=root,serial=uaio-root,bus=pcie.0,addr=0x1e";
         qemu.args(["-device", controller]);

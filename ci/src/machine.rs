@@ -57,6 +57,8 @@ pub struct Drive {
     pub queues: Option<u32>,
     /// A sector (of 512 bytes) of namespace 1 whose reads and writes fail.
     pub bad_sector: Option<u64>,
+    /// Whether every flush of namespace 1 fails.
+    pub bad_flush: bool,
     /// Whether the drive sits behind a root port of its own, to be plugged and unplugged.
     pub root_port: bool,
     /// Whether another function of the same slot shares its IOMMU group.
@@ -65,6 +67,8 @@ pub struct Drive {
     pub cache: String,
     /// More options of a namespace, as QEMU's `nvme-ns` takes them.
     pub of_namespace: Vec<(u32, String)>,
+    /// More options of the controller, as QEMU's `nvme` takes them.
+    pub of_controller: Vec<String>,
 }
 
 impl Default for Drive {
@@ -76,10 +80,12 @@ impl Default for Drive {
             mdts: None,
             queues: None,
             bad_sector: None,
+            bad_flush: false,
             root_port: false,
             shared_group: false,
             cache: "writeback".into(),
             of_namespace: Vec::new(),
+            of_controller: Vec::new(),
         }
     }
 }
@@ -99,6 +105,10 @@ impl std::str::FromStr for Drive {
                 drive.of_namespace.push((nsid, format!("{option}={value}")));
                 continue;
             }
+            if let Some(option) = key.strip_prefix("nvme.") {
+                drive.of_controller.push(format!("{option}={value}"));
+                continue;
+            }
             let number = || -> Result<u32> {
                 value.parse().with_context(|| format!("drive option {word}: not a number"))
             };
@@ -109,11 +119,12 @@ impl std::str::FromStr for Drive {
                 "mdts" => drive.mdts = Some(number()?),
                 "queues" => drive.queues = Some(number()?),
                 "bad-sector" => drive.bad_sector = Some(u64::from(number()?)),
+                "bad-flush" => drive.bad_flush = true,
                 "root-port" => drive.root_port = true,
                 "shared-group" => drive.shared_group = true,
                 "cache" => drive.cache = value.to_string(),
                 _ => bail!(
-                    "no drive option {key}: there are size ns nsN.OPTION block mdts queues bad-sector root-port shared-group cache"
+                    "no drive option {key}: there are size ns nsN.OPTION nvme.OPTION block mdts queues bad-sector bad-flush root-port shared-group cache"
                 ),
             }
         }
@@ -146,6 +157,19 @@ impl Drive {
         format!("drive{index}-{nsid}.img")
     }
 
+    /// What fails, as options of a rule of QEMU's `blkdebug` each.
+    fn faults(&self) -> Vec<Vec<String>> {
+        let mut faults = Vec::new();
+        if let Some(sector) = self.bad_sector {
+            let of = |kind| vec![format!("iotype={kind}"), format!("sector={sector}")];
+            faults.extend(["read", "write"].map(of));
+        }
+        if self.bad_flush {
+            faults.push(vec!["iotype=flush".into()]);
+        }
+        faults
+    }
+
     /// QEMU's arguments for drive `index`, its images in `dir`.
     fn qemu_args(&self, index: usize, dir: &Path) -> Vec<String> {
         let mut args = Vec::new();
@@ -165,6 +189,9 @@ impl Drive {
         if let Some(queues) = self.queues {
             controller.push_str(&format!(",max_ioqpairs={queues}"));
         }
+        for option in &self.of_controller {
+            controller.push_str(&format!(",{option}"));
+        }
         args.extend(["-device".into(), controller]);
         if self.shared_group {
             let other = format!("virtio-rng-pci,bus=pcie.0,addr=0x{slot:x}.1");
@@ -175,18 +202,18 @@ impl Drive {
             let image = image.display();
             let cache = &self.cache;
             let mut drive = format!("if=none,id=image{index}-{nsid},cache={cache},discard=unmap,");
-            match self.bad_sector.filter(|_| nsid == 1) {
-                None => drive.push_str(&format!("format=raw,file={image}")),
-                Some(sector) => {
-                    drive.push_str(&format!(
-                        "driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename={image}"
-                    ));
-                    for (rule, kind) in ["read", "write"].iter().enumerate() {
-                        drive.push_str(&format!(
-                            ",inject-error.{rule}.event=none,inject-error.{rule}.iotype={kind},\
-                             inject-error.{rule}.sector={sector},inject-error.{rule}.errno=5"
-                        ));
-                    }
+            let faults = if nsid == 1 { self.faults() } else { Vec::new() };
+            if faults.is_empty() {
+                drive.push_str(&format!("format=raw,file={image}"));
+            } else {
+                drive.push_str(&format!(
+                    "driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename={image}"
+                ));
+            }
+            for (rule, fault) in faults.iter().enumerate() {
+                for option in ["event=none".to_string(), "errno=5".to_string()].iter().chain(fault)
+                {
+                    drive.push_str(&format!(",inject-error.{rule}.{option}"));
                 }
             }
             let block = self.block_size;
@@ -315,5 +342,14 @@ mod tests {
             })
             .collect();
         assert_eq!(rules, [true, false]);
+    }
+
+    #[test]
+    fn a_flush_that_fails_is_a_rule_without_a_sector() {
+        let drive: Drive = "bad-flush nvme.cmb_size_mb=4".parse().unwrap();
+        let args = drive.qemu_args(0, Path::new("d")).join(" ");
+        assert!(args.contains("inject-error.0.iotype=flush"), "{args}");
+        assert!(!args.contains("sector="), "{args}");
+        assert!(args.contains(",cmb_size_mb=4 "), "{args}");
     }
 }

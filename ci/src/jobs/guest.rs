@@ -38,7 +38,7 @@ pub struct Options {
     /// A machine without IOMMU
     #[arg(long, conflicts_with = "aw_bits")]
     no_iommu: bool,
-    /// An NVMe drive, once for each: size=1G,ns=1,block=512,mdts=5,queues=4,bad-sector=N,root-port,shared-group,cache=writeback [default: one of 1G]
+    /// An NVMe drive, once for each: size=1G,ns=1,block=512,mdts=5,queues=4,bad-sector=N,bad-flush,root-port,shared-group,cache=writeback,nvme.OPTION=VALUE [default: one of 1G]
     #[arg(long = "drive", value_name = "OPTIONS")]
     drives: Vec<Drive>,
     /// Another PCI device, as QEMU's -device takes it

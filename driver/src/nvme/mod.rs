@@ -109,9 +109,11 @@
 //! | pools in hugepages; of a NUMA node | -; the call, not the effect | yes; no | no |
 //! | pools above 128 GiB or the limit of locked memory, no rights on the group: refused | the check, the message | no | no |
 //! | orderly shutdown, reopening | yes | yes | no |
-//! | failures that pass, retry delays, bad blocks by their number | yes | no | no |
-//! | Abort, controller reset with requests in flight, subsystem reset, events | yes; resets also at every look at the state while requests are sent again, and from another thread | no | no |
-//! | the kernel wants the drive back (request interrupt): I/O failed, BAR and device given up | the driver's half | no | no |
+//! | failures that pass sent again; retry delays; bad blocks by their number | yes | yes; no; no | no |
+//! | a drive that stalls: requests late, controller reset with them in flight, all sent again | yes; resets also at every look at the state while requests are sent again, and from another thread | on 7.2; its Abort ends nothing | no |
+//! | an Abort that works, subsystem reset, events | yes | no | no |
+//! | the kernel wants the drive back (request interrupt): I/O failed, BAR and device given up; plugged in again | the driver's half | on 7.2 | no |
+//! | errors of the medium on read, write and flush | yes | yes | no |
 //! | accesses to a BAR that is gone (SIGBUS) read as ones | yes, on a file | no | no |
 //! | lies, lateness, removal, a controller that does not stop | yes, and fuzzed | no | no |
 //! | a namespace gone, replaced or reformatted during a reset | yes | no | no |

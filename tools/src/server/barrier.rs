@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use uaio_driver::block::PollsAnyway;
-use uaio_driver::{BlockDevice, Completion, IoQueue, IoResult, QueueOptions, Request, Token};
+use uaio_driver::{
+    BlockDevice, Completion, IoError, IoErrorKind, IoQueue, IoResult, QueueOptions, Refusal,
+    Request, Token,
+};
 use uaio_page_cache::{Buffer, Cache, Handle, Lane, OpKind, Operation};
 
 use crate::exit::{Exit, Failure};
@@ -24,6 +27,14 @@ const LOOK_EVERY: Duration = Duration::from_micros(200);
 pub(crate) struct Barrier {
     way: Way,
     next: u32,
+}
+
+/// Why a flush was not begun.
+enum NotBegun {
+    /// The queue has failed and takes nothing any more: an answer of the device.
+    Failed,
+    /// There is no room.
+    Full(String),
 }
 
 enum Way {
@@ -74,9 +85,13 @@ impl Barrier {
         self.next = self.next.wrapping_add(1);
         // Answers to flushes that nobody waits for any more make room.
         self.take_answer(None);
-        if let Err(reason) = self.start(range, token) {
-            let what = format!("the flush was not taken: {reason}");
-            return Err(Failure::new(Exit::Failure, what, "see `aioctl info`, then try again"));
+        match self.start(range, token) {
+            Ok(()) => {}
+            Err(NotBegun::Failed) => return Ok(Err(IoError::new(IoErrorKind::Gone))),
+            Err(NotBegun::Full(reason)) => {
+                let what = format!("the flush was not taken: {reason}");
+                return Err(Failure::new(Exit::Failure, what, "see `aioctl info`, then try again"));
+            }
         }
         loop {
             if let Some(result) = self.take_answer(Some(token)) {
@@ -93,11 +108,14 @@ impl Barrier {
         }
     }
 
-    fn start(&mut self, range: Option<Range<u64>>, token: Token) -> Result<(), String> {
+    fn start(&mut self, range: Option<Range<u64>>, token: Token) -> Result<(), NotBegun> {
         match &mut self.way {
             // Nothing is kept back above a device, so there is nothing that a range would save.
             Way::Queue { queue, .. } => {
-                queue.submit(Request::flush(token)).map_err(|refused| refused.reason.to_string())
+                queue.submit(Request::flush(token)).map_err(|refused| match refused.reason {
+                    Refusal::Failed => NotBegun::Failed,
+                    reason => NotBegun::Full(reason.to_string()),
+                })
             }
             Way::Cache { lane, handle } => {
                 let size = lane.cache().size_bytes();
@@ -110,7 +128,7 @@ impl Barrier {
                 };
                 let (buffer, handle) = (Buffer::None, Arc::clone(handle));
                 lane.start(Operation { token, kind, offset, len, buffer, handle })
-                    .map_err(|_| format!("{DEPTH} are under way"))
+                    .map_err(|_| NotBegun::Full(format!("{DEPTH} are under way")))
             }
         }
     }
@@ -141,8 +159,10 @@ impl Barrier {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::BorrowedFd;
+
     use uaio_driver::ram::RamDevice;
-    use uaio_driver::{DmaPool, PoolOptions};
+    use uaio_driver::{Armed, Cancel, DmaPool, PoolOptions, Refused};
     use uaio_page_cache::CacheOptions;
 
     use super::super::flusher::FlusherThread;
@@ -159,6 +179,42 @@ mod tests {
             assert_eq!(barrier.flush(None, deadline), Ok(Ok(())));
             assert_eq!(barrier.flush(Some(0..4096), deadline), Ok(Ok(())));
         }
+    }
+
+    /// A queue of a drive that was pulled out.
+    struct Failed;
+
+    impl IoQueue for Failed {
+        fn submit(&mut self, request: Request) -> Result<(), Refused> {
+            Err(Refused { request, reason: Refusal::Failed })
+        }
+        fn commit(&mut self) {}
+        fn poll(&mut self, _: usize, _: &mut Vec<Completion>) -> usize {
+            0
+        }
+        fn cancel(&mut self, _: Token) -> Cancel {
+            Cancel::NotFound
+        }
+        fn in_flight(&self) -> usize {
+            0
+        }
+        fn depth(&self) -> usize {
+            1
+        }
+        fn arm(&mut self) -> Armed {
+            Armed::Yes
+        }
+        fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    /// Else nobody could be told that the data is lost, and stop serving all the same.
+    #[test]
+    fn a_queue_that_has_failed_is_the_devices_answer() {
+        let way = Way::Queue { queue: Box::new(Failed), completions: Vec::new() };
+        let gone = Err(IoError::new(IoErrorKind::Gone));
+        assert_eq!(Barrier { way, next: 0 }.flush(None, Instant::now()), Ok(gone));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use uaio_driver::nvme::{ControllerOptions, NvmeController};
 use uaio_driver::ram::RamDevice;
 use uaio_driver::uring::{UringDevice, UringOptions};
 use uaio_driver::vfio::PciAddress;
-use uaio_driver::{BlockDevice, DmaPool, PoolOptions, SystemClock};
+use uaio_driver::{BlockDevice, DmaPool, Health, PoolOptions, SystemClock};
 use uaio_page_cache::{Cache, CacheMode, CacheOptions, CachedDevice};
 
 use super::barrier::Barrier;
@@ -265,9 +265,15 @@ impl Stack {
         self.barrier = None;
         self.flusher = None;
         let device = if discard { &self.bottom } else { &self.top };
-        device
-            .close()
-            .map_err(|error| Failure::device(format!("close {}", device.name()), &error))?;
+        // A drive that was pulled out is as closed as it will be, and what it had was given up.
+        let gone = discard && matches!(device.health(), Health::Failed(_));
+        if let Err(error) = device.close() {
+            let failure = Failure::device(format!("close {}", device.name()), &error);
+            if !gone {
+                return Err(failure);
+            }
+            crate::log::line(failure);
+        }
         match self.drive.take().and_then(Arc::into_inner) {
             Some(Drive { controller, .. }) => controller
                 .close()
