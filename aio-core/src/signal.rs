@@ -61,7 +61,11 @@ impl Signal {
     }
 
     /// Queues it now.
-    pub(crate) fn send(self) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN when as many signals are queued as may be (`RLIMIT_SIGPENDING`), ESRCH for a thread that is gone.
+    pub fn send(self) -> io::Result<()> {
         let process = std::process::id().cast_signed();
         let info = SigInfo {
             si_signo: self.signal,

@@ -16,7 +16,7 @@ use uaio_core::host::{HostOp, Memory, Position, Vectored};
 use super::context::Context;
 use super::layout::{FLAG_IOPRIO, FLAG_RESFD, Iocb, opcode};
 use crate::number;
-use crate::serve::{self, List, Operation, Order, Service};
+use crate::serve::{self, List, Operation, Order, Service, Way};
 use crate::user::{self, Prober};
 
 /// `UIO_MAXIOV`.
@@ -104,7 +104,7 @@ impl Submission<'_> {
         let (op, list) = self.op(iocb, flags)?;
         let appends = matches!(iocb.opcode, opcode::PWRITE | opcode::PWRITEV)
             && (flags.contains(OFlags::APPEND) || iocb.rw_flags & libc::RWF_APPEND != 0);
-        let order = if appends { Order::InTurn } else { Order::Free };
+        let order = if appends { Order::InTurn(Way::Out) } else { Order::Free };
         let landing = super::Landing {
             context: Arc::clone(self.context),
             obj: block as u64,

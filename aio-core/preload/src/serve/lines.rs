@@ -8,11 +8,20 @@ use std::os::fd::RawFd;
 pub(crate) enum Order {
     /// Nothing: files at an offset.
     Free,
-    /// Those of its descriptor that are in turn, one at a time, in the order of their submission: pipes, sockets,
-    /// terminals, appends.
-    InTurn,
+    /// Those of its descriptor that are in turn and go the same way, one at a time, in the order of their submission:
+    /// pipes, sockets, terminals, appends. A read that waits for bytes of a socket does not hold up an answer to them.
+    InTurn(Way),
     /// Everything that was submitted on its descriptor before: syncs. Nothing waits for it but another of its kind.
     AfterAll,
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To the program.
+    In,
+    /// From the program.
+    Out,
 }
 
 /// Names the line that a request stands in, until it has left it.
@@ -32,12 +41,19 @@ pub(super) struct Place {
 struct Line<T> {
     /// Those started, too.
     unfinished: usize,
-    /// One in turn was started and is not done.
-    busy: bool,
-    /// Those in turn that wait.
-    turns: VecDeque<(u64, T)>,
+    /// Those in turn, each way.
+    ways: [Turns<T>; 2],
     /// Those after all that wait, and how many before each are not done.
     syncs: VecDeque<(u64, usize, T)>,
+}
+
+/// Those in turn that go one way.
+#[derive(Debug)]
+struct Turns<T> {
+    /// One was started and is not done.
+    busy: bool,
+    /// Those that wait.
+    waiting: VecDeque<(u64, T)>,
 }
 
 /// The lines of all descriptors.
@@ -65,11 +81,14 @@ impl<T> Lines<T> {
         line.unfinished += 1;
         match order {
             Order::Free => {}
-            Order::InTurn if line.busy || !line.turns.is_empty() => {
-                line.turns.push_back((number, request));
-                return None;
+            Order::InTurn(way) => {
+                let turns = &mut line.ways[way as usize];
+                if turns.busy || !turns.waiting.is_empty() {
+                    turns.waiting.push_back((number, request));
+                    return None;
+                }
+                turns.busy = true;
             }
-            Order::InTurn => line.busy = true,
             Order::AfterAll if ahead > 0 => {
                 line.syncs.push_back((number, ahead, request));
                 return None;
@@ -84,8 +103,8 @@ impl<T> Lines<T> {
             return *line;
         }
         let line = self.free.pop().unwrap_or_else(|| {
-            let (turns, syncs) = (VecDeque::new(), VecDeque::new());
-            self.lines.push(Line { unfinished: 0, busy: false, turns, syncs });
+            let ways = [(); 2].map(|()| Turns { busy: false, waiting: VecDeque::new() });
+            self.lines.push(Line { unfinished: 0, ways, syncs: VecDeque::new() });
             LineId(self.lines.len() - 1)
         });
         self.by_fd.insert(fd, line);
@@ -95,8 +114,8 @@ impl<T> Lines<T> {
     /// A request that was started is done; what can be started now is put into `ready`.
     pub(super) fn finished(&mut self, fd: RawFd, place: Place, ready: &mut Vec<(Place, T)>) {
         let line = &mut self.lines[place.line.0];
-        if place.order == Order::InTurn {
-            line.busy = false;
+        if let Order::InTurn(way) = place.order {
+            line.ways[way as usize].busy = false;
         }
         line.leave(place.number);
         self.start(fd, place.line, ready);
@@ -104,11 +123,14 @@ impl<T> Lines<T> {
 
     fn start(&mut self, fd: RawFd, id: LineId, ready: &mut Vec<(Place, T)>) {
         let line = &mut self.lines[id.0];
-        if !line.busy
-            && let Some((number, request)) = line.turns.pop_front()
-        {
-            line.busy = true;
-            ready.push((Place { line: id, number, order: Order::InTurn }, request));
+        for way in [Way::In, Way::Out] {
+            let turns = &mut line.ways[way as usize];
+            if !turns.busy
+                && let Some((number, request)) = turns.waiting.pop_front()
+            {
+                turns.busy = true;
+                ready.push((Place { line: id, number, order: Order::InTurn(way) }, request));
+            }
         }
         // The first has the fewest before it.
         while line.syncs.front().is_some_and(|(_, ahead, _)| *ahead == 0)
@@ -136,12 +158,14 @@ impl<T> Lines<T> {
         for (fd, id) in open {
             let line = &mut self.lines[id.0];
             let mut gone = Vec::new();
-            for (number, request) in std::mem::take(&mut line.turns) {
-                if wanted(fd, &request) {
-                    gone.push(number);
-                    out.push(request);
-                } else {
-                    line.turns.push_back((number, request));
+            for turns in &mut line.ways {
+                for (number, request) in std::mem::take(&mut turns.waiting) {
+                    if wanted(fd, &request) {
+                        gone.push(number);
+                        out.push(request);
+                    } else {
+                        turns.waiting.push_back((number, request));
+                    }
                 }
             }
             for (number, ahead, request) in std::mem::take(&mut line.syncs) {
@@ -163,7 +187,7 @@ impl<T> Lines<T> {
     pub(super) fn has_waiting(&self, fd: RawFd) -> bool {
         self.by_fd.get(&fd).is_some_and(|line| {
             let line = &self.lines[line.0];
-            !line.turns.is_empty() || !line.syncs.is_empty()
+            line.ways.iter().any(|turns| !turns.waiting.is_empty()) || !line.syncs.is_empty()
         })
     }
 
@@ -198,13 +222,14 @@ mod tests {
 
     fn may_start(all: &[(RawFd, Order, Is)], at: usize) -> bool {
         let (fd, order, _) = all[at];
-        let before = |which: fn(Order) -> bool| {
+        let before = |which: Option<Order>| {
+            let which = |order: Order| which.is_none_or(|which| which == order);
             all[..at].iter().any(|(f, o, is)| *f == fd && which(*o) && *is != Is::Done)
         };
         match order {
             Order::Free => true,
-            Order::InTurn => !before(|order| order == Order::InTurn),
-            Order::AfterAll => !before(|_| true),
+            Order::InTurn(_) => !before(Some(order)),
+            Order::AfterAll => !before(None),
         }
     }
 
@@ -223,8 +248,12 @@ mod tests {
                 let started: Vec<_> = places.keys().copied().collect();
                 match random.u8(..10) {
                     0..5 => {
-                        let order =
-                            [Order::Free, Order::InTurn, Order::AfterAll][random.usize(..3)];
+                        let order = [
+                            Order::Free,
+                            Order::InTurn(Way::In),
+                            Order::InTurn(Way::Out),
+                            Order::AfterAll,
+                        ][random.usize(..4)];
                         let fd = random.i32(0..3);
                         all.push((fd, order, Is::Waiting));
                         ready.extend(lines.arrive(fd, order, all.len() - 1));
@@ -279,9 +308,9 @@ mod tests {
     fn what_is_in_progress_on_a_number_that_was_closed_holds_up_nothing_of_the_next_file() {
         let mut lines = Lines::new();
         let mut ready = Vec::new();
-        let (old, ()) = lines.arrive(3, Order::InTurn, ()).unwrap();
+        let (old, ()) = lines.arrive(3, Order::InTurn(Way::In), ()).unwrap();
         lines.part(3);
-        let (new, ()) = lines.arrive(3, Order::InTurn, ()).unwrap();
+        let (new, ()) = lines.arrive(3, Order::InTurn(Way::In), ()).unwrap();
         assert!(lines.arrive(3, Order::AfterAll, ()).is_none());
         lines.finished(3, old, &mut ready);
         assert!(ready.is_empty(), "the sync is after the new one");

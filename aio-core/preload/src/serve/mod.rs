@@ -25,7 +25,7 @@ use std::os::fd::RawFd;
 
 use uaio_core::host::HostOp;
 
-pub(crate) use lines::Order;
+pub(crate) use lines::{Order, Way};
 pub(crate) use process::service;
 pub(crate) use service::{Service, Which};
 

@@ -43,6 +43,30 @@ pub(crate) fn running() -> Option<&'static Service> {
     unsafe { service.as_ref() }
 }
 
+/// What this process has of a service.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// None yet.
+    Absent,
+    /// This one.
+    Running(&'static Service),
+    /// None, since it could not be started.
+    Refused,
+}
+
+/// What this process has of a service. Async-signal-safe.
+pub(crate) fn state() -> State {
+    if let Some(service) = running() {
+        return State::Running(service);
+    }
+    let page = PAGE.load(Ordering::Acquire);
+    // SAFETY: once it is there it stays.
+    match unsafe { page.as_ref() }.map(|word| word.load(Ordering::Acquire)) {
+        Some(REFUSED) => State::Refused,
+        _ => State::Absent,
+    }
+}
+
 /// The service of this process, which this starts if it must.
 ///
 /// # Errors

@@ -118,7 +118,8 @@ impl Reactor {
         Ok(Self {
             service,
             engine,
-            flights: Slots::new(DEPTH),
+            // One of the engine's is the bell's.
+            flights: Slots::new(DEPTH - 1),
             lines: Lines::new(),
             waiting: VecDeque::new(),
             done: Vec::with_capacity(PORTION),
@@ -282,7 +283,7 @@ impl Reactor {
         let mut cancelled = 0;
         for number in asked.numbers() {
             let in_turn = |fd: RawFd, operation: &Operation| {
-                let in_turn = operation.order == super::Order::InTurn;
+                let in_turn = matches!(operation.order, super::Order::InTurn(_));
                 fd == number && in_turn && matches!(operation.landing, Landing::Control(_))
             };
             cancelled += self.withdraw(in_turn) as usize;

@@ -115,6 +115,11 @@ impl Service {
         })
     }
 
+    /// Tells this process's requests from those that it has a copy of from its parent; never 0.
+    pub(crate) fn generation(&self) -> u32 {
+        self.pid
+    }
+
     /// Whether this is the process that it is of.
     pub(crate) fn is_of_this_process(&self) -> bool {
         let pid = crate::real::raw(libc::SYS_getpid, [0; 6]);

@@ -1,0 +1,50 @@
+//! POSIX AIO as programs in C see it, with the library preloaded.
+
+mod library;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use library::{compile, done, folder, library};
+
+/// The checks that fail, with why, of `posix.c` as this command runs it.
+fn failed(command: &mut Command) -> Vec<(String, String)> {
+    let out = done(command);
+    let failed: Vec<_> = out.lines().filter_map(|line| line.strip_prefix("FAIL ")).collect();
+    let count = out.lines().filter(|line| line.starts_with("ok ")).count() + failed.len();
+    assert!(out.ends_with(&format!("{count} checks, {} failed\n", failed.len())), "{out}");
+    let split = |line: &str| line.split_once(": ").map(|(name, why)| (name.into(), why.into()));
+    failed.into_iter().map(|line| split(line).unwrap()).collect()
+}
+
+#[test]
+fn every_sentence_of_the_suite_is_true_of_this_library() {
+    let program = compile("posix.c");
+    let own = folder("suite");
+    let all = failed(Command::new(program).arg(own).env("LD_PRELOAD", library("suite")));
+    assert_eq!(all, [], "what fails, and why");
+}
+
+/// The table in the module's page is what the C library does not do: each difference is known, and on purpose. Of a
+/// newer C library it may say too much.
+#[test]
+fn the_table_of_differences_is_what_the_c_library_does_not_do() {
+    let page = include_str!("../src/posix/mod.rs");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("//! | `")?.split('`').next());
+    let told: BTreeSet<String> = rows.map(str::to_owned).collect();
+    assert!(!told.is_empty());
+    let program = compile("posix.c");
+    let names = done(Command::new(&program).arg("--list"));
+    for name in &told {
+        assert!(names.lines().any(|line| line.starts_with(&format!("{name}: "))), "{name}");
+    }
+    let glibc = failed(Command::new(program).arg(folder("glibc")));
+    for (name, why) in &glibc {
+        assert!(told.contains(name), "{name} is not in the table: {why}");
+    }
+    let version = done(Command::new("getconf").arg("GNU_LIBC_VERSION"));
+    if version.trim() == "glibc 2.36" {
+        let fails: BTreeSet<String> = glibc.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(told, fails);
+    }
+}
