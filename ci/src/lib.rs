@@ -4,7 +4,7 @@
 //! Debian packages (see [`lab`]), so that a fresh Debian machine with Rust and no special hardware runs all of it.
 //!
 //! ```text
-//! jobs::{check, test, stress, demo, bench, trace, preload, guest}
+//! jobs::{check, test, programs, stress, demo, bench, trace, preload, guest}
 //!   └─ scenario   scripts in ci/scenarios, what machine each needs, whether it passed
 //!        └─ guest     one boot: QEMU, console, time limit
 //!             ├─ machine   QEMU's arguments
@@ -24,6 +24,7 @@ pub mod machine;
 pub mod packages;
 pub mod payload;
 pub mod process;
+pub mod programs;
 pub mod runner;
 pub mod scenario;
 pub mod space;
@@ -49,6 +50,8 @@ enum Job {
     Check(jobs::check::Options),
     /// Run the host's tests and the scenarios in guests
     Test(jobs::test::Options),
+    /// Run programs of Debian's packages with the preload library
+    Programs(jobs::programs::Options),
     /// Run the cache's threads under ThreadSanitizer
     Stress(jobs::stress::Options),
     /// Show the whole stack at work in a guest
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Job::Check(options) => jobs::check::run(&options),
         Job::Bench(options) => jobs::bench::run(&options),
         Job::Demo(options) => jobs::demo::run(&options),
+        Job::Programs(options) => jobs::programs::run(&options),
         Job::Stress(options) => jobs::stress::run(&options),
         Job::Test(options) => jobs::test::run(&options),
         Job::Fuzz(options) => jobs::fuzz::run(&options),

@@ -21,6 +21,9 @@ pub const GUEST: &[&str] = &[
     "tar",
 ];
 
+/// Running programs of packages that are unpacked and not installed, and watching their system calls.
+pub const PROGRAMS: &[&str] = &["strace", "debian-archive-keyring", "util-linux", "procps"];
+
 /// Counting instructions, and watching over memory.
 pub const COUNT: &[&str] = &["valgrind"];
 
@@ -54,7 +57,11 @@ pub fn ensure(wanted: &[&str]) -> Result<()> {
 }
 
 /// Those of `wanted` that dpkg does not have installed.
-fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
+///
+/// # Errors
+///
+/// When this is no Debian machine.
+pub fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
     let mut query = Command::new("dpkg-query");
     query.args(["--show", "--showformat=${Package} ${db:Status-Status}\n", "*"]);
     let Ok(known) = process::output(&mut query) else {

@@ -1,4 +1,4 @@
-//! `cargo ci test`: the host's tests, then the scenarios in guests.
+//! `cargo ci test`: the host's tests, then the scenarios in guests with programs of Debian's packages beside them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -19,7 +19,7 @@ use crate::lab::{Lab, image};
 use crate::machine::Machine;
 use crate::runner::{self, Binaries, Verdict};
 use crate::scenario::{self, Job, Scenario};
-use crate::{guest, packages, space};
+use crate::{guest, packages, programs, space};
 
 /// The benches whose budget has been reached, and must not be left again.
 const GUARDED: &[&str] = &["nvme-cpu"];
@@ -27,12 +27,13 @@ const GUARDED: &[&str] = &["nvme-cpu"];
 /// How much of the console of a failed scenario is shown.
 const TAIL_LINES: usize = 25;
 
-/// Runs all tests: those of the host, the budgets of instructions, then the scenarios in guests.
+/// Runs all tests: those of the host, the budgets of instructions, then the scenarios in guests and the programs of
+/// Debian's packages.
 ///
-/// The last line is `N passed, N failed`, scenarios and host tests together.
+/// The last line is `N passed, N failed`, all of them together.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Only tests and scenarios whose name contains this (a scenario's is NAME@KERNEL)
+    /// Only tests, programs and scenarios whose name contains this (a scenario's is NAME@KERNEL)
     filter: Option<String>,
     /// Only the host's tests
     #[arg(long, conflicts_with = "guest")]
@@ -83,18 +84,44 @@ pub fn run(options: &Options) -> Result<i32> {
         return Ok(0);
     }
     let filter = options.filter.as_deref().unwrap_or_default();
-    let mut count = Count::default();
     space::ensure()?;
     packages::ensure(packages::BUILD)?;
-    if !options.guest {
-        count.add(host_tests(filter)?);
-        count.add(budgets(filter)?);
-    }
-    if !options.host {
-        count.add(guest_scenarios(&scenarios, filter, options)?);
+    let (host, guest) = (!options.guest, !options.host);
+    let mut count = Count::default();
+    if host && guest && filter.is_empty() {
+        count = everything(&scenarios, options)?;
+    } else {
+        if host {
+            count.add(host_tests(filter)?);
+            count.add(budgets(filter)?);
+            count.add(program_tests(filter)?);
+        }
+        if guest {
+            count.add(guest_scenarios(&scenarios, filter, options)?);
+        }
     }
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(i32::from(count.failed > 0 || count.passed == 0))
+}
+
+/// Runs all there is, at the same time where one part waits for what another does not need.
+fn everything(scenarios: &[Scenario], options: &Options) -> Result<Count> {
+    // All packages first: two installations at a time get into each other's way.
+    for packages in [packages::COUNT, packages::GUEST, packages::PROGRAMS] {
+        packages::ensure(packages)?;
+    }
+    thread::scope(|scope| {
+        // What guests are made of is mostly waited for: it is fetched.
+        let lab = scope.spawn(|| image::root_disk(&Lab::open()?));
+        let mut count = host_tests("")?;
+        count.add(budgets("")?);
+        lab.join().expect("it does not panic")?;
+        // Programs wait for the disk for much of their time, and emulated machines for theirs.
+        let programs = scope.spawn(|| program_tests(""));
+        count.add(guest_scenarios(scenarios, "", options)?);
+        count.add(programs.join().expect("it does not panic")?);
+        Ok(count)
+    })
 }
 
 /// What `cargo test` is asked for: everything; the cache's own code under a model checker, which is built on
@@ -190,6 +217,18 @@ fn result_line(line: &str) -> Option<Count> {
     let number =
         |what: &str| rest.split("; ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok());
     Some(Count { passed: number("passed")?, failed: number("failed")? })
+}
+
+/// Runs the programs that match `filter`, without and with the preload library.
+fn program_tests(filter: &str) -> Result<Count> {
+    let mut programs = programs::all()?;
+    programs.retain(|program| program.name.contains(filter));
+    if programs.is_empty() {
+        return Ok(Count::default());
+    }
+    let stage = jobs::programs::stage(None, true)?;
+    let (passed, failed) = jobs::programs::tests(&stage, &programs)?;
+    Ok(Count { passed, failed })
 }
 
 /// Runs the scenarios that match `filter`, on each machine they name.

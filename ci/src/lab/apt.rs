@@ -103,6 +103,18 @@ impl Apt {
         Ok(names.lines().map(String::from).collect())
     }
 
+    /// What installing `packages` on this machine would bring in, each as `NAME=VERSION`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such package, or it does not go with what is installed.
+    pub fn not_installed(&self, packages: &[&str]) -> Result<Vec<String>> {
+        let mut simulate = self.command("apt-get");
+        simulate.args(["-o", "Dir::State::status=/var/lib/dpkg/status"]);
+        simulate.args(["-q", "--simulate", "--no-install-recommends", "install"]);
+        Ok(to_be_installed(&process::output(simulate.args(packages))?))
+    }
+
     /// Downloads `packages` and unpacks them into `into`, without installing anything.
     ///
     /// # Errors
@@ -153,6 +165,16 @@ impl Apt {
         ]);
         command
     }
+}
+
+/// `NAME=VERSION` of each line `Inst NAME [OLD] (VERSION …)`.
+fn to_be_installed(simulated: &str) -> Vec<String> {
+    let package = |line: &str| {
+        let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+        let version = rest.split_once('(')?.1.split([' ', ')']).next()?;
+        Some(format!("{name}={version}"))
+    };
+    simulated.lines().filter_map(package).collect()
 }
 
 /// (URI, suite) pairs of a one-line `sources.list`.
@@ -218,6 +240,13 @@ mod tests {
 
     fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
         list.iter().map(|(uri, suite)| (uri.to_string(), suite.to_string())).collect()
+    }
+
+    #[test]
+    fn packages_that_are_new_and_those_that_are_renewed_are_both_to_be_installed() {
+        let said = "Reading package lists...\nInst libx (1:2-3 Debian:12/stable [amd64])\n\
+                    Inst y [1] (2 Debian:12/stable [amd64]) []\nConf libx (1:2-3 Debian:12/stable [amd64])\n";
+        assert_eq!(to_be_installed(said), ["libx=1:2-3", "y=2"]);
     }
 
     #[test]
