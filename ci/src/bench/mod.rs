@@ -10,6 +10,7 @@
 //! On the host it is an example of a crate and says so on its standard output; in a guest it is a scenario of the job
 //! `bench` and says so on the report port. Names, units and targets of the rows are here.
 
+pub mod preload;
 pub mod registry;
 
 use std::fmt::Write;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::preload::Interface;
+
 /// What the figures of a row count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -90,6 +92,11 @@ pub enum Source {
         round_requests: u32,
         /// How many instructions a request may take.
         budget: u32,
+    },
+    /// Unmodified programs with the preload library and without: see [`super::preload`].
+    Preload {
+        /// What they speak.
+        interface: Interface,
     },
     /// A scenario of the job `bench`.
     Guest {
@@ -189,6 +196,33 @@ pub const ALL: &[Bench] = &[
         what: "4 KiB random reads of a host file at depth 32 by iocb and event, against io_uring in a tight loop",
         rows: &[row("buffered-32", 0.95, Unit::Iops), row("direct-32", 0.95, Unit::Iops)],
         source: Source::Host { package: "uaio-core", example: "bench_engine" },
+    },
+    Bench {
+        name: "posix-aio",
+        what: "fio's posixaio engine with the preload library, cold 4 KiB random reads at depth 32, against glibc and io_uring",
+        rows: &[
+            row("buffered-32", 2.5, Unit::Iops),
+            row("buffered-32-io_uring", 0.95, Unit::Iops),
+            row("direct-32", 3.5, Unit::Iops),
+            row("direct-32-io_uring", 0.95, Unit::Iops),
+        ],
+        source: Source::Preload { interface: Interface::Posix },
+    },
+    Bench {
+        name: "libaio",
+        what: "fio's libaio engine with the preload library, cold 4 KiB random reads and stable writes, against the kernel's AIO and io_uring",
+        rows: &[
+            row("buffered-32", 2.5, Unit::Iops),
+            row("buffered-32-io_uring", 0.95, Unit::Iops),
+            row("submit-p99", 10.0, Unit::Nanoseconds),
+            row("direct-32", 0.95, Unit::Iops),
+            row("direct-32-io_uring", 0.95, Unit::Iops),
+            row("osync-16", 1.0, Unit::Iops),
+            row("osync-16-io_uring", 0.95, Unit::Iops),
+            row("fsync-16", 1.0, Unit::Iops),
+            row("fsync-16-io_uring", 0.95, Unit::Iops),
+        ],
+        source: Source::Preload { interface: Interface::Libaio },
     },
     Bench {
         name: "hit-cpu",

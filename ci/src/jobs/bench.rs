@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::bench::registry::{self, Bench, Source};
-use crate::bench::{Figures, table};
+use crate::bench::{self, Figures, table};
 use crate::cargo::{self, Profile};
 use crate::guest::{self, Console};
 use crate::lab::{Lab, image};
 use crate::runner::{self, Binaries};
-use crate::{packages, process, scenario};
+use crate::{jobs, packages, process, scenario};
 
 /// How many rounds the shorter of the two counted runs makes.
 const COUNTED_ROUNDS: u64 = 200;
@@ -90,6 +90,9 @@ fn measure(bench: &Bench, options: &Options) -> Result<Vec<String>> {
         }
         Source::Callgrind { budget, .. } => {
             Ok(vec![format!("ROUND - {} {budget}", count_instructions(bench)?)])
+        }
+        Source::Preload { interface } => {
+            bench::preload::rounds(interface, &jobs::preload::build(false)?)
         }
         Source::Guest { scenario } => in_guest(scenario, options),
     }
