@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::cargo::{self, Built, Profile};
 use crate::guest::{self, Boot, Console, End, Outcome};
+use crate::jobs::preload;
 use crate::lab::Lab;
 use crate::machine::Machine;
 use crate::payload::Payload;
@@ -25,6 +26,7 @@ pub struct Binaries {
     examples: BTreeMap<String, Vec<Built>>,
     tests: BTreeMap<String, Vec<Built>>,
     peers: BTreeMap<String, Vec<Built>>,
+    preload: Option<PathBuf>,
 }
 
 impl Binaries {
@@ -72,6 +74,9 @@ impl Binaries {
                     let built = cargo::example(package, name, profile)?;
                     binaries.examples.insert(example.clone(), built);
                 }
+            }
+            if scenario.preload && binaries.preload.is_none() {
+                binaries.preload = Some(preload::build(true)?);
             }
             for peer in &scenario.peers {
                 // The scenario says what it cannot do without.
@@ -175,6 +180,10 @@ fn fill(payload: &mut Payload, scenario: &Scenario, binaries: &Binaries) -> Resu
     payload.write("scenario.sh", &scenario.script)?;
     payload.write("main.sh", MAIN)?;
     payload.set("SCENARIO", &scenario.name);
+    if let (true, Some(library)) = (scenario.preload, &binaries.preload) {
+        payload.program(library, "preload", "libuaio_preload.so")?;
+        payload.copy(&library.with_file_name("libaio"), "preload")?;
+    }
     for (wanted, there, into) in [
         (&scenario.programs, &binaries.programs, "bin"),
         (&scenario.examples, &binaries.examples, "bin"),

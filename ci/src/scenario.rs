@@ -14,6 +14,7 @@
 //! | `tests` | packages whose test binaries it needs in `/uaio/tests` | |
 //! | `examples` | `PACKAGE/NAME` it needs on its PATH | |
 //! | `peers` | crates `NAME@VERSION` whose programs it compares ours with; it must do without them | |
+//! | `preload` | `yes`: the preload library in `/uaio/preload`, with its drop-in folder | no |
 //! | `phases` | number of boots on the same drives, `$PHASE` counting from 1 | 1 |
 //! | `timeout` | seconds for each boot | 240 |
 //! | `job` | `test`, `demo` or `bench` | test |
@@ -73,6 +74,8 @@ pub struct Scenario {
     pub examples: Vec<String>,
     /// Crates whose programs it compares ours with.
     pub peers: Vec<String>,
+    /// Whether it needs the preload library.
+    pub preload: bool,
     /// Number of boots.
     pub phases: u32,
     /// Time limit of each boot.
@@ -98,6 +101,7 @@ impl Scenario {
             tests: Vec::new(),
             examples: Vec::new(),
             peers: Vec::new(),
+            preload: false,
             phases: 1,
             limit: Duration::from_secs(240),
         };
@@ -148,6 +152,7 @@ impl Scenario {
             "tests" => self.tests = words(),
             "examples" => self.examples = words(),
             "peers" => self.peers = words(),
+            "preload" if value == "yes" => self.preload = true,
             "phases" => self.phases = value.parse()?,
             "timeout" => self.limit = Duration::from_secs(value.parse()?),
             "job" => {
