@@ -168,3 +168,20 @@ fn a_signal_of_kill_that_meets_a_worker_goes_on_to_who_waits_for_it() {
         assert_eq!(counts, [TIMES; 3]);
     });
 }
+
+/// As a program may do before it runs another, or a test framework after each test.
+#[test]
+fn a_program_that_gives_every_signal_its_default_does_not_die_of_a_cancel() {
+    let mut bench = Bench::new(8);
+    let path = bench.path().join("lock");
+    let held = std::fs::File::create(&path).unwrap();
+    held.lock().unwrap();
+    let call = bench.start(flock(&path));
+    until_in_flock(1);
+    for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        // SAFETY: no handler is of this test's.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    assert_eq!(bench.engine.cancel(call), Cancel::Asked);
+    assert_eq!(bench.wait(1)[0].result, Err(errno(libc::ECANCELED)));
+}

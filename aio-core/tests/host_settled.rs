@@ -102,6 +102,43 @@ fn a_name_begins_in_the_working_directory_of_its_submission() {
     assert_eq!(std::env::current_dir().unwrap(), before);
 }
 
+/// Its address is the name of a file, which is made where the submitter is and as his umask says.
+#[test]
+fn a_socket_is_bound_in_the_working_directory_and_with_the_umask_of_its_submission() {
+    let _turn = in_turn();
+    let mut bench = Bench::new(8);
+    let before = std::env::current_dir().unwrap();
+    let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+    let mut address = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+    address.extend(b"socket\0");
+    let arguments = vec![Argument::Descriptor(Descriptor::new(socket)), Argument::Bytes(address)];
+    let bind = HostOp::Call(Box::new(Call::new(libc::SYS_bind, arguments).unwrap()));
+    std::env::set_current_dir(bench.path()).unwrap();
+    let old = set_umask(0o077);
+    let request = settled(bind.into());
+    set_umask(old);
+    std::env::set_current_dir(&before).unwrap();
+    assert_eq!(bench.run(request).result, Ok(0));
+    let there = std::fs::metadata(bench.path().join("socket")).unwrap();
+    assert_eq!(there.permissions().mode() & 0o777, 0o700);
+    // And the worker's umask is nobody's again.
+    let path = CString::new(bench.path().join("fifo").to_str().unwrap()).unwrap();
+    let mode = Argument::Value(u64::from(libc::S_IFIFO | 0o666));
+    let arguments = vec![
+        Argument::Directory(Directory::Current),
+        Argument::Path(path),
+        mode,
+        Argument::Value(0),
+    ];
+    let old = set_umask(0);
+    let request =
+        settled(HostOp::Call(Box::new(Call::new(libc::SYS_mknodat, arguments).unwrap())).into());
+    set_umask(old);
+    assert_eq!(bench.run(request).result, Ok(0));
+    let there = std::fs::metadata(bench.path().join("fifo")).unwrap();
+    assert_eq!(there.permissions().mode() & 0o777, 0o666);
+}
+
 /// Blocks a signal for this thread, and says afterwards whether it was sent to this thread.
 struct Awaited(libc::sigset_t);
 
@@ -199,6 +236,31 @@ fn sigpipe_is_sent_to_the_submitter_and_to_nobody_else() {
     // Not settled: nobody's.
     assert_eq!(bench.run(write(&pipe)).result, Err(errno(libc::EPIPE)));
     assert_eq!(signals.take(), None);
+}
+
+/// The offset of a write that appends does not count, so it is not held against the limit.
+#[test]
+fn what_is_appended_is_held_against_the_limit_where_it_goes() {
+    const LIMIT: u64 = (1 << 30) + 4096;
+    let _turn = in_turn();
+    let mut bench = Bench::new(8);
+    let signals = Awaited::new(libc::SIGXFSZ);
+    let file = bench.file(&[0; 100]);
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let appending = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+    let write = |file: &std::fs::File, flags| -> HostRequest {
+        let fd = Descriptor::new(file.try_clone().unwrap());
+        let at = Position::At(2 * LIMIT);
+        HostOp::Write { fd, memory: vec![1; 1000].into(), at, flags }.into()
+    };
+    let old = set_file_size_max(LIMIT);
+    let done: Vec<_> = [write(&appending, 0), write(&file, libc::RWF_APPEND)]
+        .into_iter()
+        .map(|request| bench.run(settled(request)).result)
+        .collect();
+    set_file_size_max(old);
+    assert_eq!(done, [Ok(1000), Ok(1000)]);
+    assert_eq!((file.metadata().unwrap().len(), signals.take()), (2100, None));
 }
 
 fn set_file_size_max(max: libc::rlim_t) -> libc::rlim_t {

@@ -101,6 +101,8 @@ pub struct Call {
     working_directory: Option<OwnedFd>,
     /// The mode of a mknodat before the umask was put to it.
     unmasked: Option<u64>,
+    /// The umask that the thread has to have which makes it, where no argument is a mode.
+    umask: Option<u32>,
     /// The descriptor that the call made, afterwards. It is closed with this unless it is taken out.
     pub opened: Option<OwnedFd>,
 }
@@ -131,7 +133,14 @@ impl Call {
             }
         }
         let what = What::Listed { row, arguments };
-        Ok(Self { number, what, working_directory: None, unmasked: None, opened: None })
+        Ok(Self {
+            number,
+            what,
+            working_directory: None,
+            unmasked: None,
+            umask: None,
+            opened: None,
+        })
     }
 
     /// What a call takes, place by place, the lengths of buffers left out.
@@ -164,7 +173,14 @@ impl Call {
     pub unsafe fn raw(number: i64, arguments: [usize; 6]) -> Result<Self, CallRefused> {
         calls::off_thread(number)?;
         let what = What::Raw(arguments);
-        Ok(Self { number, what, working_directory: None, unmasked: None, opened: None })
+        Ok(Self {
+            number,
+            what,
+            working_directory: None,
+            unmasked: None,
+            umask: None,
+            opened: None,
+        })
     }
 
     /// Its arguments, filled in by then if it is done; none for a raw one.
@@ -187,8 +203,14 @@ impl Call {
     pub(super) fn settle(&mut self) -> Result<(), Errno> {
         let What::Listed { arguments, .. } = &mut self.what else { return Ok(()) };
         let relative = |argument: &Argument| matches!(argument, Argument::Path(path) if !path.as_bytes().starts_with(b"/"));
-        if arguments.iter().any(relative) {
+        // An address of a Unix socket is the name of a file, which bind makes.
+        let binds = self.number == libc::SYS_bind;
+        let names_no_file = self.number == libc::SYS_memfd_create;
+        if binds || !names_no_file && arguments.iter().any(relative) {
             self.working_directory = Some(working_directory()?);
+        }
+        if binds {
+            self.umask = Some(super::settled::umask()?);
         }
         if self.number == libc::SYS_mknodat
             && let Argument::Value(mode) = &mut arguments[2]
@@ -202,7 +224,7 @@ impl Call {
 
     /// Makes it what it was before that.
     pub(super) fn unsettle(&mut self) {
-        self.working_directory = None;
+        (self.working_directory, self.umask) = (None, None);
         if let (Some(unmasked), What::Listed { arguments, .. }) =
             (self.unmasked.take(), &mut self.what)
             && let Argument::Value(mode) = &mut arguments[2]
@@ -255,13 +277,25 @@ impl Call {
                 }
             }
         }
+        // Of this thread alone, which is a worker; nothing else that a worker makes minds it.
+        let set_umask = |mask: u32| {
+            // SAFETY: changes a number of this thread's.
+            unsafe { libc::umask(mask) }
+        };
+        if let Some(umask) = self.umask {
+            set_umask(umask);
+        }
         let [a, b, c, d, e, f] = words;
         // SAFETY: for a listed call the table says what each argument is, `new` has compared, every
         // address is of memory that the arguments own, or for which its maker vouched, and every
         // length is that of its buffer; for a raw one the caller vouched.
         let result = unsafe { libc::syscall(self.number, a, b, c, d, e, f) };
-        if result == -1 {
-            return Err(last_errno());
+        let failed = (result == -1).then(last_errno);
+        if self.umask.is_some() {
+            set_umask(0);
+        }
+        if let Some(errno) = failed {
+            return Err(errno);
         }
         if opens {
             // SAFETY: the kernel has just given this descriptor to us.

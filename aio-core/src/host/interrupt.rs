@@ -11,6 +11,9 @@
 //!   that signal from then on: so it waits for whoever waits for it, and does not come round again.
 //! * That thread, and those that start later, are reached by another signal.
 //!
+//! A program that gives every signal back its default takes our handler away: it is installed again before
+//! a signal is sent. One that has a handler of its own by then keeps it, and that thread is not reached.
+//!
 //! Left: a signal that was sent on is behind those of its number that were queued meanwhile.
 #![expect(unsafe_code, reason = "installs a handler, and signals a thread")]
 
@@ -67,7 +70,13 @@ impl Reach {
     pub(super) fn this_thread() -> Self {
         // SAFETY: asks who this thread is.
         let thread = unsafe { libc::gettid() };
-        let signal = choice().lock().current;
+        let mut choice = choice().lock();
+        if choice.current.is_some_and(|signal| !is_ours(signal) && !take(signal)) {
+            // The program has a use for it by now.
+            choice.next();
+        }
+        let signal = choice.current;
+        drop(choice);
         let_through(signal);
         Self { thread, signal }
     }
@@ -88,23 +97,34 @@ impl Reach {
     /// Gets the thread, which is one of this process, out of what it waits in. One that is just about to
     /// wait is not reached: whoever wants to be sure comes again.
     pub(super) fn interrupt(self) {
-        if let Some(signal) = self.signal {
+        // A program may have put back what there was before us, of which it would die.
+        if let Some(signal) = self.signal.filter(|signal| is_ours(*signal) || take(*signal)) {
             // SAFETY: sends a signal to a thread of this process, which has a handler for it.
             unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), self.thread, signal) };
         }
     }
 }
 
-/// Installs the handler, if nobody has one.
-fn take(signal: i32) -> bool {
+/// Whether a signal has our handler.
+fn is_ours(signal: i32) -> bool {
+    handler_of(signal) == Some(handle as *const () as libc::sighandler_t)
+}
+
+/// What is done about a signal.
+fn handler_of(signal: i32) -> Option<libc::sighandler_t> {
     // SAFETY: a structure of numbers and an address of a function or none, for which zero is a value.
     let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: asks what there is; the address of a structure of ours.
     let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut old) };
-    if asked != 0 || old.sa_sigaction != libc::SIG_DFL {
+    (asked == 0).then_some(old.sa_sigaction)
+}
+
+/// Installs the handler, if nobody has one.
+fn take(signal: i32) -> bool {
+    if handler_of(signal) != Some(libc::SIG_DFL) {
         return false;
     }
-    // SAFETY: as above.
+    // SAFETY: a structure of numbers and an address of a function or none, for which zero is a value.
     let mut new: libc::sigaction = unsafe { std::mem::zeroed() };
     new.sa_sigaction = handle as *const () as libc::sighandler_t;
     // No SA_RESTART.

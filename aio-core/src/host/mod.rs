@@ -67,6 +67,7 @@
 //!   made, and was not blocked there. A signal of that number that a program waits for all the same
 //!   (`sigwaitinfo(2)`, a signalfd) reaches it, if need be behind those of its number that were queued
 //!   meanwhile, and the next one is used from then on.
+//! * Connecting or sending to a Unix socket by a relative name begins where the process is then.
 //! * A mode has the umask of its submission also where the directory has a default ACL, which would let
 //!   it out (acl(5)): what is created may get fewer permissions than the call itself would have given.
 //! * [`close`](HostOp::Close), also of a [number](HostOp::CloseForeign), may be cancelled, and then the descriptor is still there.

@@ -20,6 +20,9 @@ pub(super) struct Settled {
     thread: libc::pid_t,
     /// Bytes at and after this one are not written: RLIMIT_FSIZE, for a regular file only.
     pub(super) file_size_max: u64,
+    /// It writes at the end of the file, wherever it says: the descriptor or the write has O_APPEND. Known only
+    /// where there is a limit.
+    pub(super) appends: bool,
     before: Before,
 }
 
@@ -69,9 +72,16 @@ impl HostRequest {
             }
             _ => u64::MAX,
         };
+        let appends = match &self.op {
+            HostOp::Write { fd, flags, .. } | HostOp::WriteV { fd, flags, .. } => {
+                file_size_max != u64::MAX
+                    && (flags & libc::RWF_APPEND != 0 || is_appending(fd.as_raw_fd()))
+            }
+            _ => false,
+        };
         // SAFETY: asks who this thread is.
         let thread = unsafe { libc::gettid() };
-        self.settled = Some(Settled { thread, file_size_max, before });
+        self.settled = Some(Settled { thread, file_size_max, appends, before });
         Ok(())
     }
 
@@ -185,12 +195,13 @@ impl HostRequest {
     /// Whether a signal of the kernel's own could reach the thread that issues it: then it goes to a
     /// thread of the kernel's, which takes none.
     pub(super) fn may_signal_issuer(&self) -> bool {
-        let limited = self.settled.is_some_and(|settled| settled.file_size_max != u64::MAX);
+        let limited = self.settled.filter(|settled| settled.file_size_max != u64::MAX);
+        let Some(settled) = limited else { return false };
         match &self.op {
             // A list by address is not cut at the limit.
-            HostOp::WriteV { memory, .. } if !memory.is_owned() => limited,
-            HostOp::Write { at, flags, .. } | HostOp::WriteV { at, flags, .. } => {
-                limited && (*at == Position::Current || flags & libc::RWF_APPEND != 0)
+            HostOp::WriteV { memory, .. } if !memory.is_owned() => true,
+            HostOp::Write { at, .. } | HostOp::WriteV { at, .. } => {
+                *at == Position::Current || settled.appends
             }
             _ => false,
         }
@@ -263,6 +274,13 @@ fn process_file_size_max() -> u64 {
     // SAFETY: the address of a structure of ours. It cannot fail but for a bad address.
     unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
     if limit.rlim_cur == libc::RLIM_INFINITY { u64::MAX } else { limit.rlim_cur }
+}
+
+/// Whether what is written there goes to the end (open(2), O_APPEND; pwrite(2), Bugs).
+fn is_appending(fd: RawFd) -> bool {
+    // SAFETY: asks how a descriptor was opened; any number may be given.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags != -1 && flags & libc::O_APPEND != 0
 }
 
 fn is_regular(fd: RawFd) -> bool {

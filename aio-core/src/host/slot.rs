@@ -140,7 +140,9 @@ impl InFlight {
             return usize::MAX;
         };
         match (self.request.settled, at) {
-            (Some(settled), Position::At(at)) if settled.file_size_max != u64::MAX => {
+            (Some(settled), Position::At(at))
+                if settled.file_size_max != u64::MAX && !settled.appends =>
+            {
                 let at = at.saturating_add(self.done_bytes);
                 settled.file_size_max.saturating_sub(at) as usize
             }
