@@ -116,6 +116,10 @@ impl Backend for Cached {
         self.lane.commit();
     }
 
+    fn is_untold(&self) -> bool {
+        self.lane.is_untold()
+    }
+
     fn turn_background(&mut self, now: Duration) -> Turned {
         self.flusher.as_mut().map_or(Turned::IDLE, |writeback| writeback.turn(now))
     }

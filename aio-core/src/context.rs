@@ -516,15 +516,20 @@ impl Drop for Waiting<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::time::Instant;
 
-    use uaio_driver::SystemClock;
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    use uaio_driver::ram::RamDevice;
+    use uaio_driver::{DmaPool, PoolOptions, SystemClock};
+    use uaio_page_cache::{Cache, CacheOptions};
 
     use super::*;
     use crate::buffers::Buffers;
     use crate::host::HostOp;
     use crate::hosted::HostOptions;
     use crate::reactor::Reactor;
+    use crate::volume::{OpenOptions, VolumeOptions};
 
     /// A thread that ends its call may be preempted when it has given the queue back, and another call
     /// may have it then.
@@ -549,6 +554,65 @@ mod tests {
         let mut taken = None;
         queue.take(1, |event| taken = Some(event.user_data));
         assert_eq!(taken, Some(5), "the event is the next call's");
+    }
+
+    /// What is answered at once has nothing to be told to a device, and nobody is to be woken for it.
+    #[test]
+    fn a_cached_write_wakes_no_thread() {
+        let pool = DmaPool::new(PoolOptions::frames(128)).unwrap();
+        let device = Arc::new(RamDevice::new(1 << 20, 4096, pool).unwrap());
+        let cache = Cache::new(device, CacheOptions::frames(64)).unwrap();
+        let reactor = Reactor::new(Arc::new(SystemClock::new())).unwrap();
+        let volume = reactor.attach(cache, VolumeOptions::default()).unwrap();
+        let handle = volume.open(OpenOptions::default());
+        let context = reactor.context(ContextOptions::events(4)).unwrap();
+        std::thread::scope(|threads| {
+            threads.spawn(|| reactor.run());
+            let bell = context.shared().bell();
+            let mut silent = false;
+            let start = Instant::now();
+            // Once in a while it wakes by itself, for what has been dirty for long.
+            while !silent && start.elapsed() < Duration::from_secs(20) {
+                while !bell.is_sleeping() && start.elapsed() < Duration::from_secs(20) {
+                    std::thread::yield_now();
+                }
+                uaio_driver::doorbell::quiet(bell.as_fd());
+                let write = Iocb::pwrite(&handle, 0, vec![7; 4096]);
+                context.submit(write).unwrap();
+                let mut rung = [PollFd::new(&**bell, PollFlags::IN)];
+                silent = rustix::event::poll(&mut rung, Some(&Timespec::default())) == Ok(0);
+                context.get_events(1, 1, &mut Vec::new(), None).unwrap();
+            }
+            reactor.stop();
+            assert!(silent, "each write rings the bell");
+        });
+    }
+
+    /// As below, over a device that asks for no turn because of what it has not been told of.
+    #[test]
+    fn what_a_batch_could_not_commit_reaches_a_device_that_asks_for_nothing() {
+        let pool = DmaPool::new(PoolOptions::frames(128)).unwrap();
+        let device = Arc::new(RamDevice::new(1 << 20, 4096, pool).unwrap());
+        let cache = Cache::new(device, CacheOptions::frames(64)).unwrap();
+        let reactor = Reactor::new(Arc::new(SystemClock::new())).unwrap();
+        let volume = reactor.attach(cache, VolumeOptions::default()).unwrap();
+        let handle = volume.open(OpenOptions::default());
+        let context = reactor.context(ContextOptions::events(1)).unwrap();
+        std::thread::scope(|threads| {
+            threads.spawn(|| reactor.run());
+            for page in 0..50 {
+                let mut batch = context.batch();
+                batch.submit(Iocb::pread(&handle, page * 5 % 256 * 4096, vec![0; 1])).unwrap();
+                volume.station().with_backend(|_| drop(batch)).unwrap();
+                let mut events = Vec::new();
+                let taken = context.get_events(1, 1, &mut events, Some(Duration::from_secs(5)));
+                if taken != Ok(1) {
+                    reactor.stop();
+                }
+                assert_eq!(taken, Ok(1), "page {page} was not told to the device");
+            }
+            reactor.stop();
+        });
     }
 
     /// Somebody who only asks the engine something has the lock when a batch ends.

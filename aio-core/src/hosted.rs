@@ -291,6 +291,10 @@ impl Backend for Hosted {
         self.engine.commit();
     }
 
+    fn is_untold(&self) -> bool {
+        !self.engine.is_all_taken()
+    }
+
     fn turn_background(&mut self, _: Duration) -> Turned {
         Turned::IDLE
     }

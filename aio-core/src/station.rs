@@ -50,6 +50,8 @@ pub(crate) trait Backend: Send {
     fn cancel(&mut self, token: Token);
     /// Makes visible what was started.
     fn commit(&mut self);
+    /// Whether anything was started that a commit would make visible.
+    fn is_untold(&self) -> bool;
     /// What goes on beside the requests.
     fn turn_background(&mut self, now: Duration) -> Turned;
     /// Prepares for whoever turns to sleep.
@@ -134,8 +136,6 @@ struct Core<B> {
     requests: Slots<Request>,
     deadlines: Deadlines,
     done: Vec<Done>,
-    /// Something was started that the device has not seen: the reactor's thread is to commit it.
-    left: bool,
 }
 
 impl<B: Backend> Station<B> {
@@ -158,7 +158,6 @@ impl<B: Backend> Station<B> {
                 requests: Slots::new(operations),
                 deadlines: Deadlines::new(operations),
                 done: Vec::with_capacity(operations),
-                left: false,
             })),
             spare: ArrayQueue::new(4),
         })
@@ -254,16 +253,16 @@ impl<B: Backend> Station<B> {
     /// to be rung, once the lock is dropped.
     fn commit_or_leave(&self, core: &mut Core<B>) -> bool {
         let waits_for_it = core.requests.len() == 1 && self.shared.bell().is_sleeping();
-        // Under the lock: a thread that stops says so, and then turns once more.
-        core.left = !waits_for_it && self.shared.runner.turns();
-        if !core.left {
+        // Under the lock: a thread that stops says so, and then turns once more. What was answered at once
+        // has nothing to be told: it wakes nobody.
+        let left = core.backend.is_untold() && !waits_for_it && self.shared.runner.turns();
+        if !left {
             self.commit_core(core);
         }
-        core.left
+        left
     }
 
     fn commit_core(&self, core: &mut Core<B>) {
-        core.left = false;
         core.backend.commit();
         // Who turns is asleep on what was armed before: arm again for what was sent since, or wake
         // it. If it only is about to sleep, it takes this lock once more and does so itself.
@@ -344,7 +343,6 @@ impl<B: Backend> Station<B> {
         }
         turned.busy |= core.expire(now);
         turned.busy |= core.finish();
-        core.left = false;
         core.backend.commit();
         turned = turned.and(core.backend.turn_background(now));
         turned.next = turned.next.min(core.deadlines.next());
@@ -383,7 +381,11 @@ impl<B: Backend> Station<B> {
         let mut core = self.core.lock();
         let Some(core) = core.as_mut() else { return Armed::Yes };
         // Under the inbox's lock: who puts something in rings the bell after that.
-        if core.left || self.inbox.lock().len() > 0 && core.has_room() {
+        if self.inbox.lock().len() > 0 && core.has_room() {
+            return Armed::Ready;
+        }
+        // Left to us, or of a batch whose end found the lock taken by somebody who does not commit.
+        if core.backend.is_untold() {
             return Armed::Ready;
         }
         core.backend.arm()

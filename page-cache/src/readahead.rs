@@ -497,26 +497,39 @@ impl Handle {
     }
 }
 
+/// How pages are read ahead.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ahead {
+    /// The first that can have it gets the mark.
+    mark: bool,
+    /// Their reader has no use for them again.
+    once: bool,
+    /// Nothing is evicted for them.
+    guess: bool,
+}
+
 impl Core {
     /// Reads ahead what was planned for `handle`, as far as it can be done now.
     pub(crate) fn follow(&mut self, handle: &Handle, plan: Plan) {
         if let Some(first) = plan.around {
             let (offset, len) = (first * PAGE, EXTENT_PAGES * PAGE);
             let window = Window { offset, len, distance: 0, records: 1 };
-            if !self.read_ahead(window, false, false).1 {
+            if !self.read_ahead(window, Ahead { guess: true, ..Ahead::default() }).1 {
                 self.cache.around.again(first);
             }
         }
         let Some(window) = plan.window else { return };
-        let (pages, all) = self.read_ahead(window, true, plan.once);
+        let (pages, all) =
+            self.read_ahead(window, Ahead { mark: true, once: plan.once, guess: false });
         if !all {
             handle.cut(window, pages);
         }
     }
 
-    /// Asks for the absent pages of a window, as far as it can be done now; with `mark` the first that
-    /// can have it gets the mark. Says how many pages it went through, and whether that was all.
-    fn read_ahead(&mut self, window: Window, mut mark: bool, once: bool) -> (u64, bool) {
+    /// Asks for the absent pages of a window, as far as it can be done now. Says how many pages it went
+    /// through, and whether that was all.
+    fn read_ahead(&mut self, window: Window, ahead: Ahead) -> (u64, bool) {
+        let Ahead { mut mark, once, guess } = ahead;
         let cache = self.cache.clone();
         let spare = self.slots() / 4 + 1;
         let mut run = None;
@@ -540,7 +553,8 @@ impl Core {
                 all = false;
                 break;
             }
-            let Some(frame) = shard.take_spare_frame() else {
+            let frame = if guess { shard.take_frame_to_guess() } else { shard.take_spare_frame() };
+            let Some(frame) = frame else {
                 all = false;
                 break;
             };
@@ -645,7 +659,7 @@ impl Readahead {
                 let len = (self.end - self.next).min(Self::PIECES_AHEAD * Lane::LEN_MAX);
                 let window = Window { offset: self.next, len, distance: 0, records: 1 };
                 if len > 0 {
-                    core.read_ahead(window, false, false);
+                    core.read_ahead(window, Ahead::default());
                 }
             }
         }

@@ -145,6 +145,10 @@ impl Write {
     }
 
     fn go_on(&mut self, me: Token, core: &mut Core) -> Step<IoResult> {
+        if self.outstanding == 0 && self.page == self.offset / FRAME_SIZE as u64 {
+            // Nothing of it has been sent: what failed so far took nothing of it back.
+            self.failures = core.cache.stability.failures();
+        }
         let mut run = None;
         let step = loop {
             if self.error.is_some() || self.page == self.end_page {

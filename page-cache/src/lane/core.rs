@@ -50,6 +50,8 @@ pub(crate) struct Core {
     pub(super) slot_granted: bool,
     /// Bytes in requests that were submitted and not committed.
     gathered_bytes: usize,
+    /// Something was submitted since the last commit.
+    untold: bool,
     /// Requests that the device did not take: answered like the others.
     early: VecDeque<(Io, IoError, SgList)>,
     completions: Vec<Completion>,
@@ -94,6 +96,7 @@ impl Core {
             slot_waiters: VecDeque::with_capacity(operations),
             slot_granted: false,
             gathered_bytes: 0,
+            untold: false,
             clock: TurnClock::new(cache.clock),
             early: VecDeque::with_capacity(depth),
             completions: Vec::with_capacity(depth),
@@ -153,6 +156,7 @@ impl Core {
         let Ok(token) = self.ios.insert(io) else { panic!("a command without a free slot") };
         self.slot_granted = false;
         self.gathered_bytes += io.blocks as usize * self.cache.block_size();
+        self.untold = true;
         let request = Request { token, op, lba: Lba(io.lba), blocks: io.blocks, data };
         if let Err(refused) = self.queue.submit(request) {
             self.ios.remove(token);
@@ -277,7 +281,13 @@ impl Core {
 
     pub(crate) fn commit(&mut self) {
         self.gathered_bytes = 0;
+        self.untold = false;
         self.queue.commit();
+    }
+
+    /// Whether anything was submitted since the last commit.
+    pub(super) fn is_untold(&self) -> bool {
+        self.untold
     }
 
     /// Sends what has gathered, when it is much: the device is to work while the rest of a batch is copied.

@@ -338,6 +338,11 @@ impl Lane {
         self.core.commit();
     }
 
+    /// Whether anything was submitted that a commit would make visible.
+    pub fn is_untold(&self) -> bool {
+        self.core.is_untold()
+    }
+
     /// Prepares for the owner to sleep; as [`IoQueue::arm`](uaio_driver::IoQueue::arm).
     pub fn arm(&mut self) -> Armed {
         if !self.finished.is_empty() {

@@ -128,7 +128,12 @@ impl Shard {
         }
     }
 
-    /// Whether so many frames are free that a guess may have some: more than an eighth.
+    /// As [`take_frame`](Shard::take_frame), for a guess: only a frame that is free, while more than an eighth is.
+    pub(crate) fn take_frame_to_guess(&mut self) -> Option<DmaBuf> {
+        if self.has_room_to_guess() { self.take_frame(None) } else { None }
+    }
+
+    /// Whether so many frames are free that a guess may have some.
     pub(crate) fn has_room_to_guess(&self) -> bool {
         self.frames.free.len() > self.frames.total / 8
     }
