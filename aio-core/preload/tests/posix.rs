@@ -48,3 +48,21 @@ fn the_table_of_differences_is_what_the_c_library_does_not_do() {
         assert_eq!(told, fails);
     }
 }
+
+/// A handler that interrupts a submit while it has a lock, half a message sent, or a lock of malloc's, and waits for
+/// another request there.
+#[test]
+fn error_return_and_suspend_are_called_in_handlers_that_interrupt_all_others() {
+    let mut program = Command::new(compile("posix_signals.c"));
+    let out = done(program.arg(folder("signals")).arg("3").env("LD_PRELOAD", library("signals")));
+    let signals =
+        out.strip_prefix("ok ").and_then(|out| out.split(' ').next()?.parse::<u32>().ok());
+    assert!(signals.is_some_and(|signals| signals > 1000), "{out}");
+}
+
+#[test]
+fn a_hundred_thousand_requests_come_out_right() {
+    let mut program = Command::new(compile("posix_many.c"));
+    let run = program.arg(folder("many")).arg("100000").env("LD_PRELOAD", library("many"));
+    assert_eq!(done(run), "ok 100000\n");
+}

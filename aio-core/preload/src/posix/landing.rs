@@ -1,7 +1,10 @@
 //! Where a result goes: into its control block, then to whoever is to be told, then to the list that it was of.
 
+#![expect(unsafe_code, reason = "references that are handed from thread to thread")]
+
+use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use super::control::Control;
 use super::notice::Notice;
@@ -42,6 +45,7 @@ impl Batch {
             }
             if let Some(notice) = group.finish_one() {
                 notice.tell_from_reactor();
+                Group::leave(group);
             }
         }
         self.landed = true;
@@ -63,12 +67,39 @@ pub(super) struct Group {
     failed: AtomicBool,
     /// When all are over.
     notice: Notice,
+    /// The next of those that are [left](Group::leave).
+    next: AtomicPtr<Group>,
 }
+
+/// Groups that are over, for the next who makes one to drop: the reactor must not free what the program's threads
+/// allocated, see `serve::inbox`.
+static LEFT: AtomicPtr<Group> = AtomicPtr::new(null_mut());
 
 impl Group {
     /// Nothing yet but its submitter.
     pub(super) fn new(notice: Notice) -> Arc<Self> {
-        Arc::new(Self { left: AtomicU32::new(1), failed: AtomicBool::new(false), notice })
+        let mut first = LEFT.swap(null_mut(), Ordering::Acquire);
+        while !first.is_null() {
+            // SAFETY: `leave` gave it away, and the swap gave it to us.
+            let group = unsafe { Arc::from_raw(first) };
+            first = group.next.load(Ordering::Relaxed);
+        }
+        let (left, failed) = (AtomicU32::new(1), AtomicBool::new(false));
+        Arc::new(Self { left, failed, notice, next: AtomicPtr::new(null_mut()) })
+    }
+
+    /// The reactor is done with it: it is the last of its requests that comes here.
+    fn leave(self: Arc<Self>) {
+        let group = Arc::into_raw(self).cast_mut();
+        let mut first = LEFT.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: of the reference that was just given away; whoever takes it does so after the exchange.
+            unsafe { &(*group).next }.store(first, Ordering::Relaxed);
+            match LEFT.compare_exchange_weak(first, group, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => first = now,
+            }
+        }
     }
 
     /// One more.

@@ -15,6 +15,7 @@
 //! * **A child of fork(2) has nothing** of all this until it asks for its own; see [`process`].
 
 pub(crate) mod guard;
+mod inbox;
 mod lines;
 pub(crate) mod process;
 mod reactor;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_queue::SegQueue;
 use uaio_driver::{Doorbell, Wake};
 
 use super::guard::{Guard, Inside};
+use super::inbox::Inbox;
 use super::reply::{Cancelled, Reply};
 use super::{Landing, Operation};
 use crate::futex;
@@ -92,7 +92,7 @@ const SETTLED: u32 = 2;
 pub(crate) struct Service {
     /// The process that it is of: a child of vfork(2) shares the memory, and is another.
     pid: u32,
-    pub(super) inbox: SegQueue<Message>,
+    pub(super) inbox: Inbox<Message>,
     pub(super) bell: Doorbell,
     pub(crate) guard: Guard,
     /// Whether the process ends, and waits for what changes files.
@@ -106,7 +106,7 @@ impl Service {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             pid: std::process::id(),
-            inbox: SegQueue::new(),
+            inbox: Inbox::new(),
             bell: Doorbell::new()?,
             guard: Guard::new(),
             last: AtomicU32::new(GOING_ON),
