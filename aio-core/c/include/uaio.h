@@ -10,6 +10,9 @@
  * any thread, and none from a signal handler. In the child of a fork() every call is EINVAL, until it
  * runs another program.
  *
+ * Signals: the library's threads block all of them but SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP and SIGSYS, so one
+ * that is sent to the process goes to a thread of the program's, or waits for its sigwait(3).
+ *
  * Memory: an iocb and what it points to belong to the library from uaio_submit() until its event has
  * been taken out by uaio_getevents(), or uaio_destroy() has returned; cancelling does not end that. A
  * null pointer, or one into the kernel's half, is EFAULT; any other bad pointer is EFAULT on a
@@ -91,7 +94,8 @@ enum uaio_priority { UAIO_PRIO_DEFAULT = 0, UAIO_PRIO_RT = 1, UAIO_PRIO_BE = 2, 
 enum uaio_notify_kind {
     UAIO_NOTIFY_NONE = 0,
     UAIO_NOTIFY_SIGNAL = 1,   /* signo with value, SI_ASYNCIO, to the process, or to tid if not 0 */
-    UAIO_NOTIFY_FUNCTION = 2, /* function(value), on a thread of the library's */
+    UAIO_NOTIFY_FUNCTION = 2, /* function(value), on a thread of the library's, which blocks signals; so do the
+                                 threads and programs that it starts, unless it unblocks them */
     UAIO_NOTIFY_EVENTFD = 3,  /* fd, an eventfd, goes up by one */
 };
 

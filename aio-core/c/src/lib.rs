@@ -50,6 +50,7 @@ mod host;
 pub mod layout;
 mod names;
 mod notice;
+mod quiet;
 mod state;
 mod user;
 

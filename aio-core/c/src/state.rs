@@ -25,6 +25,7 @@ use crate::command::command;
 use crate::flights::Flights;
 use crate::forked;
 use crate::layout::{O_DIRECT, O_DSYNC, UaioEvent, UaioIocb};
+use crate::quiet::Quiet;
 use crate::user;
 
 /// The most contexts of a process.
@@ -143,8 +144,10 @@ pub(crate) fn set_up(events: usize) -> Result<u64, Errno> {
         state.threads.lock().push(thread);
         Ok(())
     };
+    let quiet = Quiet::new();
     let started = spawn("uaio", Box::new(move || reactor.run()))
         .and_then(|()| spawn("uaio-notify", Box::new(move || callbacks.run())));
+    drop(quiet);
     if let Err(errno) = started {
         state.stop();
         return Err(errno);

@@ -152,6 +152,12 @@ fn getevents_makes_no_system_call_when_events_are_there() {
 }
 
 #[test]
+fn the_librarys_threads_take_no_signal_that_the_program_waits_for() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(run(&compile("signals", &root.join("tests/signals.c")), None), "ok\n");
+}
+
+#[test]
 fn names_files_and_calls_are_done_with_the_errno_of_the_man_page() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = compile("names", &root.join("tests/names.c"));
