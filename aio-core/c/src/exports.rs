@@ -129,6 +129,20 @@ pub extern "C" fn uaio_cancel(context: u64, iocb: *mut UaioIocb) -> c_int {
     })())
 }
 
+/// `uaio_cancel_fd`.
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
+pub extern "C" fn uaio_cancel_fd(context: u64, fd: c_int, flags: c_uint) -> c_int {
+    answer((|| state::find(context)?.cancel_fd(fd, flags))())
+}
+
+/// `uaio_cancel_all`.
+// SAFETY: no other symbol has this name.
+#[unsafe(no_mangle)]
+pub extern "C" fn uaio_cancel_all(context: u64) -> c_int {
+    answer((|| Ok(state::find(context)?.context.cancel_all()))())
+}
+
 /// `uaio_suspend`.
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]

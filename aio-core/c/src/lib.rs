@@ -37,7 +37,7 @@
 //! | lio_listio(3) | `LIO_NOP` and NULL are ignored | NULL is; `UAIO_NOOP` is a command that does nothing and has its event |
 //! | lio_listio(3) | EIO when one of the list failed, EINTR | the number taken; `status` says why one was not, its event how it went |
 //! | aio(7) | `aio_fsync` covers the operations that are queued | a sync covers those whose event was there; link it to one (`UAIO_F_LINK`) to cover that |
-//! | aio(7) | `aio_cancel` of a descriptor | by the iocb; all of a context by `uaio_destroy` |
+//! | aio(7) | `aio_cancel` says one word for all | `uaio_cancel_fd` and `uaio_cancel_all` say how many; the event of each says how it went |
 //! | aio(7) | simultaneous operations with one control block are undefined | each has its event; `uaio_cancel` and `uaio_suspend` know the last |
 //! | aio(7) | `aio_error`, `aio_return` by the control block | events; a sync or transfer is asked for its result once, when it is taken out |
 

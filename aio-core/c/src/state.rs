@@ -24,7 +24,7 @@ use crate::Errno;
 use crate::command::command;
 use crate::flights::Flights;
 use crate::forked;
-use crate::layout::{O_DIRECT, O_DSYNC, UaioEvent, UaioIocb};
+use crate::layout::{F_VOLUME, O_DIRECT, O_DSYNC, UaioEvent, UaioIocb};
 use crate::quiet::Quiet;
 use crate::user;
 
@@ -227,9 +227,10 @@ impl State {
 
     pub(crate) fn size(&self, volume: i32) -> Result<u64, Errno> {
         let volumes = self.volumes.read();
-        let handle =
-            usize::try_from(volume).ok().and_then(|number| volumes.get(number.wrapping_sub(1)));
-        handle.map(|handle| handle.volume().size_bytes()).ok_or(Errno::BADF)
+        volumes
+            .get(volume_index(volume)?)
+            .map(|handle| handle.volume().size_bytes())
+            .ok_or(Errno::BADF)
     }
 
     /// Submits iocbs of the caller's in order, until one is refused, and says how many were taken; the
@@ -384,6 +385,22 @@ impl State {
         &self.host
     }
 
+    /// Cancels what is on a descriptor of the host, or on a volume; says how much that was.
+    pub(crate) fn cancel_fd(&self, fd: i32, flags: u32) -> Result<usize, Errno> {
+        match flags {
+            0 => match self.host.cancel_descriptor(&fd) {
+                // A number that was closed too early may have some all the same.
+                0 => user::is_open(fd).map(|()| 0),
+                count => Ok(count),
+            },
+            F_VOLUME => {
+                let handle = self.volumes.read().get(volume_index(fd)?).cloned();
+                Ok(handle.ok_or(Errno::BADF)?.cancel_all())
+            }
+            _ => Err(Errno::INVAL),
+        }
+    }
+
     /// The ticket of an iocb whose event has not been taken out.
     pub(crate) fn ticket(&self, iocb: *mut UaioIocb) -> Result<Ticket, Errno> {
         let key = Token::from_u64(user::read(iocb, 0)?.key);
@@ -421,6 +438,11 @@ impl State {
         let _ = self.spare.push(taken);
         written.map(|()| count)
     }
+}
+
+/// Where the handle of a volume is, by its number.
+fn volume_index(volume: i32) -> Result<usize, Errno> {
+    usize::try_from(volume).map(|number| number.wrapping_sub(1)).map_err(|_| Errno::BADF)
 }
 
 /// A thread that takes events out.
