@@ -1,7 +1,7 @@
 //! Random reads of 4 KiB from an NVMe drive through our driver: how many a second.
 //!
-//! `nvme_guest_bench ADDRESS[/NAMESPACE] [DEPTH] [SECONDS]`, with the drive bound to vfio-pci. Reads
-//! only. Prints `depth D: N IOPS`, and polls all the time: one core is busy.
+//! `nvme_guest_bench ADDRESS[/NAMESPACE] [DEPTH] [SECONDS] [shadow]`, with the drive bound to vfio-pci;
+//! `shadow` puts the doorbells into memory, where the drive offers it. Reads only. Prints `depth D: N IOPS`, and polls all the time: one core is busy.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,15 +13,21 @@ use uaio_driver::{
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let target =
-        arguments.next().ok_or("usage: nvme_guest_bench ADDRESS[/NS] [DEPTH] [SECONDS]")?;
+    let target = arguments
+        .next()
+        .ok_or("usage: nvme_guest_bench ADDRESS[/NS] [DEPTH] [SECONDS] [shadow]")?;
     let depth: u16 = arguments.next().map_or(Ok(32), |depth| depth.parse())?;
     let seconds: u64 = arguments.next().map_or(Ok(3), |seconds| seconds.parse())?;
+    let shadow_doorbells = match arguments.next().as_deref() {
+        None => false,
+        Some("shadow") => true,
+        Some(other) => return Err(format!("not `shadow`: {other}").into()),
+    };
     let (address, nsid) = target.split_once('/').unwrap_or((&target, "1"));
 
     let pool = DmaPool::new(PoolOptions::frames(4096))?;
     let clock = Arc::new(SystemClock::new());
-    let options = ControllerOptions::default();
+    let options = ControllerOptions { shadow_doorbells, ..ControllerOptions::default() };
     let controller = NvmeController::open(address.parse()?, pool.clone(), options, clock)?;
     let namespace = controller.namespace(nsid.parse()?)?;
     let mut queue = namespace.open_queue(QueueOptions::polled(depth))?;

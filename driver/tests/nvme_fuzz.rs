@@ -106,6 +106,7 @@ fn model_options(random: &mut fastrand::Rng) -> ModelOptions {
             .expect("some"),
         acl: random.u8(..5),
         aerl: random.u8(..8),
+        scatter_gather: random.bool(),
         retry_delays: [0, random.u16(..20), random.u16(..)],
         never_ready: random.u8(..50) == 0,
         never_disables: seldom(random),

@@ -161,6 +161,71 @@ fn bind_and_unbind_move_the_drive_between_the_drivers() {
 
 #[test]
 #[ignore = "needs an NVMe drive bound to vfio-pci"]
+fn with_doorbells_in_memory_a_namespace_conforms() {
+    let pool = pool();
+    let options = ControllerOptions { shadow_doorbells: true, ..ControllerOptions::default() };
+    let clock = Arc::new(SystemClock::new());
+    let controller = NvmeController::open(address(), pool.clone(), options, clock).unwrap();
+    let namespace = controller.namespace(1).unwrap();
+    // More than one ring of each, so that every place of the rings was told of both ways.
+    for depth in [1, 7, 64] {
+        let mut queue = namespace.open_queue(QueueOptions::polled(depth)).unwrap();
+        let mut out = Vec::new();
+        for round in 0..200u64 {
+            for slot in 0..round % u64::from(depth) + 1 {
+                let data = SgList::new(vec![pool.take().unwrap()]);
+                queue.submit(Request::read(Token::from_u64(slot), Lba(8 * slot), 1, data)).unwrap();
+            }
+            queue.commit();
+            while queue.in_flight() > 0 {
+                queue.poll(64, &mut out);
+            }
+            assert!(out.drain(..).all(|done| done.result.is_ok()), "depth {depth}, {round}");
+        }
+    }
+    conformance::run(&*namespace);
+    assert_eq!(controller.error_statistics().late, 0);
+}
+
+/// What is written by a scatter/gather list is read by PRP entries, and the other way round.
+#[test]
+#[ignore = "needs an NVMe drive bound to vfio-pci"]
+fn lists_of_either_kind_mean_the_same_bytes() {
+    let pool = pool();
+    for (write, read) in [(true, false), (false, true)] {
+        let fill: Vec<u8> = (0..60 * 1024u32).map(|at| (at / 5) as u8 ^ u8::from(write)).collect();
+        for (writes, scatter_gather) in [(true, write), (false, read)] {
+            let options = ControllerOptions { scatter_gather, ..ControllerOptions::default() };
+            let clock = Arc::new(SystemClock::new());
+            let controller = NvmeController::open(address(), pool.clone(), options, clock).unwrap();
+            assert!(controller.identify().scatter_gather, "QEMU's drive takes lists");
+            let namespace = controller.namespace(1).unwrap();
+            let mut queue = namespace.open_queue(QueueOptions::polled(4)).unwrap();
+            let mut frames: Vec<_> = (0..48).map(|_| pool.take().unwrap()).collect();
+            frames.sort_by_key(|frame| frame.index());
+            // One run, which is a descriptor in the command, then two, which are a list.
+            for (lba, skip) in [(0, 0), (1000, 20)] {
+                let picked = frames[..8].iter().chain(&frames[8 + skip..16 + skip]);
+                let data = SgList { frames: picked.map(|it| it.share()).collect(), offset: 2048 };
+                data.copy_from_slice(0, &if writes { fill.clone() } else { vec![0; fill.len()] });
+                let blocks = fill.len() as u32 / namespace.geometry().block_size;
+                let (token, op) = (Token::from_u64(1), Op::Write { fua: false });
+                let op = if writes { op } else { Op::Read };
+                queue.submit(Request { token, op, lba: Lba(lba), blocks, data }).unwrap();
+                queue.commit();
+                let mut out = Vec::new();
+                while queue.poll(1, &mut out) == 0 {}
+                assert_eq!(out[0].result, Ok(()));
+                let mut bytes = vec![0; fill.len()];
+                out[0].data.copy_to_slice(0, &mut bytes);
+                assert!(bytes == fill, "written with lists: {write}, at {lba}, {skip}");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVMe drive bound to vfio-pci"]
 fn discards_of_many_ranges_are_each_answered_once() {
     let pool = pool();
     let controller = open(&pool).unwrap();

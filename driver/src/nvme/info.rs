@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::prp::TRANSFER_MAX_BYTES;
+use super::sgl;
 use super::spec::identify::oncs;
 use super::spec::{IdentifyController, IdentifyNamespace};
 
@@ -25,6 +26,8 @@ pub struct ControllerInfo {
     pub version: (u16, u8, u8),
     /// What one read or write may carry, in bytes, with this driver.
     pub transfer_max_bytes: u32,
+    /// Whether it takes scatter/gather lists for what this driver asks.
+    pub scatter_gather: bool,
     /// How many I/O queues it grants this driver.
     pub queues_max: u16,
     /// How many commands one of its queues holds at most, with this driver.
@@ -63,6 +66,7 @@ impl ControllerInfo {
             transfer_max_bytes: transfer_max_bytes(id.mdts),
             queues_max,
             depth_max,
+            scatter_gather: sgl::is_supported(id.sgls),
             volatile_cache: id.vwc & 1 != 0,
             discards: id.does(oncs::DSM),
             writes_zeroes: id.does(oncs::WRITE_ZEROES),

@@ -53,6 +53,10 @@
 //! with something in flight ([`arm`](crate::IoQueue::arm)). The vector is allowed at the first `arm`
 //! and not any more after a thousand polls without one, so a poller takes no interrupts.
 //!
+//! Data is described by PRP entries, or by a scatter/gather list where the controller takes one and it
+//! is the shorter: longer requests in frames that follow one another
+//! ([`ControllerOptions::scatter_gather`]).
+//!
 //! Discards between two commits share a Dataset Management command of up to 256 ranges. Flush is sent
 //! also to a controller without a volatile cache: it costs a round trip that nobody needs, and means
 //! that durability never depends on how one bit of Identify is read.
@@ -100,11 +104,12 @@
 //! |---|---|---|---|
 //! | bring-up, Identify, namespaces, Number of Queues | yes | yes | no |
 //! | Read, Write, PRP lists up to MDTS | yes | yes | no |
+//! | SGLs: data blocks, a last segment | yes | yes | no |
 //! | FUA, Flush | yes, with power cuts | accepted, data there after reopening | no |
 //! | Write Zeroes, also with DEAC | yes | without DEAC | no |
 //! | Dataset Management, 256 ranges | yes | answered; what it frees not looked at | no |
 //! | interrupts; a second owner refused | yes; no | yes | no |
-//! | doorbells in memory (Doorbell Buffer Config) | yes | no | no |
+//! | doorbells in memory (Doorbell Buffer Config) | yes | yes | no |
 //! | a queue without a vector of its own is polled | yes | no | no |
 //! | pools in hugepages; of a NUMA node | -; the call, not the effect | yes; no | no |
 //! | pools above 128 GiB or the limit of locked memory, no rights on the group: refused | the check, the message | no | no |
@@ -121,7 +126,7 @@
 //!
 //! The commands beside these have a table of their own, on the page of [`commands`]. Not done: serving
 //! namespaces with metadata or of other command sets as block devices (a
-//! [`CommandQueue`](commands::CommandQueue) reads and writes them), SGLs. On machines other than x86-64 the order of doorbells behind stores is argued
+//! [`CommandQueue`](commands::CommandQueue) reads and writes them). On machines other than x86-64 the order of doorbells behind stores is argued
 //! (`vfio::mmio`), not proven.
 #![forbid(unsafe_code)]
 
@@ -143,6 +148,7 @@ mod queue;
 mod record;
 mod registers;
 mod ring;
+mod sgl;
 mod shadow;
 pub mod spec;
 mod statistics;

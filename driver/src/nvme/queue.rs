@@ -33,6 +33,7 @@ use super::prp;
 use super::record::{Record, Wish};
 use super::registers::Doorbell;
 use super::ring::{BadFetch, CompletionRing, Cqe, SubmissionRing};
+use super::sgl;
 use passing::Parked;
 use trouble::{Answering, Trouble};
 
@@ -89,6 +90,8 @@ pub(super) struct NvmeQueue {
     mark: PoolMark,
     pool_iova: u64,
     lists_iova: u64,
+    /// Whether the controller takes scatter/gather lists.
+    scatter_gather: bool,
     fate: Arc<Fate>,
     /// The controller's state in which this queue serves, as one word.
     serving: u32,
@@ -136,6 +139,7 @@ impl NvmeQueue {
             mark: parts.pool.mark(),
             pool_iova: parts.pool.iova().0,
             lists_iova: memory.lists.iova().0,
+            scatter_gather: parts.options.scatter_gather && controller.identify().scatter_gather,
             pool: parts.pool.clone(),
             fate: Arc::clone(parts.fate),
             serving,
@@ -235,15 +239,24 @@ impl NvmeQueue {
         let (slot, cid) = (vacant.slot(), vacant.cid());
         let SgList { frames, offset } = &request.data;
         let list_iova = self.lists_iova + u64::from(slot) * FRAME_SIZE as u64;
-        let (prp1, prp2) = prp::describe(frames, *offset, self.pool_iova, || {
-            let start = usize::from(slot) * LIST_WORDS;
-            (&self.memory.lists.words()[start..start + LIST_WORDS], list_iova)
-        });
+        let start = usize::from(slot) * LIST_WORDS;
+        let page = || (&self.memory.lists.words()[start..start + LIST_WORDS], list_iova);
+        let len_bytes = request.blocks * self.target.geometry.block_size;
+        let list = match self.scatter_gather {
+            true => sgl::describe(frames, *offset, len_bytes, self.pool_iova, page),
+            false => None,
+        };
+        let (psdt, (low, high)) = match list {
+            Some(words) => (sgl::PSDT_SGL, words),
+            None => (0, prp::describe(frames, *offset, self.pool_iova, page)),
+        };
         // The number of blocks is 0's based.
         let cdw12 = flags | (request.blocks - 1);
         let record = Record::new(opcode, request.lba.0, cdw12);
+        let lba = request.lba.0;
         vacant.fill(request.token, request.data, record);
-        self.write_entry(opcode, cid, prp1, prp2, request.lba.0, cdw12);
+        let head = u64::from(self.target.nsid) << 32 | u64::from(cid) << 16 | u64::from(opcode.0);
+        build(&mut self.memory.sq, [head | psdt, low, high, lba, cdw12.into()]);
         Ok(())
     }
 

@@ -15,6 +15,10 @@
 //! Each side writes, then reads what the other wrote, with a barrier between: one of the two sees the
 //! other, so no tail is lost.
 //!
+//! What it saves depends on how often the controller is found at work. On QEMU 7.2, 4 KiB reads at depth
+//! 32, the submission register was written for 3.7 of 100 requests without it and for 3.2 with it: commits
+//! carry 27 commands each as it is. So it is an option.
+//!
 //! The pages are the controller's to read and write like the rings: what it puts into EventIdx decides
 //! about register writes and nothing else.
 

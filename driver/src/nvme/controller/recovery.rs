@@ -12,6 +12,7 @@ use crate::nvme::failure::Failure;
 use crate::nvme::fate::Standing;
 use crate::nvme::info::{NamespaceInfo, transfer_max_bytes};
 use crate::nvme::registers::Properties;
+use crate::nvme::sgl;
 use crate::nvme::spec::command::{Opcode, SubmissionEntry, cns};
 use crate::nvme::spec::{Aqa, IdentifyController, IdentifyNamespace};
 
@@ -204,6 +205,7 @@ impl NvmeController {
         let enough = transfer_max_bytes(id.mdts) >= self.info.transfer_max_bytes
             && cap.mqes() >= self.cap.mqes()
             && cap.dstrd() == self.cap.dstrd()
+            && (sgl::is_supported(id.sgls) || !self.info.scatter_gather)
             && (id.vwc & 1 == 0 || self.info.volatile_cache);
         if !same || !enough {
             return Step::Failed(Failure::Changed);

@@ -139,6 +139,8 @@ impl State {
             cqes: 0x44,
             nn: self.media.keys().max().copied().unwrap_or(0).max(8),
             oncs: self.options.oncs,
+            // At any byte.
+            sgls: self.options.scatter_gather.into(),
             fuses: 1,
             fna: self.options.fna,
             vwc: u8::from(self.options.volatile_cache),

@@ -24,9 +24,10 @@ impl State {
         *self.seen.commands.entry(opcode.0).or_default() += 1;
         let nsid = entry.nsid.get();
         self.medium(nsid)?;
-        // PSDT: only PRPs.
-        if entry.cdw0.get() >> 14 & 0b11 != 0 {
-            return Err(Status::INVALID_FIELD);
+        match transfer::psdt(entry) {
+            0 => {}
+            1 if self.options.scatter_gather => self.seen.scatter_gather += 1,
+            _ => return Err(Status::INVALID_FIELD),
         }
         self.check_reserved(nsid, opcode, entry)?;
         if let Some(result) = self.fused(nsid, opcode, entry) {

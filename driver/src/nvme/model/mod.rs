@@ -19,6 +19,7 @@ mod medium;
 pub mod prp;
 mod reservation;
 mod settings;
+pub mod sgl;
 mod shadow;
 mod transfer;
 mod zone;
@@ -88,6 +89,8 @@ pub struct ModelOptions {
     pub never_shuts_down: bool,
     /// Whether its memory can be taken out of its reach.
     pub can_be_cut_off: bool,
+    /// Whether it takes scatter/gather lists.
+    pub scatter_gather: bool,
     /// Whether it does Doorbell Buffer Config.
     pub shadow_doorbells: bool,
     /// What it makes of Abort.
@@ -131,6 +134,7 @@ impl Default for ModelOptions {
             never_disables: false,
             never_shuts_down: false,
             can_be_cut_off: true,
+            scatter_gather: false,
             shadow_doorbells: false,
             aborts: Aborts::Work,
             acl: 3,
@@ -179,6 +183,8 @@ pub enum Lie {
 pub struct Seen {
     /// I/O commands by opcode.
     pub commands: BTreeMap<u8, u64>,
+    /// Commands with scatter/gather lists.
+    pub scatter_gather: u64,
     /// Writes with FUA.
     pub fua: u64,
     /// Write Zeroes with DEAC.

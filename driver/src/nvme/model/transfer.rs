@@ -2,14 +2,23 @@
 
 use crate::nvme::spec::{Status, SubmissionEntry};
 
-use super::{State, prp};
+use super::{State, prp, sgl};
+
+/// PSDT: 0 PRP entries, 1 a scatter/gather list with the metadata at an address.
+pub(super) fn psdt(entry: &SubmissionEntry) -> u32 {
+    entry.cdw0.get() >> 14 & 0b11
+}
 
 fn pieces(state: &State, entry: &SubmissionEntry, len: usize) -> Result<Vec<(u64, usize)>, Status> {
     let mdts = state.options.mdts;
     if mdts != 0 && len > 4096 << mdts {
         return Err(Status::INVALID_FIELD);
     }
-    prp::walk(&state.pool, entry.prp1.get(), entry.prp2.get(), len)
+    let (low, high) = (entry.prp1.get(), entry.prp2.get());
+    match psdt(entry) {
+        0 => prp::walk(&state.pool, low, high, len),
+        _ => sgl::walk(&state.pool, low, high, len),
+    }
 }
 
 /// To the host.

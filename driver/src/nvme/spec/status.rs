@@ -24,6 +24,12 @@ impl Status {
     pub const ABORTED_SQ_DELETION: Self = Self(0x008);
     /// Generic: Invalid Namespace or Format.
     pub const INVALID_NAMESPACE: Self = Self(0x00b);
+    /// Generic: Invalid SGL Segment Descriptor.
+    pub const SGL_SEGMENT_INVALID: Self = Self(0x00d);
+    /// Generic: Data SGL Length Invalid.
+    pub const SGL_LENGTH_INVALID: Self = Self(0x00f);
+    /// Generic: SGL Descriptor Type Invalid.
+    pub const SGL_TYPE_INVALID: Self = Self(0x011);
     /// Generic: PRP Offset Invalid.
     pub const PRP_OFFSET_INVALID: Self = Self(0x013);
     /// Generic: Namespace is Write Protected.
@@ -192,9 +198,12 @@ impl Status {
     pub const fn to_io_error(self) -> IoError {
         let kind = match self.code() {
             Self::INVALID_OPCODE => IoErrorKind::Unsupported,
-            Self::INVALID_FIELD | Self::PRP_OFFSET_INVALID | Self::LBA_OUT_OF_RANGE => {
-                IoErrorKind::Invalid
-            }
+            Self::INVALID_FIELD
+            | Self::SGL_SEGMENT_INVALID
+            | Self::SGL_LENGTH_INVALID
+            | Self::SGL_TYPE_INVALID
+            | Self::PRP_OFFSET_INVALID
+            | Self::LBA_OUT_OF_RANGE => IoErrorKind::Invalid,
             Self::ABORT_REQUESTED | Self::ABORTED_SQ_DELETION => IoErrorKind::Cancelled,
             Self::INVALID_NAMESPACE => IoErrorKind::Gone,
             Self::NAMESPACE_WRITE_PROTECTED | Self::WRITE_TO_READ_ONLY_RANGE => {

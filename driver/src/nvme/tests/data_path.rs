@@ -140,6 +140,42 @@ fn every_status_comes_with_its_code_and_its_dnr() {
     assert_eq!(one(&mut *queue, rig.read(1)).0, Ok(()));
 }
 
+/// The same bytes by either way, and lists only where they are shorter and taken.
+#[test]
+fn frames_that_follow_one_another_are_described_by_a_list_where_it_is_shorter() {
+    for (offered, wanted) in [(true, true), (true, false), (false, true)] {
+        let options = ModelOptions { scatter_gather: offered, ..Default::default() };
+        let how = ControllerOptions { scatter_gather: wanted, ..Default::default() };
+        let rig = Rig::driven(options, how).unwrap();
+        let namespace = rig.namespace();
+        let mut queue = open(&namespace, 4);
+        rig.model.take_seen();
+        let mut frames = rig.frames(64).frames;
+        frames.sort_by_key(|frame| frame.index());
+        let scattered = frames.split_off(32).into_iter().rev().collect();
+        let sources = [SgList { frames, offset: 512 }, SgList { frames: scattered, offset: 0 }];
+        for (mut data, lists) in sources.into_iter().zip([2, 0]) {
+            let blocks = 31 * 8;
+            let bytes: Vec<u8> = (0..31 * 4096u32).map(|at| (at / 7) as u8).collect();
+            data.copy_from_slice(0, &bytes);
+            if data.offset == 0 {
+                data.frames.truncate(31);
+            }
+            let write = Request::write(Token::from_u64(1), Lba(24), blocks, data, false);
+            let (result, data) = one(&mut *queue, write);
+            assert_eq!(result, Ok(()));
+            data.copy_from_slice(0, &[0; 31 * 4096]);
+            let (result, data) =
+                one(&mut *queue, Request::read(Token::from_u64(1), Lba(24), blocks, data));
+            let mut read = vec![0; bytes.len()];
+            data.copy_to_slice(0, &mut read);
+            assert!(result.is_ok() && read == bytes);
+            let want = if offered && wanted { lists } else { 0 };
+            assert_eq!(rig.model.take_seen().scatter_gather, want);
+        }
+    }
+}
+
 #[test]
 fn discards_between_two_commits_are_one_command() {
     let rig = Rig::new(ModelOptions::default());
