@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::preload;
 use crate::lab::Lab;
-use crate::programs::{self, Figure, Program, Stage, Verdict};
+use crate::programs::stage::{Figure, Stage, Verdict};
+use crate::programs::{self, Program};
 use crate::statistics::Spread;
 use crate::{packages, space};
 
