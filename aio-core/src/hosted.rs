@@ -99,6 +99,8 @@ pub(crate) struct HostWork {
     pub(crate) asked: Option<usize>,
     /// What came of a multishot before it ended for want of a slot.
     held: Option<usize>,
+    /// How many events of a multishot there were before its last.
+    answers: u64,
 }
 
 impl HostWork {
@@ -114,7 +116,7 @@ impl HostWork {
             _ => None,
         };
         let as_said = request.credentials.is_some();
-        Self { host: host.clone(), request, fd, as_said, asked, held: None }
+        Self { host: host.clone(), request, fd, as_said, asked, held: None, answers: 0 }
     }
 
     /// Begins a submission of it: as whom it is done, out of what the context has, and nothing of what
@@ -172,6 +174,12 @@ impl HostReply {
     /// The operation.
     pub fn op(&self) -> &HostOp {
         &self.0.request.op
+    }
+
+    /// How many events there were of it before this one, its last: of a multishot poll only. Who takes events
+    /// out with several threads may look at them in another order.
+    pub fn events_before(&self) -> u64 {
+        self.0.answers
     }
 
     /// The operation, for its memory and descriptors to be taken out of.
@@ -266,6 +274,7 @@ impl Backend for Hosted {
             // One of several answers of one operation, each of which has an event and so a slot. When
             // there is none the operation ends, as one of io_uring's does whose ring is full.
             if work.held.is_none() && queue.take_slots(1) {
+                work.answers += 1;
                 return Some((token, Outcome::More(result)));
             }
             let events = result.unwrap_or(0);

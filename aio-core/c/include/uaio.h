@@ -13,13 +13,13 @@
  * Signals: the library's threads block all of them but SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP and SIGSYS, so one
  * that is sent to the process goes to a thread of the program's, or waits for its sigwait(3).
  *
- * Memory: an iocb and what it points to belong to the library from uaio_submit() until its event has
- * been taken out by uaio_getevents(), or uaio_destroy() has returned; cancelling does not end that. A
+ * Memory: an iocb and what it points to belong to the library from uaio_submit() until its event (of several
+ * the last) has been taken out by uaio_getevents(), or uaio_destroy() has returned; cancelling does not end that. A
  * null pointer, or one into the kernel's half, is EFAULT; any other bad pointer is EFAULT on a
  * descriptor of the host and on names, and a crash on a volume, as with memcpy(). Names and the structures
  * that say them (uaio_names, uaio_statx, uaio_to, uaio_call) are copied by uaio_submit(); only the
- * struct statx of a UAIO_STATX, written when its event is taken out, and the memory of a UAIO_CALL are
- * used later.
+ * struct statx of a UAIO_STATX and the events of a UAIO_EPOLL_WAIT, written when its event is taken out, and
+ * the memory of a UAIO_CALL are used later.
  */
 #ifndef UAIO_H
 #define UAIO_H
@@ -56,6 +56,13 @@ enum uaio_opcode {
     UAIO_SENDMSG = 36,      /* buf: struct msghdr, op_flags */
     UAIO_RECVMSG = 37,      /* the same; descriptors that come with it are close-on-exec */
     UAIO_SHUTDOWN = 38,     /* op_flags: SHUT_RD ... */
+    /* Waits. */
+    UAIO_POLL_MULTISHOT = 40, /* as UAIO_POLL, with an event for each time, UAIO_EVENT_MORE in its res2; the last
+                               has it not: after a cancel, a timeout or an error, and when there was no slot
+                               for another. Then that has what came, and the iocb may be submitted anew.
+                               A notice, a list and what is linked to it wait for the last. */
+    UAIO_EPOLL_WAIT = 41,   /* fd: an epoll descriptor; buf: struct epoll_event[nbytes], of which at most 4096
+                               are used; the result: how many. Does not wait for nbytes of them. */
     /* Names. fd: the directory that a relative one begins in, or AT_FDCWD, which is the submitter's working
      * directory at uaio_submit(), as the umask is the submitter's then. */
     UAIO_OPENAT = 48,       /* buf: the name, op_flags: O_..., nbytes: the mode; the result is the
@@ -174,8 +181,11 @@ struct uaio_event {
     uint64_t data;
     struct uaio_iocb *obj;
     int64_t res;         /* bytes, or the negative of an errno */
-    int64_t res2;        /* 0 */
+    int64_t res2;        /* 0, or UAIO_EVENT_MORE */
 };
+
+/* More events of this iocb are to come. */
+enum uaio_event_flags { UAIO_EVENT_MORE = 1 };
 
 /* Makes a context for nr_events commands and events, with a thread that serves it.
  * EINVAL: nr_events is 0 or more than 65536. EAGAIN: no thread, or 1024 contexts. EFAULT.
@@ -215,7 +225,8 @@ int64_t uaio_size(uaio_context_t context, int volume);
 int uaio_submit(uaio_context_t context, long nr, struct uaio_iocb **iocbs);
 
 /* Takes events out: at least min_nr, at most nr, unless timeout (NULL: none) is over first.
- * When as many are there it makes no system call and takes no lock. */
+ * When as many are there it takes no lock, and makes no system call but to copy what UAIO_STATX and
+ * UAIO_EPOLL_WAIT have brought. */
 int uaio_getevents(uaio_context_t context, long min_nr, long nr, struct uaio_event *events,
                    const struct timespec *timeout);
 

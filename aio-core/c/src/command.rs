@@ -6,15 +6,18 @@ use std::time::Duration;
 use uaio_core::host::{
     Accept, Descriptor, HostOp, Memory, Position, SocketAddress, TRANSFER_MAX_BYTES, Vectored,
 };
-use uaio_core::{BUFFERS_MAX, Buffers, Event, Handle, Host, Iocb, Notify, Priority};
+use uaio_core::{BUFFERS_MAX, Buffers, Event, Handle, Host, Iocb, Notify, Priority, ops};
 
 use crate::Errno;
 use crate::host;
-use crate::layout::{F_LINK, F_NOTIFY, F_RESFD, F_VOLUME, UaioEvent, UaioIocb, opcode};
+use crate::layout::{EVENT_MORE, F_LINK, F_NOTIFY, F_RESFD, F_VOLUME, UaioEvent, UaioIocb, opcode};
 use crate::names::{between, on_names};
 use crate::notice::notice;
 use crate::state::State;
 use crate::user::{self, Span};
+
+/// The most events that one epoll_wait(2) brings: memory of ours that they go through.
+const EPOLL_EVENTS_MAX: usize = 4096;
 
 /// What is kept of a command until its event is taken out.
 #[derive(Debug)]
@@ -23,10 +26,19 @@ pub(crate) struct Flight {
     data: u64,
     /// Where the bytes of a read of a volume go.
     into: Vec<Span>,
-    /// Where the answer of a statx(2) goes.
-    status: Option<*mut libc::statx>,
+    later: Later,
     /// The next iocb of the same submission begins when this is done.
     linked: bool,
+}
+
+/// What is written to the caller's memory when the event is taken out, beside the bytes of a read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Later {
+    Nothing,
+    /// Where the answer of a statx(2) goes.
+    Status(*mut libc::statx),
+    /// Where those of an epoll_wait(2) go.
+    Events(*mut libc::epoll_event),
 }
 
 impl Flight {
@@ -37,7 +49,7 @@ impl Flight {
     /// One of nothing but its iocb.
     #[cfg(test)]
     pub(crate) fn of(iocb: *mut UaioIocb) -> Self {
-        Self { iocb, data: 0, into: Vec::new(), status: None, linked: false }
+        Self { iocb, data: 0, into: Vec::new(), later: Later::Nothing, linked: false }
     }
 
     pub(crate) fn is_linked(&self) -> bool {
@@ -55,20 +67,28 @@ impl Flight {
                 rest = later;
             }
         }
+        let more = if event.more { EVENT_MORE } else { 0 };
         let mut res = match event.result {
             Ok(number) => number as i64,
             Err(error) => -i64::from(error.errno()),
         };
-        if let (Ok(_), Buffers::Host(reply)) = (event.result, event.buffers) {
+        if let (Ok(number), Buffers::Host(reply)) = (event.result, event.buffers) {
             let op = reply.into_op();
-            if let (Some(to), HostOp::Statx(statx)) = (self.status, &op)
-                && let Err(errno) = user::deliver(to, statx.status)
-            {
+            let delivered = match (self.later, &op) {
+                (Later::Status(to), HostOp::Statx(statx)) => {
+                    user::deliver(to, std::slice::from_ref(&statx.status))
+                }
+                (Later::Events(to), HostOp::EpollWait(wait)) => {
+                    user::deliver(to, &wait.events[..number.min(wait.events.len())])
+                }
+                _ => Ok(()),
+            };
+            if let Err(errno) = delivered {
                 res = -i64::from(errno.0);
             }
             let _ = op.into_descriptor().map(IntoRawFd::into_raw_fd);
         }
-        UaioEvent { data: self.data, obj: self.iocb, res, res2: 0 }
+        UaioEvent { data: self.data, obj: self.iocb, res, res2: more }
     }
 }
 
@@ -99,10 +119,10 @@ pub(crate) fn command<'a>(
     };
     let linked = iocb.flags & F_LINK != 0;
     let mut flight =
-        Flight { iocb: address, data: iocb.data, into: Vec::new(), status: None, linked };
+        Flight { iocb: address, data: iocb.data, into: Vec::new(), later: Later::Nothing, linked };
     let command = match target {
         Target::Volume(handle) => on_volume(&iocb, handle, &mut flight.into)?,
-        Target::Host(host) => Iocb::host(host, on_host(&iocb, &mut flight.status)?),
+        Target::Host(host) => Iocb::host(host, on_host(&iocb, &mut flight.later)?),
     };
     let mut command = command.with_priority(priority(iocb.priority)?);
     if iocb.timeout_ms != 0 {
@@ -185,7 +205,9 @@ fn on_volume(iocb: &UaioIocb, handle: &Handle, into: &mut Vec<Span>) -> Result<I
         opcode::WRITE_ZEROES => return Ok(Iocb::write_zeroes(handle, offset, iocb.nbytes)),
         opcode::SYNC_RANGE => return Ok(Iocb::sync_range(handle, offset, iocb.nbytes)),
         opcode::READAHEAD => return Ok(Iocb::readahead(handle, offset, iocb.nbytes)),
-        opcode::POLL | opcode::NOOP => return Err(Errno::OPNOTSUPP),
+        opcode::POLL | opcode::POLL_MULTISHOT | opcode::EPOLL_WAIT | opcode::NOOP => {
+            return Err(Errno::OPNOTSUPP);
+        }
         _ if !transfers => return Err(Errno::INVAL),
         _ => {}
     }
@@ -213,11 +235,11 @@ fn on_volume(iocb: &UaioIocb, handle: &Handle, into: &mut Vec<Span>) -> Result<I
     Ok(Iocb::pwrite(handle, offset, bytes).with_asked(asked))
 }
 
-fn on_host(iocb: &UaioIocb, status: &mut Option<*mut libc::statx>) -> Result<HostOp, Errno> {
+fn on_host(iocb: &UaioIocb, later: &mut Later) -> Result<HostOp, Errno> {
     if iocb.opcode == opcode::NOOP {
         return Ok(HostOp::Nop);
     }
-    if let Some(op) = on_names(iocb, status)? {
+    if let Some(op) = on_names(iocb, later)? {
         return Ok(op);
     }
     user::is_open(iocb.fd)?;
@@ -253,6 +275,8 @@ fn on_host(iocb: &UaioIocb, status: &mut Option<*mut libc::statx>) -> Result<Hos
         opcode::FSYNC
             | opcode::FDSYNC
             | opcode::POLL
+            | opcode::POLL_MULTISHOT
+            | opcode::EPOLL_WAIT
             | opcode::READAHEAD
             | opcode::CONNECT
             | opcode::CLOSE
@@ -272,9 +296,21 @@ fn on_host(iocb: &UaioIocb, status: &mut Option<*mut libc::statx>) -> Result<Hos
         opcode::PWRITEV => HostOp::WriteV { fd, memory: many()?, at: at()?, flags },
         opcode::FSYNC => HostOp::Fsync { fd, data_only: false },
         opcode::FDSYNC => HostOp::Fsync { fd, data_only: true },
-        opcode::POLL => {
+        opcode::POLL | opcode::POLL_MULTISHOT => {
             let events = u32::try_from(iocb.nbytes).map_err(|_| Errno::INVAL)?;
-            HostOp::Poll { fd, events, multishot: false }
+            HostOp::Poll { fd, events, multishot: iocb.opcode == opcode::POLL_MULTISHOT }
+        }
+        opcode::EPOLL_WAIT => {
+            // As do_epoll_wait in fs/eventpoll.c: none, or more than an int has bytes for, is EINVAL.
+            let most = i32::MAX as usize / size_of::<libc::epoll_event>();
+            let count = usize_of(iocb.nbytes)?;
+            if !(1..=most).contains(&count) {
+                return Err(Errno::INVAL);
+            }
+            let to = iocb.buf.cast::<libc::epoll_event>();
+            Span::of(to.cast_const(), count)?;
+            *later = Later::Events(to);
+            ops::epoll_wait(&fd, count.min(EPOLL_EVENTS_MAX))
         }
         opcode::SYNC_RANGE => {
             let (offset, len) = range()?;

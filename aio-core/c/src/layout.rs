@@ -48,7 +48,7 @@ pub struct UaioEvent {
     pub obj: *mut UaioIocb,
     /// Bytes, or the negative of an errno.
     pub res: i64,
-    /// 0.
+    /// 0, or `EVENT_MORE`.
     pub res2: i64,
 }
 
@@ -170,6 +170,10 @@ pub mod opcode {
     pub const RECVMSG: u16 = 37;
     /// End one or both directions.
     pub const SHUTDOWN: u16 = 38;
+    /// Wait for a descriptor, again and again.
+    pub const POLL_MULTISHOT: u16 = 40;
+    /// Wait for the events of an epoll descriptor.
+    pub const EPOLL_WAIT: u16 = 41;
     /// Open a name.
     pub const OPENAT: u16 = 48;
     /// Close a descriptor.
@@ -208,6 +212,8 @@ pub const F_RESFD: u32 = 2;
 pub const F_NOTIFY: u32 = 4;
 /// `UAIO_F_LINK`.
 pub const F_LINK: u32 = 8;
+/// `UAIO_EVENT_MORE`.
+pub const EVENT_MORE: i64 = 1;
 /// `UAIO_O_DIRECT`.
 pub const O_DIRECT: u32 = 1;
 /// `UAIO_O_DSYNC`.

@@ -8,16 +8,13 @@ use uaio_core::host::{
 };
 
 use crate::Errno;
-use crate::command::usize_of;
+use crate::command::{Later, usize_of};
 use crate::host;
 use crate::layout::{UaioCall, UaioIocb, UaioNames, UaioStatx, UaioTo, opcode};
 use crate::user::{self, Span};
 
-/// The operation on names that this is, if it is one; where statx(2) is to answer goes to `status`.
-pub(crate) fn on_names(
-    iocb: &UaioIocb,
-    status: &mut Option<*mut libc::statx>,
-) -> Result<Option<HostOp>, Errno> {
+/// The operation on names that this is, if it is one; where statx(2) is to answer goes to `later`.
+pub(crate) fn on_names(iocb: &UaioIocb, later: &mut Later) -> Result<Option<HostOp>, Errno> {
     let flags = iocb.op_flags;
     let path = || user::path(iocb.buf.cast_const().cast());
     let mode = || u32::try_from(iocb.nbytes).map_err(|_| Errno::INVAL);
@@ -57,7 +54,7 @@ pub(crate) fn on_names(
                 user::fetch(iocb.buf.cast_const().cast())?;
             zero(reserved)?;
             Span::of(to.cast_const(), 1)?;
-            *status = Some(to);
+            *later = Later::Status(to);
             let path = user::path(path)?;
             HostOp::Statx(Box::new(Statx::new(from(), path, flags.cast_signed(), mask)))
         }

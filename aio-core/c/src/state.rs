@@ -430,8 +430,7 @@ impl State {
         let count = taken.len();
         let mut written = Ok(());
         for (at, event) in taken.drain(..).enumerate() {
-            let flight = self.flights.take(Token::from_u64(event.user_data));
-            let event = flight.expect("one event a command").event(event);
+            let event = self.flights.tell(event).expect("each event has its flight");
             written = written.and(user::write(out, at, event));
         }
         // When there are enough of them, this one goes.

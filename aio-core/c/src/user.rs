@@ -145,20 +145,23 @@ pub(crate) fn total(list: Span, count: usize) -> Result<usize, Errno> {
     Ok(lens.fold(0, usize::saturating_add))
 }
 
-/// Puts a structure into the caller's memory: EFAULT rather than a crash.
-pub(crate) fn deliver<T: Copy>(to: *mut T, value: T) -> Result<(), Errno> {
-    Span::of(to.cast_const(), 1)?;
-    let local = iovec((&raw const value).cast_mut().cast(), size_of::<T>());
-    let remote = iovec(to.cast(), size_of::<T>());
+/// Puts structures into the caller's memory: EFAULT rather than a crash.
+pub(crate) fn deliver<T: Copy>(to: *mut T, values: &[T]) -> Result<(), Errno> {
+    if values.is_empty() {
+        return Ok(());
+    }
+    let len = Span::of(to.cast_const(), values.len())?.len();
+    let local = iovec(values.as_ptr().cast_mut().cast(), len);
+    let remote = iovec(to.cast(), len);
     let process = std::process::id().cast_signed();
-    // SAFETY: the kernel copies from a value of ours to where the caller said, as far as that may be
+    // SAFETY: the kernel copies from values of ours to where the caller said, as far as that may be
     // written, which the caller says is its own.
     let moved =
         unsafe { libc::process_vm_writev(process, &raw const local, 1, &raw const remote, 1, 0) };
-    match whole(moved, size_of::<T>())? {
-        true => Ok(()),
-        false => write(to, 0, value),
+    if whole(moved, len)? {
+        return Ok(());
     }
+    values.iter().enumerate().try_for_each(|(at, value)| write(to, at, *value))
 }
 
 /// Copies bytes of the caller's.

@@ -169,6 +169,9 @@ static void host(uaio_context_t c)
     IS(done(c, at(pipes[1], UAIO_PWRITE, "abc", 3, 0)), 3);
     IS(done(c, at(pipes[0], UAIO_POLL, NULL, POLLIN, 0)), POLLIN);
     IS(done(c, at(pipes[0], UAIO_PREAD, in, 10, 0)), 3);
+    IS(uaio_cancel_fd(c, pipes[0], 0), 0);
+    IS(uaio_cancel_fd(c, 1, UAIO_F_VOLUME), 0);
+    IS(uaio_cancel_all(c), 0);
     /* Cancelled while it waits; then its event is there. */
     struct uaio_event event;
     struct uaio_iocb wait = at(pipes[0], UAIO_PREAD, in, 10, 0);
