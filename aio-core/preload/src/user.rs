@@ -73,6 +73,10 @@ impl Prober {
     }
 
     fn one(&self, address: usize) -> Result<(), Fault> {
+        // No address at all would be no argument; no program has anything in the first page.
+        if address < PAGE {
+            return Err(Fault);
+        }
         // No call of this sort has such a number, so the mask stays what it is.
         const NOTHING: usize = 0x7fff;
         let errno = match self.access {
@@ -92,6 +96,13 @@ impl Prober {
 pub(crate) fn is_of_program(address: usize, len_bytes: usize) -> bool {
     address.checked_add(len_bytes).is_some_and(|end| end <= USER_END)
 }
+
+/// A copy of a program's list of buffers.
+#[derive(Debug)]
+pub(crate) struct List(pub(crate) Box<[libc::iovec]>);
+
+// SAFETY: numbers, as far as this library is concerned: only the kernel looks there.
+unsafe impl Send for List {}
 
 /// Values of which any bytes are one.
 ///

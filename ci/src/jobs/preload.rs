@@ -61,13 +61,6 @@ pub fn build(debug: bool) -> Result<PathBuf> {
 
 /// Links the archive as the library `soname`.
 fn link(archive: &Path, library: &Path, soname: &str) -> Result<()> {
-    let versions = workspace_dir().join("aio-core/preload/versions.map");
-    let mut cc = Command::new("cc");
-    cc.arg("-shared").arg("-o").arg(library).arg(format!("-Wl,-soname,{soname}"));
-    cc.arg(format!("-Wl,--version-script={}", versions.display()));
-    // Its thread runs in it for ever, so it stays when it is closed (dlclose).
-    cc.args(["-Wl,-z,nodelete", "-Wl,-z,relro", "-Wl,-z,now", "-Wl,--gc-sections"]);
-    cc.arg("-Wl,--whole-archive").arg(archive).arg("-Wl,--no-whole-archive");
-    cc.args(["-lgcc_s", "-lc"]);
-    process::quiet(&mut cc)
+    let script = workspace_dir().join("aio-core/preload/link.sh");
+    process::quiet(Command::new("sh").arg(script).arg(archive).arg(library).arg(soname))
 }

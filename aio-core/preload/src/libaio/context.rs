@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::inline::Luck;
 use super::layout::{IoEvent, header};
 use super::ring::Ring;
 use crate::futex;
@@ -25,6 +26,7 @@ pub(crate) struct Context {
     shown: AtomicU64,
     /// Events that were ever put down; who holds it puts them down.
     tail: Mutex<u64>,
+    pub(super) luck: Luck,
     /// Who holds it takes events out. A program that reads the ring by itself does so in one thread.
     pub(super) reader: Mutex<()>,
     /// Threads in a futex wait for `wakes`, and in a poll of `paging`.
@@ -45,6 +47,7 @@ impl Context {
             claimed: AtomicU64::new(0),
             shown: AtomicU64::new(0),
             tail: Mutex::new(0),
+            luck: Luck::default(),
             reader: Mutex::new(()),
             waiters: AtomicU32::new(0),
             pollers: AtomicU32::new(0),

@@ -1,4 +1,5 @@
 //! Structures of the kernel's AIO: `include/uapi/linux/aio_abi.h`, and the ring of `fs/aio.c`.
+#![expect(unsafe_code, reason = "says of which structures any bytes are a value")]
 
 use crate::user::Plain;
 
@@ -30,9 +31,10 @@ const _: () = assert!(std::mem::offset_of!(Iocb, buf) == 24);
 const _: () = assert!(std::mem::offset_of!(Iocb, offset) == 40);
 const _: () = assert!(std::mem::offset_of!(Iocb, flags) == 56);
 
-#[expect(unsafe_code, reason = "says that any bytes are one")]
 // SAFETY: numbers, without padding.
 unsafe impl Plain for Iocb {}
+// SAFETY: four numbers.
+unsafe impl Plain for IoEvent {}
 
 /// `IOCB_CMD_…`.
 pub(crate) mod opcode {
@@ -94,6 +96,5 @@ pub(crate) struct AioSigset {
     pub(crate) sigsetsize: usize,
 }
 
-#[expect(unsafe_code, reason = "says that any bytes are one")]
 // SAFETY: two numbers.
 unsafe impl Plain for AioSigset {}

@@ -2,6 +2,7 @@
 
 mod context;
 pub(crate) mod exports;
+mod inline;
 pub(crate) mod layout;
 mod ring;
 mod setup;
@@ -22,6 +23,8 @@ pub(crate) struct Landing {
     /// The iocb's address, and its word.
     obj: u64,
     data: u64,
+    /// A poll, of which the kernel says 0 when it was cancelled.
+    is_poll: bool,
     /// The eventfd that is told.
     notice: Option<Arc<OwnedFd>>,
 }
@@ -48,7 +51,8 @@ pub(crate) struct Batch {
 impl Batch {
     /// Puts an event down.
     pub(crate) fn land(&mut self, landing: Landing, result: i64) {
-        let Landing { context, obj, data, notice } = landing;
+        let Landing { context, obj, data, is_poll, notice } = landing;
+        let result = if is_poll && result == -i64::from(libc::ECANCELED) { 0 } else { result };
         context.publish(IoEvent { data, obj, res: result, res2: 0 });
         if let Some(notice) = notice {
             match self.notices.iter_mut().find(|(one, _)| Arc::ptr_eq(one, &notice)) {

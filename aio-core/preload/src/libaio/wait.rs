@@ -1,5 +1,4 @@
 //! io_getevents(2) and io_pgetevents(2): events out of the ring, and waiting for them.
-#![expect(unsafe_code, reason = "waits with another signal mask")]
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
@@ -10,7 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::context::Context;
 use super::layout::IoEvent;
 use crate::futex::{self, Waited};
-use crate::user::{Fault, Plain, Prober};
+use crate::user::{Fault, Prober};
 
 /// As good as for ever, and no clock overflows.
 const FOR_EVER: Duration = Duration::from_secs(100 * 366 * 86_400);
@@ -27,9 +26,6 @@ pub(super) struct Wanted {
     /// The mask of signals during the wait, if it is another.
     pub(super) mask: Option<u64>,
 }
-
-// SAFETY: four numbers.
-unsafe impl Plain for IoEvent {}
 
 /// Takes at least `min_nr` events, unless the time is up before, and at most `nr`.
 pub(super) fn get_events(context: &Context, wanted: Wanted) -> Result<usize, i32> {

@@ -21,14 +21,17 @@ pub(crate) mod process;
 mod reactor;
 mod reply;
 mod service;
+mod spin;
 
 use std::os::fd::RawFd;
 
 use uaio_core::host::HostOp;
 
+use crate::user::List;
+
 pub(crate) use lines::{Order, Way};
 pub(crate) use process::service;
-pub(crate) use service::{Service, Which};
+pub(crate) use service::{Counters, Service, Which};
 
 /// One request of a program, checked, with where its result goes.
 #[derive(Debug)]
@@ -46,14 +49,6 @@ pub(crate) struct Operation {
     /// The list of a vectored transfer, to which `op` has the address.
     pub(crate) list: Option<List>,
 }
-
-/// A copy of a program's list of buffers.
-#[derive(Debug)]
-pub(crate) struct List(pub(crate) Box<[libc::iovec]>);
-
-#[expect(unsafe_code, reason = "addresses of the program's, which no thread owns")]
-// SAFETY: numbers, as far as this library is concerned: only the kernel looks there.
-unsafe impl Send for List {}
 
 /// Where a result goes.
 #[derive(Debug)]

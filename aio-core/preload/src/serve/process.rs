@@ -5,7 +5,7 @@
 //! service, and nothing of one is touched before it was read.
 #![expect(unsafe_code, reason = "a page that is wiped in a child, and signals")]
 
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
 
 use uaio_core::host::EngineError;
@@ -98,7 +98,11 @@ pub(crate) fn service() -> Result<&'static Service, &'static EngineError> {
         Err(error) => {
             ERROR.store(std::ptr::from_ref(*error).cast_mut(), Ordering::Release);
             word.store(REFUSED, Ordering::Release);
-            eprintln!("uaio: {error}; using the AIO of the C library and the kernel");
+            // Children that try again find the same, and need not say it again.
+            static SAID: AtomicBool = AtomicBool::new(false);
+            if !SAID.swap(true, Ordering::Relaxed) {
+                eprintln!("uaio: {error}; using the AIO of the C library and the kernel");
+            }
         }
     }
     futex::wake(word);

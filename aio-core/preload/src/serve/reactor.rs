@@ -1,13 +1,14 @@
 //! The reactor: the one thread that enters the ring.
 //!
 //! A turn takes what was submitted, asks the kernel for it in one call, puts results down, and tells whoever waits. For
-//! a while after the last work it looks again and again, then it sleeps in the ring, where its bell is armed.
+//! a while after the last work it looks again and again (`spin.rs`), then it sleeps in the ring, where its bell is armed.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uaio_core::host::{
     Cancel, Engine, EngineError, EngineOptions, HostDone, HostOp, HostRequest, OpId, Owner,
 };
@@ -18,15 +19,15 @@ use super::lines::{Lines, Place};
 use super::process::Quiet;
 use super::reply::{Cancelled, Reply};
 use super::service::{Counters, Message, Service, Which};
-use super::{Batch, Landing, List, Operation};
+use super::spin::Spin;
+use super::{Batch, Landing, Operation};
 use crate::number;
+use crate::user::List;
 
 /// Requests in the kernel at a time, to begin with.
 const DEPTH: usize = 256;
 /// Requests taken in, or answers, before the other side has its turn.
 const PORTION: usize = 256;
-/// How long it looks again and again after the last work. Waking a thread that sleeps costs the submitter as much.
-const SPIN: Duration = Duration::from_micros(30);
 /// How long it sleeps when nobody wakes it.
 const SLEEP: Duration = Duration::from_secs(60);
 /// How long a cancel waits for the kernel.
@@ -102,15 +103,17 @@ struct Reactor {
     cancels: u64,
     /// Writes and syncs that are not done.
     changing: usize,
+    /// The program runs under valgrind, which lets other threads run only in the calls that it knows to block, and
+    /// io_uring_enter(2) is none of them: then it naps elsewhere, for a millisecond at a time.
+    checked: bool,
 }
 
 impl Reactor {
     fn new(service: &'static Service) -> Result<Self, EngineError> {
         let options = EngineOptions { depth: DEPTH, workers: 0, owner: Owner::ThisThread };
         let mut engine = Engine::new(options)?;
-        let bell = service.bell.as_fd().as_raw_fd();
         // It stays armed, and is never read: each ring is an event of its own.
-        let fd = number::foreign(bell);
+        let fd = number::foreign(service.bell.as_fd().as_raw_fd());
         let poll = HostOp::Poll { fd, events: libc::POLLIN as u32, multishot: true };
         engine
             .start(BELL, poll.into())
@@ -128,19 +131,30 @@ impl Reactor {
             cancelling: Vec::new(),
             cancels: 0,
             changing: 0,
+            checked: std::env::var("LD_PRELOAD").is_ok_and(|list| list.contains("vgpreload")),
         })
     }
 
     fn run(&mut self) -> ! {
-        let mut last_work = Instant::now();
+        let (mut spin, mut last_work, mut looked) = (Spin::new(), Instant::now(), false);
         loop {
             if self.turn() {
-                last_work = Instant::now();
-            } else if last_work.elapsed() > SPIN {
-                self.sleep();
-                last_work = Instant::now();
+                let now = Instant::now();
+                // What comes with the last is no find.
+                if looked {
+                    spin.found(now - last_work);
+                }
+                (last_work, looked) = (now, false);
+            } else if spin.goes_on(last_work.elapsed()) {
+                looked = true;
+                // Others who want this processor have it: a program that has one thread for each, for instance.
+                std::thread::yield_now();
             } else {
-                std::hint::spin_loop();
+                if looked {
+                    spin.in_vain();
+                }
+                looked = true;
+                self.sleep();
             }
         }
     }
@@ -177,9 +191,18 @@ impl Reactor {
         let nothing = self.service.inbox.is_empty()
             && self.service.guard.asked().is_none()
             && !self.service.is_ending();
-        if nothing {
-            let timeout = if self.cancelling.is_empty() { SLEEP } else { CANCEL_MAX };
-            self.engine.commit_and_wait(timeout);
+        if nothing && self.checked {
+            let timeout = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+            let mut bell = [PollFd::new(&self.service.bell, PollFlags::IN)];
+            // Whatever ended it, the next turn looks at everything.
+            let _ = poll(&mut bell, Some(&timeout));
+            self.service.bell.hush();
+        } else if nothing {
+            self.engine.commit_and_wait(if self.cancelling.is_empty() {
+                SLEEP
+            } else {
+                CANCEL_MAX
+            });
         }
         self.service.bell.revoke_sleep();
     }

@@ -23,13 +23,9 @@ pub(crate) fn library(name: &str) -> PathBuf {
     });
     // Of several it is the last: cargo has just built it, or found that it needs not.
     let (_, archive) = archives.max().expect("cargo builds the archive with the tests");
-    let versions = Path::new(env!("CARGO_MANIFEST_DIR")).join("versions.map");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("link.sh");
     let library = folder(name).join("libuaio_preload.so");
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-Wl,-soname,libuaio_preload.so", "-Wl,-z,nodelete", "-Wl,-z,now"]);
-    cc.arg(format!("-Wl,--version-script={}", versions.display())).arg("-o").arg(&library);
-    cc.args(["-Wl,--gc-sections", "-Wl,--whole-archive"]).arg(archive);
-    done(cc.args(["-Wl,--no-whole-archive", "-lgcc_s", "-lc"]));
+    done(Command::new("sh").arg(script).args([&archive, &library]).arg("libuaio_preload.so"));
     library
 }
 
