@@ -19,10 +19,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -404,6 +407,23 @@ CHECK(a_pipe_that_does_not_wait, "read(2), EAGAIN: O_NONBLOCK, and the read woul
     REQUIRE(outcome(aio_read(&cb), &cb) == 0 && byte == 'x');
 }
 
+CHECK(a_device_that_does_not_wait, "read(2), EAGAIN: O_NONBLOCK, of an eventfd, a timerfd, inotify") {
+    uint64_t word = 7;
+    int fds[] = {eventfd(0, EFD_NONBLOCK), timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK), inotify_init1(IN_NONBLOCK)};
+    for (int i = 0; i < 3; i++) {
+        struct aiocb cb = block(fds[i], &word, 8, 0);
+        REQUIRE(fds[i] >= 0);
+        REQUIRE(outcome(aio_read(&cb), &cb) == EAGAIN);
+        cb.aio_lio_opcode = LIO_READ;
+        struct aiocb *list[] = {&cb};
+        REQUIRE(lio_listio(LIO_WAIT, list, 1, NULL) == -1 && errno == EIO && aio_error(&cb) == EAGAIN);
+    }
+    struct aiocb cb = block(fds[0], &word, 8, 0);
+    REQUIRE(outcome(aio_write(&cb), &cb) == 0);
+    word = 0;
+    REQUIRE(outcome(aio_read(&cb), &cb) == 0 && word == 7);
+}
+
 CHECK(devices, "aio_read, aio_write: of devices that have no end, and no bytes") {
     char bytes[100] = "x";
     struct aiocb cb = block(open("/dev/zero", O_RDWR), bytes, 100, 10);
@@ -497,6 +517,118 @@ CHECK(write_to_a_pipe_that_nobody_reads, "write(2), EPIPE: the reading end is cl
     close(ends[0]);
     struct aiocb cb = block(ends[1], &byte, 1, 0);
     REQUIRE(outcome(aio_write(&cb), &cb) == EPIPE);
+}
+
+static int drained_fd;
+static void *drain(void *total) {
+    char bytes[65536];
+    ssize_t len;
+    while ((len = read(drained_fd, bytes, sizeof bytes)) > 0) {
+        for (ssize_t i = 0; i < len; i++)
+            REQUIRE((unsigned char)bytes[i] == byte_at(*(size_t *)total + (size_t)i));
+        *(size_t *)total += (size_t)len;
+    }
+    return NULL;
+}
+
+CHECK(write_of_much_to_a_pipe, "write(2), pipe(7): where it may wait, a write goes on until all is written") {
+    enum { LEN = 3 << 20 };
+    unsigned char *bytes = malloc(LEN);
+    for (size_t i = 0; i < LEN; i++)
+        bytes[i] = byte_at(i);
+    for (int kind = 0; kind < 2; kind++) {
+        int ends[2];
+        size_t total = 0;
+        pthread_t thread;
+        REQUIRE((kind == 0 ? pipe(ends) : socketpair(AF_UNIX, SOCK_STREAM, 0, ends)) == 0);
+        drained_fd = ends[0];
+        struct aiocb cb = block(ends[1], bytes, LEN, 0);
+        REQUIRE(aio_write(&cb) == 0);
+        pause_ms(20);
+        REQUIRE(aio_error(&cb) == EINPROGRESS);
+        REQUIRE(pthread_create(&thread, NULL, drain, &total) == 0);
+        REQUIRE(ended(&cb) == 0 && aio_return(&cb) == LEN);
+        close(ends[1]);
+        REQUIRE(pthread_join(thread, NULL) == 0 && total == LEN);
+    }
+}
+
+CHECK(write_that_was_begun_is_cancelled, "uaio: of a write that moved a part before it was cancelled, the part is the "
+                                         "result, as of write(2) when it is interrupted") {
+    static char bytes[1 << 20];
+    int ends[2];
+    make_pipe(ends);
+    struct aiocb cb = block(ends[1], bytes, sizeof bytes, 0);
+    REQUIRE(aio_write(&cb) == 0);
+    pause_ms(20);
+    REQUIRE(aio_cancel(ends[1], &cb) == AIO_ALLDONE);
+    REQUIRE(aio_error(&cb) == 0);
+    REQUIRE(aio_return(&cb) == 65536);
+}
+
+CHECK(close_behind_a_sync, "close(2): does not wait for what waits on a pipe") {
+    for (int kind = 0; kind < 2; kind++) {
+        int ends[2];
+        char byte;
+        REQUIRE((kind == 0 ? pipe(ends) : socketpair(AF_UNIX, SOCK_STREAM, 0, ends)) == 0);
+        struct aiocb cb = block(ends[0], &byte, 1, 0), next = cb, sync = block(ends[0], NULL, 0, 0);
+        REQUIRE(aio_read(&cb) == 0 && aio_read(&next) == 0);
+        int queued = aio_fsync(O_SYNC, &sync);
+        double start = now();
+        REQUIRE(close(ends[0]) == 0);
+        REQUIRE(now() - start < 0.5);
+        REQUIRE(queued != 0 || ended(&sync) == EINVAL);
+    }
+}
+
+CHECK(close_behind_a_sync_of_a_file, "close(2), aio_fsync: what was queued is made stable, of the file that it was") {
+    for (int round = 0; round < 50; round++) {
+        int fd = new_file(5000, O_RDWR), ends[2];
+        struct aiocb sync = block(fd, NULL, 0, 0);
+        REQUIRE(aio_fsync(round % 2 ? O_SYNC : O_DSYNC, &sync) == 0);
+        REQUIRE(close(fd) == 0);
+        /* A sync of what gets its number would fail. */
+        make_pipe(ends);
+        REQUIRE(ends[0] == fd || ends[1] == fd);
+        REQUIRE(ended(&sync) == 0 && aio_return(&sync) == 0);
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
+static void *cancel_it(void *cb) { return (void *)(intptr_t)aio_cancel(((struct aiocb *)cb)->aio_fildes, cb); }
+CHECK(cancel_by_two_threads, "aio_cancel(3): AIO_CANCELED, or AIO_ALLDONE of one that was cancelled before") {
+    int ends[2];
+    char byte;
+    make_pipe(ends);
+    for (int round = 0; round < 200; round++) {
+        pthread_t thread;
+        void *other;
+        struct aiocb cb = block(ends[0], &byte, 1, 0);
+        REQUIRE(aio_read(&cb) == 0);
+        REQUIRE(pthread_create(&thread, NULL, cancel_it, &cb) == 0);
+        int own = aio_cancel(ends[0], &cb);
+        REQUIRE(pthread_join(thread, &other) == 0);
+        REQUIRE(own == AIO_CANCELED || own == AIO_ALLDONE);
+        REQUIRE((int)(intptr_t)other == AIO_CANCELED || (int)(intptr_t)other == AIO_ALLDONE);
+        REQUIRE(aio_error(&cb) == ECANCELED);
+    }
+}
+
+CHECK(close_behind_appends, "close(2): what was queued on a file is done all the same") {
+    enum { MANY = 1000 };
+    static struct aiocb cbs[MANY];
+    static char byte;
+    struct stat status;
+    int fd = new_file(0, O_RDWR | O_APPEND), kept = dup(fd);
+    for (int i = 0; i < MANY; i++) {
+        cbs[i] = block(fd, &byte, 1, 0);
+        REQUIRE(aio_write(&cbs[i]) == 0);
+    }
+    REQUIRE(close(fd) == 0);
+    for (int i = 0; i < MANY; i++)
+        REQUIRE(ended(&cbs[i]) == 0);
+    REQUIRE(fstat(kept, &status) == 0 && status.st_size == MANY);
 }
 
 /* ---- aio_fsync ---- */
@@ -1369,6 +1501,22 @@ CHECK(a_program_is_executed_with_requests_under_way, "exec(3): outstanding async
     }
     int status = status_of(child);
     REQUIRE(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+}
+
+CHECK(exit_does_not_wait_for_a_pipe, "exit(3): a write to a pipe that nobody reads does not hold it up") {
+    static char bytes[1 << 20];
+    pid_t child = fork();
+    if (child == 0) {
+        int ends[2];
+        make_pipe(ends);
+        struct aiocb cb = block(ends[1], bytes, sizeof bytes, 0);
+        REQUIRE(aio_write(&cb) == 0);
+        exit(7);
+    }
+    double start = now();
+    int status = status_of(child);
+    REQUIRE(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    REQUIRE(now() - start < 0.5);
 }
 
 CHECK(exit_with_requests_under_way, "_exit(2): outstanding asynchronous I/O is cancelled or completes; the process ends") {

@@ -9,9 +9,10 @@ use super::control::{Aiocb, Control, SigEvent, Status};
 use super::list::{self, Mode};
 use super::notice::Notice;
 use super::sleep::Deadline;
-use super::submit::{self, Action};
+use super::submit::{self, Action, Request};
 use super::suspend::{self, List};
 use crate::real::{self, Next};
+use crate::serve::Counters;
 use crate::serve::process::{self, State};
 
 /// What a function of `<aio.h>` returns: -1 and errno, or a result.
@@ -44,9 +45,15 @@ macro_rules! instead {
 fn one(block: *mut Aiocb, action: Action) -> Result<c_int, i32> {
     let service = process::service().map_err(|error| error.errno())?;
     let control = Control::new(block).ok_or(libc::EINVAL)?;
-    let operation = submit::request(control, action, None)?;
+    let request = submit::request(control, action, None)?;
     control.begin(service.generation());
-    service.submit(std::iter::once(operation));
+    match request {
+        Request::Queued(operation) => service.submit(std::iter::once(operation)),
+        Request::Here(here, landing) => {
+            Counters::count(&service.counters.posix);
+            landing.land_here(here.act());
+        }
+    }
     Ok(0)
 }
 

@@ -1,10 +1,14 @@
 //! Where a result goes: into its control block, then to whoever is to be told, then to the list that it was of.
-
-#![expect(unsafe_code, reason = "references that are handed from thread to thread")]
+#![expect(
+    unsafe_code,
+    reason = "references that are handed from thread to thread, and memory of the program's"
+)]
 
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+
+use uaio_core::host::Memory;
 
 use super::control::Control;
 use super::notice::Notice;
@@ -18,12 +22,58 @@ pub(crate) struct Landing {
     pub(super) control: Control,
     pub(super) notice: Notice,
     pub(super) group: Option<Arc<Group>>,
+    /// Of a write that is to move all, as write(2) does where it may wait.
+    pub(super) rest: Option<Rest>,
+}
+
+/// What of a write is still to be moved.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rest {
+    pub(super) address: usize,
+    pub(super) len_bytes: usize,
+    pub(super) moved_bytes: usize,
 }
 
 impl Landing {
+    /// Puts down what was done in the thread that asked for it, and tells it.
+    pub(super) fn land_here(self, result: Result<usize, i32>) {
+        self.control.land(result);
+        self.notice.tell();
+        if let Some(group) = self.group {
+            if result.is_err() {
+                group.fail();
+            }
+            if let Some(notice) = group.finish_one() {
+                notice.tell();
+            }
+        }
+        suspend::tell();
+    }
+
     /// The address of its control block.
     pub(crate) fn address(&self) -> usize {
         self.control.address()
+    }
+
+    /// What is still to be written after this result, if anything is.
+    pub(crate) fn rest_after(&mut self, result: i64) -> Option<Memory> {
+        let rest = self.rest.as_mut()?;
+        let moved =
+            usize::try_from(result).ok().filter(|moved| (1..rest.len_bytes).contains(moved))?;
+        rest.address += moved;
+        rest.len_bytes -= moved;
+        rest.moved_bytes += moved;
+        let address = std::ptr::with_exposed_provenance_mut(rest.address);
+        // SAFETY: what is left of the program's own, which it leaves alone until the request is over (aio(7)).
+        Some(unsafe { Memory::raw(address, rest.len_bytes) })
+    }
+
+    /// What the request came to, when this is the last result: what was moved, if anything was, as of write(2).
+    pub(crate) fn in_all(&self, result: i64) -> i64 {
+        match self.rest {
+            Some(Rest { moved_bytes, .. }) if moved_bytes > 0 => moved_bytes as i64 + result.max(0),
+            _ => result,
+        }
     }
 }
 
@@ -36,7 +86,7 @@ pub(crate) struct Batch {
 impl Batch {
     /// Puts a result down: what the system call of the same name returns, or a negative errno.
     pub(crate) fn land(&mut self, landing: Landing, result: i64) {
-        let Landing { control, notice, group } = landing;
+        let Landing { control, notice, group, rest: _ } = landing;
         control.land(usize::try_from(result).map_err(|_| result.unsigned_abs() as i32));
         notice.tell_from_reactor();
         if let Some(group) = group {

@@ -3,8 +3,9 @@
 use super::control::{Aiocb, Control};
 use super::landing::Group;
 use super::notice::Notice;
-use super::submit::{self, Action};
-use crate::serve::{Operation, Service};
+use super::submit::{self, Action, Request};
+use super::suspend;
+use crate::serve::{Counters, Operation, Service};
 
 /// Whether the call waits.
 #[derive(Clone, Copy, Debug)]
@@ -33,9 +34,14 @@ pub(super) fn submit(service: &Service, mode: Mode, list: &[*mut Aiocb]) -> Resu
         let request = action.and_then(|action| submit::request(control, action, Some(&group)));
         control.begin(service.generation());
         match request {
-            Ok(operation) => {
+            Ok(Request::Queued(operation)) => {
                 group.add();
                 operations.push(operation);
+            }
+            Ok(Request::Here(here, landing)) => {
+                group.add();
+                Counters::count(&service.counters.posix);
+                landing.land_here(here.act());
             }
             Err(errno) => {
                 control.land(Err(errno));
@@ -44,6 +50,10 @@ pub(super) fn submit(service: &Service, mode: Mode, list: &[*mut Aiocb]) -> Resu
         }
     }
     service.submit(operations.into_iter());
+    if refused {
+        // Those whose status says so already.
+        suspend::tell();
+    }
     // All are on their way: now the last of them may be the last.
     if let Some(notice) = group.finish_one() {
         notice.tell();

@@ -35,6 +35,11 @@
 //! | `directions_do_not_wait_for_each_other` | waits: one request at a time on a descriptor |
 //! | `waiting_pipes_hold_up_no_file` | waits: 20 threads, each held by a pipe |
 //! | `append_takes_any_offset` | EINVAL, though the offset does not count |
+//! | `write_that_was_begun_is_cancelled` | AIO_NOTCANCELED, until somebody reads |
+//! | `close_behind_a_sync` | EBADF of the sync |
+//! | `close_behind_a_sync_of_a_file` | EBADF, or a sync of what has the number now |
+//! | `cancel_by_two_threads` | AIO_NOTCANCELED |
+//! | `close_behind_appends` | EBADF of those that were queued |
 //! | `return_of_a_failure_sets_errno` | leaves errno alone |
 //! | `return_twice` | gives the result again |
 //! | `error_after_return` | gives the status again |

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uaio_core::host::{
     Cancel, Engine, EngineError, EngineOptions, HostDone, HostOp, HostRequest, OpId, Owner,
+    Position,
 };
 use uaio_driver::{Slots, Token};
 
@@ -75,7 +76,12 @@ struct Flight {
     changes: bool,
     /// The kernel has read it by the time it is issued; it is kept until the end for an issue that is put off.
     _list: Option<List>,
-    cancel: Option<u64>,
+    /// The cancels that wait for it.
+    cancels: Vec<u64>,
+    /// The kernel takes the file of a sync when it begins it, on a thread of its own, and not when it is given it.
+    is_sync: bool,
+    /// Its number may mean another file by now.
+    closed: bool,
 }
 
 /// A cancel that waits for the kernel.
@@ -233,8 +239,19 @@ impl Reactor {
     fn issue(&mut self, place: Place, operation: Operation) {
         let Operation { fd, op, priority, order: _, landing, list } = operation;
         let (is_poll, changes) = (matches!(op, HostOp::Poll { .. }), changes(&op));
-        let flight =
-            Flight { fd, place, landing, id: None, is_poll, changes, _list: list, cancel: None };
+        let is_sync = matches!(op, HostOp::Fsync { .. });
+        let flight = Flight {
+            fd,
+            place,
+            landing,
+            id: None,
+            is_poll,
+            changes,
+            _list: list,
+            cancels: Vec::new(),
+            is_sync,
+            closed: false,
+        };
         let token = match self.flights.insert(flight) {
             Ok(token) => token,
             Err(flight) => return self.finish(flight, -i64::from(libc::EAGAIN)),
@@ -259,11 +276,14 @@ impl Reactor {
         let mut done = std::mem::take(&mut self.done);
         let moved = self.engine.poll(PORTION, &mut done);
         for HostDone { token, result, op: _ } in done.drain(..) {
+            let result = match result {
+                Ok(value) => value.cast_signed(),
+                Err(errno) => -i64::from(errno.raw_os_error()),
+            };
+            if self.goes_on(token, result) {
+                continue;
+            }
             if let Some(flight) = self.flights.remove(token) {
-                let result = match result {
-                    Ok(value) => value.cast_signed(),
-                    Err(errno) => -i64::from(errno.raw_os_error()),
-                };
                 self.finish(flight, result);
             }
         }
@@ -272,17 +292,46 @@ impl Reactor {
         moved
     }
 
+    /// Issues the rest of a write that moved a part, if it is to move all; not when it is cancelled, or its number is
+    /// closed: then the part is the result.
+    fn goes_on(&mut self, token: Token, result: i64) -> bool {
+        let Some(flight) = self.flights.get_mut(token) else { return false };
+        let Landing::Control(landing) = &mut flight.landing else { return false };
+        if flight.closed || !flight.cancels.is_empty() {
+            return false;
+        }
+        let Some(memory) = landing.rest_after(result) else { return false };
+        let fd = number::foreign(flight.fd);
+        let op = HostOp::Write { fd, memory, at: Position::Current, flags: 0 };
+        match self.engine.start(token, HostRequest::from(op).once()) {
+            Ok(id) => {
+                flight.id = Some(id);
+                true
+            }
+            Err(refused) => {
+                if let Some(flight) = self.flights.remove(token) {
+                    self.finish(flight, -i64::from(refused.reason.errno()));
+                }
+                true
+            }
+        }
+    }
+
     /// A request is done.
     fn finish(&mut self, flight: Flight, result: i64) {
-        let Flight { fd, place, landing, changes, cancel, .. } = flight;
+        let Flight { fd, place, landing, changes, cancels, .. } = flight;
+        let result = match &landing {
+            Landing::Event(_) => result,
+            Landing::Control(landing) => landing.in_all(result),
+        };
         self.changing -= usize::from(changes);
         self.end(fd, landing, result);
         let mut ready = std::mem::take(&mut self.ready);
         self.lines.finished(fd, place, &mut ready);
         self.waiting.extend(ready.drain(..));
         self.ready = ready;
-        if let Some(at) = cancel {
-            self.came(at, result);
+        for name in cancels {
+            self.came(name, result);
         }
     }
 
@@ -300,24 +349,32 @@ impl Reactor {
     }
 
     /// Lets those go who wait to close a number of which the kernel has everything. What waits for its turn on a pipe or
-    /// socket of POSIX AIO may do so for ever and is cancelled, as close(2) there may; appends and syncs are waited for.
-    /// Says how many were cancelled.
+    /// socket may do so for ever and is cancelled, as close(2) there may; what waits on a file is waited for. Says how
+    /// many were cancelled.
     fn let_close(&mut self, asked: &Asked) -> usize {
         let mut cancelled = 0;
         for number in asked.numbers() {
-            let in_turn = |fd: RawFd, operation: &Operation| {
-                let in_turn = matches!(operation.order, super::Order::InTurn(_));
-                fd == number && in_turn && matches!(operation.landing, Landing::Control(_))
-            };
-            cancelled += self.withdraw(in_turn) as usize;
+            if self.lines.has_waiting(number) && !number::is_file(number) {
+                cancelled += self.withdraw(|fd, _| fd == number) as usize;
+            }
             self.service.contexts.forget_notice(self.service, number);
         }
         let all_taken = self.engine.is_all_taken() && self.waiting.is_empty();
-        let Self { service, lines, .. } = self;
+        let Self { service, lines, flights, .. } = self;
         service.guard.answer(asked, |number| {
-            let issued = all_taken && !lines.has_waiting(number);
+            let on_number = |flight: &Flight| flight.fd == number && !flight.closed;
+            let tokens = flights.tokens();
+            let is_sync = |flight: &Flight| on_number(flight) && flight.is_sync;
+            let syncing = tokens.iter().any(|token| flights.get(*token).is_some_and(is_sync));
+            let issued = all_taken && !syncing && !lines.has_waiting(number);
             if issued {
                 lines.part(number);
+                for token in tokens {
+                    if let Some(flight) = flights.get_mut(token).filter(|flight| on_number(flight))
+                    {
+                        flight.closed = true;
+                    }
+                }
             }
             issued
         });
@@ -347,7 +404,9 @@ impl Reactor {
                     is_poll,
                     changes,
                     _list: None,
-                    cancel: None,
+                    cancels: Vec::new(),
+                    is_sync: false,
+                    closed: false,
                 };
                 self.finish(flight, -i64::from(libc::ECANCELED));
                 count += 1;
@@ -369,10 +428,10 @@ impl Reactor {
             let wanted = which.is(flight.fd, &flight.landing);
             let Some(id) = flight.id.filter(|_| wanted) else { continue };
             // What a disk does it ends by itself, soon, and cannot be told not to.
-            if !flight.is_poll && number::is_file(flight.fd) || flight.cancel.is_some() {
+            if !flight.is_poll && number::is_file(flight.fd) {
                 answer.in_progress += 1;
-            } else if self.engine.cancel(id) == Cancel::Asked {
-                flight.cancel = Some(name);
+            } else if !flight.cancels.is_empty() || self.engine.cancel(id) == Cancel::Asked {
+                flight.cancels.push(name);
                 outstanding += 1;
             } else {
                 answer.done += 1;
@@ -408,9 +467,8 @@ impl Reactor {
             let mut answer = cancelling.answer;
             answer.in_progress += cancelling.outstanding;
             for token in flights.tokens() {
-                let flight = flights.get_mut(token);
-                if let Some(flight) = flight.filter(|one| one.cancel == Some(cancelling.name)) {
-                    flight.cancel = None;
+                if let Some(flight) = flights.get_mut(token) {
+                    flight.cancels.retain(|name| *name != cancelling.name);
                 }
             }
             cancelling.reply.answer(answer);
@@ -419,7 +477,11 @@ impl Reactor {
     }
 }
 
-/// Whether an operation leaves something behind, so that a process that ends waits for it.
+/// Whether an operation leaves something behind in a file, so that a process that ends waits for it.
 fn changes(op: &HostOp) -> bool {
-    matches!(op, HostOp::Write { .. } | HostOp::WriteV { .. } | HostOp::Fsync { .. })
+    match op {
+        HostOp::Write { at, .. } | HostOp::WriteV { at, .. } => matches!(at, Position::At(_)),
+        HostOp::Fsync { .. } => true,
+        _ => false,
+    }
 }
