@@ -63,6 +63,63 @@ fn whenever_the_fate_changes_while_requests_are_sent_again_each_is_answered_once
     }
 }
 
+/// Everything fails in passing, with a delay or without; at each look at the controller's state while
+/// that waits, is due or is sent again, the controller fails. The owner takes every slot it is given.
+#[test]
+fn whenever_the_fate_changes_while_failures_pass_each_is_answered_once() {
+    use crate::nvme::spec::Status;
+    let reset = Failure::TimedOut { qid: 0, waited_ms: 1 };
+    let delays = [2, 0, 0];
+    let lies = |round: u64| {
+        (0..6).map(move |index| {
+            let delay = (round >> index) as u16 & 1;
+            Lie::Status(Status(Status::COMMAND_INTERRUPTED.0 | delay << 11))
+        })
+    };
+    let mut tripped = 0;
+    // Every look at first, then those around the end of the delay of 200 ms.
+    for (round, looks) in (0..40).chain((40..700).step_by(29)).enumerate() {
+        for failure in [reset, Failure::Closed] {
+            let options = ModelOptions { retry_delays: delays, ..Default::default() };
+            // So many that it is never the last one that fails.
+            let how = ControllerOptions { retries_max: 250, ..Default::default() };
+            let rig = Rig::driven(options, how).unwrap();
+            let free = rig.pool.free_frames();
+            let namespace = rig.namespace();
+            let mut queue = open(&namespace, 7);
+            rig.model.lie(lies(round as u64));
+            send(&mut *queue, one_of_each(&rig));
+            *rig.controller.parts().fate.trip.lock().unwrap() = Some((looks, failure));
+            let (mut out, mut asked) = (Vec::new(), TOKENS.to_vec());
+            for token in 2000..2100 {
+                // Also after a reset, which ends the waiting of those before.
+                if token % 16 == 0 {
+                    rig.model.lie(lies(token * round as u64));
+                }
+                queue.poll(3, &mut out);
+                match queue.submit(rig.read(token)) {
+                    Ok(()) => asked.push(token),
+                    Err(Refused { request, .. }) => drop(request),
+                }
+                assert!(queue.in_flight() <= queue.depth(), "at look {looks}");
+                queue.commit();
+                rig.clock.advance(Duration::from_millis(5));
+            }
+            out.extend(wait(&rig, &mut *queue).0);
+            let answered: Vec<_> = results(&out).iter().map(|one| one.0).collect();
+            assert_eq!(answered, asked, "at look {looks}, {failure:?}");
+            if failure == reset {
+                assert!(out.iter().all(|done| done.result.is_ok()), "at look {looks}: {out:?}");
+            }
+            let trip = rig.controller.parts().fate.trip.lock().unwrap().take();
+            tripped += u32::from(trip.is_none());
+            drop((out, queue));
+            assert_eq!(rig.pool.free_frames(), free, "at look {looks}, {failure:?}");
+        }
+    }
+    assert!(tripped > 100, "{tripped} of the looks were there");
+}
+
 /// A reset comes between the look at the state and the sending again of what was aborted; the owner
 /// fills the queue up meanwhile.
 #[test]
