@@ -20,8 +20,8 @@
 //!   A block is a request from its submission until `aio_return`: before and after that it is EINVAL.
 //! * **Notice.** The status is final before anybody is told. A signal that the kernel has no room to queue
 //!   (RLIMIT_SIGPENDING) comes without its value. A function gets a thread of its own, with all signals open.
-//! * **Priority.** `aio_reqprio` lowers the priority that the disk sees (ioprio_set(2)) by up to three levels; the order
-//!   of a descriptor is by call.
+//! * **Priority.** `aio_reqprio` lowers the priority that the disk sees (ioprio_set(2)) by up to three levels; the
+//!   order of a descriptor is by call.
 //! * **Processes.** A child of fork(2) has none of its parent's requests; its own are its own.
 //!
 //! # Where it is not as the C library's
@@ -37,9 +37,9 @@
 //! | `append_takes_any_offset` | EINVAL, though the offset does not count |
 //! | `write_that_was_begun_is_cancelled` | AIO_NOTCANCELED, until somebody reads |
 //! | `close_behind_a_sync` | EBADF of the sync |
-//! | `close_behind_a_sync_of_a_file` | EBADF, or a sync of what has the number now |
+//! | `close_behind_a_sync_of_a_file` | now and then: EBADF, or a sync of what has the number now |
 //! | `cancel_by_two_threads` | AIO_NOTCANCELED |
-//! | `close_behind_appends` | EBADF of those that were queued |
+//! | `close_behind_appends` | now and then: EBADF of those that were queued |
 //! | `return_of_a_failure_sets_errno` | leaves errno alone |
 //! | `return_twice` | gives the result again |
 //! | `error_after_return` | gives the status again |
@@ -48,13 +48,13 @@
 //! | `suspend_for_a_time_that_is_none` | EAGAIN, at once or later |
 //! | `cancel_of_what_waits` | AIO_NOTCANCELED |
 //! | `list_of_less_than_nothing` | 0 |
-//! | `list_is_interrupted` | crashes: the threads write to a stack that is gone |
+//! | `list_is_interrupted` | now and then: crashes: the threads write to a stack that is gone |
 //! | `a_thread_is_signalled` | tells nobody |
 //! | `an_unknown_notification` | queues it, and tells nobody |
 //! | `a_thread_without_a_function` | queues it, and calls address 0 |
 //! | `a_child_has_asynchronous_io_of_its_own` | waits for threads that the child has not |
 //! | `a_child_inherits_no_request` | EINPROGRESS for ever |
-//! | `a_number_that_came_to_mean_another_file` | writes to the other file |
+//! | `a_number_that_came_to_mean_another_file` | now and then: writes to the other file |
 
 mod cancel;
 mod control;
