@@ -2,7 +2,7 @@
 //!
 //! The kernel's AIO goes on when its program has ended; io_uring's requests are cancelled then, those at least which the
 //! kernel has not begun. So a process that ends waits for its writes and syncs, up to two seconds. One that is killed, or
-//! becomes another by execve(2), does not.
+//! becomes another by a call that is not interposed (execl(3)), does not.
 #![expect(unsafe_code, reason = "symbols are exported by their names, and code runs at the end")]
 
 use std::ffi::c_int;
@@ -38,6 +38,28 @@ pub(crate) fn before_end() {
         let _ = write_line(&mut line, pid, service);
         append(path.expose_provenance(), &line.bytes[..line.len]);
     }
+}
+
+/// To be called when the process is about to become another program, or to end in a way of its own.
+pub(crate) fn before_exec() {
+    if let Some(service) = process::running()
+        && service.is_of_this_process()
+    {
+        service.settle(SETTLE_MAX);
+    }
+}
+
+/// Whether all threads of the program have ended, the first by pthread_exit(3), so that the process would have, too, if it
+/// were not for the reactor.
+pub(crate) fn is_alone() -> bool {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return false };
+    let alive = tasks.flatten().filter(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The name is in parentheses, and may have any in it.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    });
+    alive.count() == 1
 }
 
 /// A line that needs no memory from anybody.

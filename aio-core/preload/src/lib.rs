@@ -6,6 +6,7 @@ mod files;
 mod futex;
 mod libaio;
 mod number;
+mod own;
 mod posix;
 mod real;
 mod serve;

@@ -2,10 +2,12 @@
 #![expect(unsafe_code, reason = "numbers that the program owns are used as descriptors")]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 
 use rustix::fs::{FileType, OFlags};
 use uaio_core::host::Descriptor;
+
+use crate::own::OwnFd;
 
 /// The number as something to ask about, for the time of one call.
 fn borrow<T>(
@@ -43,9 +45,11 @@ pub(crate) fn foreign(fd: RawFd) -> Descriptor {
 }
 
 /// A descriptor of our own for an eventfd: EBADF, or EINVAL for any other kind, as `eventfd_ctx_fdget` in fs/eventfd.c.
-pub(crate) fn eventfd(fd: RawFd) -> Result<OwnedFd, i32> {
-    let own = borrow(fd, |fd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 0))
-        .map_err(rustix::io::Errno::raw_os_error)?;
+pub(crate) fn eventfd(fd: RawFd) -> Result<OwnFd, i32> {
+    if fd < 0 {
+        return Err(libc::EBADF);
+    }
+    let own = OwnFd::duplicate_of(fd)?;
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&own));
     match std::fs::read_link(link) {
         Ok(name) if name.as_os_str() != "anon_inode:[eventfd]" => Err(libc::EINVAL),

@@ -612,6 +612,84 @@ static void numbers(void)
 	IS(0, destroy(context), "destroy after numbers");
 }
 
+/* A child of vfork shares the memory, and closes numbers of its own; a stream closes its number without calling close;
+   a daemon closes all numbers; a program that becomes another has written what it submitted. */
+static void others_that_close(void)
+{
+	aio_context_t context = context_of(64);
+	char path[256], wrong[256], data[64];
+	snprintf(path, sizeof path, "%s.stream", file_path);
+	snprintf(wrong, sizeof wrong, "%s.wrong", file_path);
+	memset(data, 's', sizeof data);
+	int misplaced = 0;
+	struct io_event events[32];
+	for (int round = 0; round < 50; round++) {
+		FILE *stream = fopen(path, "w");
+		int fd = fileno(stream);
+		struct iocb writes[32], *list[32];
+		for (int i = 0; i < 32; i++) {
+			writes[i] = iocb_of(IOCB_CMD_PWRITE, fd, data, 64, 64 * i);
+			list[i] = &writes[i];
+		}
+		long sent = submit(context, 32, list);
+		fclose(stream);
+		int other = open(wrong, O_RDWR | O_CREAT | O_TRUNC, 0600);
+		long good = 0;
+		if (getevents(context, sent, 32, events, NULL) == sent)
+			for (long i = 0; i < sent; i++)
+				good += events[i].res == 64;
+		misplaced += sent < 1 || other != fd || good != sent || lseek(other, 0, SEEK_END) != 0;
+		close(other);
+	}
+	IS(0, misplaced, "a stream that is closed keeps its writes");
+	unlink(path);
+	int ends[2];
+	if (pipe(ends) != 0)
+		exit(2);
+	struct iocb iocb = iocb_of(IOCB_CMD_POLL, ends[0], (void *)POLLIN, 0, 0), *list[1] = { &iocb };
+	IS(1, submit(context, 1, list), "a poll is submitted before a vfork");
+	pid_t child = vfork();
+	if (child == 0) {
+		close(ends[0]);
+		dup2(ends[1], ends[0]);
+		_exit(3);
+	}
+	int status = -1;
+	waitpid(child, &status, 0);
+	check(WIFEXITED(status) && WEXITSTATUS(status) == 3, "a child of vfork closes its own numbers", "%x", status);
+	if (write(ends[1], "x", 1) != 1)
+		exit(2);
+	IS(1, getevents(context, 1, 1, events, NULL), "and nothing of its parent's is touched");
+	check(events[0].res & POLLIN, "as the event says", "%ld", (long)events[0].res);
+	fflush(stdout);
+	child = fork();
+	if (child == 0) {
+		aio_context_t own = 0;
+		char in[64];
+		int bad = setup(4, &own) != 0, fd;
+		struct io_event event;
+		close_range(3, ~0U, 0);
+		for (fd = 3; fd < 1100; fd++)
+			close(fd);
+		fd = open(wrong, O_RDWR | O_CREAT | O_TRUNC, 0600);
+		bad |= (fd != 3) << 1;
+		struct timespec long_ = { 5, 0 };
+		for (int i = 0; i < 20; i++) {
+			usleep(3000);
+			struct iocb back = iocb_of(IOCB_CMD_PREAD, fd, in, 64, 0), *one_[1] = { &back };
+			bad |= (submit(own, 1, one_) != 1) << 2;
+			bad |= (getevents(own, 1, 1, &event, &long_) != 1 || event.res != 0) << 3;
+		}
+		bad |= (lseek(fd, 0, SEEK_END) != 0) << 4;
+		_exit(bad);
+	}
+	waitpid(child, &status, 0);
+	check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a program that closes all numbers goes on", "%x", status);
+	unlink(wrong);
+	close(ends[0]); close(ends[1]);
+	IS(0, destroy(context), "destroy after others that close");
+}
+
 static void *reads_much(void *argument)
 {
 	aio_context_t context = *(aio_context_t *)argument;
@@ -724,7 +802,8 @@ static void children(void)
 				_exit(0);
 			if (way == 1)
 				exit(0);
-			execl("/bin/true", "true", NULL);
+			char *words[] = { "true", NULL };
+			execv("/bin/true", words);
 			_exit(7);
 		}
 		double start = now();
@@ -732,9 +811,10 @@ static void children(void)
 		check(WIFEXITED(status) && WEXITSTATUS(status) == 0 && now() - start < 5,
 		      way == 0 ? "_exit with requests in progress" : way == 1 ? "exit with requests in progress" : "exec with requests in progress",
 		      "%x in %f s", status, now() - start);
-		if (way < 2) {
+		{
 			int to = open(path, O_RDONLY);
-			IS(1 << 20, lseek(to, 0, SEEK_END), way == 0 ? "what was written before _exit is there" : "what was written before exit is there");
+			IS(1 << 20, lseek(to, 0, SEEK_END), way == 0 ? "what was written before _exit is there"
+			   : way == 1 ? "what was written before exit is there" : "what was written before exec is there");
 			close(to);
 		}
 		unlink(path);
@@ -829,6 +909,7 @@ int main(int count, char **arguments)
 	polls();
 	notices();
 	numbers();
+	others_that_close();
 	threads();
 	children();
 	cancelled_threads();

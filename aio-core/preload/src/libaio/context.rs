@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 
@@ -12,6 +12,7 @@ use super::inline::Luck;
 use super::layout::{IoEvent, header};
 use super::ring::Ring;
 use crate::futex;
+use crate::own::OwnFd;
 use crate::serve::Service;
 use crate::user::{self, Prober};
 
@@ -33,10 +34,10 @@ pub(crate) struct Context {
     pub(super) waiters: AtomicU32,
     pub(super) pollers: AtomicU32,
     pub(super) wakes: AtomicU32,
-    pub(super) paging: OnceLock<OwnedFd>,
+    pub(super) paging: OnceLock<OwnFd>,
     dead: AtomicBool,
     /// The eventfd that iocbs named last, by the number that the program has for it, and ours.
-    notice: Mutex<Option<(RawFd, Arc<OwnedFd>)>>,
+    notice: Mutex<Option<(RawFd, Arc<OwnFd>)>>,
 }
 
 impl Context {
@@ -80,9 +81,12 @@ impl Context {
             // The head first: what it is behind has been shown.
             let head = self.ring.head();
             let shown = self.shown.load(Ordering::Acquire);
-            if claimed.wrapping_sub(shown) + u64::from(self.unread(head, shown))
-                >= u64::from(self.capacity())
-            {
+            let Some(in_progress) = claimed.checked_sub(shown) else {
+                // Others have claimed since, and those are done already.
+                claimed = self.claimed.load(Ordering::Relaxed);
+                continue;
+            };
+            if in_progress + u64::from(self.unread(head, shown)) >= u64::from(self.capacity()) {
                 return false;
             }
             let next = claimed.wrapping_add(1);
@@ -106,7 +110,7 @@ impl Context {
     /// Requests in progress.
     pub(super) fn in_progress(&self) -> u64 {
         let shown = self.shown.load(Ordering::Acquire);
-        self.claimed.load(Ordering::Acquire).wrapping_sub(shown)
+        self.claimed.load(Ordering::Acquire).saturating_sub(shown)
     }
 
     /// Waits with `wait`, which is given the word to wait on and what it was, until nothing is in progress.
@@ -173,7 +177,7 @@ impl Context {
     }
 
     /// Our descriptor for the eventfd that the program has as `fd`.
-    pub(super) fn notice(&self, service: &Service, fd: RawFd) -> Result<Arc<OwnedFd>, i32> {
+    pub(super) fn notice(&self, service: &Service, fd: RawFd) -> Result<Arc<OwnFd>, i32> {
         let mut notice = self.notice.lock();
         if let Some((number, own)) = &*notice
             && *number == fd

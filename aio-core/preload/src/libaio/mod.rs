@@ -9,12 +9,14 @@ mod setup;
 mod submit;
 mod wait;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use context::Context;
 pub(crate) use context::Contexts;
 use layout::IoEvent;
+
+use crate::own::OwnFd;
 
 /// Where the result of an iocb goes.
 #[derive(Debug)]
@@ -26,7 +28,7 @@ pub(crate) struct Landing {
     /// A poll, of which the kernel says 0 when it was cancelled.
     is_poll: bool,
     /// The eventfd that is told.
-    notice: Option<Arc<OwnedFd>>,
+    notice: Option<Arc<OwnFd>>,
 }
 
 impl Landing {
@@ -45,7 +47,7 @@ impl Landing {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     contexts: Vec<Arc<Context>>,
-    notices: Vec<(Arc<OwnedFd>, u64)>,
+    notices: Vec<(Arc<OwnFd>, u64)>,
 }
 
 impl Batch {
@@ -77,7 +79,7 @@ impl Batch {
 }
 
 /// Adds to an eventfd, unless that would wait: one that is full is readable already.
-fn tell(eventfd: &OwnedFd, count: u64) {
+fn tell(eventfd: &OwnFd, count: u64) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(eventfd, PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -34,10 +34,7 @@ impl Ring {
         let bytes = RING_HEADER_BYTES + (events as usize + 2) * size_of::<IoEvent>();
         let len_bytes = bytes.next_multiple_of(PAGE);
         let nr = ((len_bytes - RING_HEADER_BYTES) / size_of::<IoEvent>()) as u32;
-        let memory = memfd_create("[aio]", MemfdFlags::CLOEXEC)?;
-        ftruncate(&memory, len_bytes as u64)?;
-        let ours = map(&memory, len_bytes)?;
-        let user = map(&memory, len_bytes).inspect_err(|_| unmap(ours, len_bytes))?;
+        let (ours, user) = twice(len_bytes)?;
         let ring = Self { ours, user, len_bytes, nr };
         let at = std::ptr::with_exposed_provenance_mut(ours);
         // SAFETY: the mapping that was just made. A child of fork(2) does not need it.
@@ -125,9 +122,28 @@ impl Drop for Ring {
     }
 }
 
-fn map(memory: &OwnedFd, len_bytes: usize) -> io::Result<usize> {
+/// New memory, at two addresses.
+fn twice(len_bytes: usize) -> io::Result<(usize, usize)> {
+    let ours = map(None, len_bytes)?;
+    let at = std::ptr::with_exposed_provenance_mut(ours);
+    // SAFETY: shared memory that was just made: of a length of nothing mremap(2) makes a second mapping.
+    let user = unsafe { libc::mremap(at, 0, len_bytes, libc::MREMAP_MAYMOVE) };
+    if user != libc::MAP_FAILED {
+        return Ok((ours, user.expose_provenance()));
+    }
+    unmap(ours, len_bytes);
+    // valgrind does not know that; a file in memory counts against the size that the process's files may have.
+    let memory = memfd_create("[aio]", MemfdFlags::CLOEXEC)?;
+    ftruncate(&memory, len_bytes as u64)?;
+    let ours = map(Some(&memory), len_bytes)?;
+    let user = map(Some(&memory), len_bytes).inspect_err(|_| unmap(ours, len_bytes))?;
+    Ok((ours, user))
+}
+
+fn map(memory: Option<&OwnedFd>, len_bytes: usize) -> io::Result<usize> {
     let access = libc::PROT_READ | libc::PROT_WRITE;
-    let (flags, fd) = (libc::MAP_SHARED | libc::MAP_POPULATE, memory.as_raw_fd());
+    let (kind, fd) = memory.map_or((libc::MAP_ANONYMOUS, -1), |memory| (0, memory.as_raw_fd()));
+    let flags = libc::MAP_SHARED | libc::MAP_POPULATE | kind;
     // SAFETY: new memory, wherever the kernel likes.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), len_bytes, access, flags, fd, 0) };
     if at == libc::MAP_FAILED {

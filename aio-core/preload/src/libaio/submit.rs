@@ -7,7 +7,6 @@
     reason = "operations carry the program's addresses, which the kernel checks"
 )]
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
@@ -17,6 +16,7 @@ use super::context::Context;
 use super::inline;
 use super::layout::{FLAG_IOPRIO, FLAG_RESFD, IoEvent, Iocb, opcode};
 use crate::number;
+use crate::own::OwnFd;
 use crate::serve::{self, Counters, Operation, Order, Service, Way};
 use crate::user::{self, List, Prober};
 
@@ -160,7 +160,7 @@ impl Submission<'_> {
         true
     }
 
-    fn notice(&self, iocb: &Iocb) -> Result<Option<Arc<OwnedFd>>, i32> {
+    fn notice(&self, iocb: &Iocb) -> Result<Option<Arc<OwnFd>>, i32> {
         match iocb.flags & FLAG_RESFD {
             0 => Ok(None),
             _ => self.context.notice(self.service, iocb.resfd).map(Some),

@@ -100,7 +100,8 @@ impl<'a> Waits<'a> {
             Some(_) => {
                 if context.paging.get().is_none() {
                     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-                    let own = eventfd(0, flags).map_err(rustix::io::Errno::raw_os_error)?;
+                    let new = eventfd(0, flags).map_err(rustix::io::Errno::raw_os_error)?;
+                    let own = crate::own::OwnFd::duplicate_of(new.as_raw_fd())?;
                     // Another thread may have been faster.
                     let _ = context.paging.set(own);
                 }

@@ -36,6 +36,11 @@ thread_local! {
 pub(crate) struct Inside(bool);
 
 impl Inside {
+    /// Whether this thread is.
+    pub(crate) fn is() -> bool {
+        INSIDE.try_with(Cell::get).unwrap_or(true)
+    }
+
     pub(crate) fn enter() -> Self {
         // A thread that is ending has no such words any more, and no handler that would need it.
         Self(INSIDE.try_with(|inside| inside.replace(true)).unwrap_or(true))
@@ -83,8 +88,8 @@ impl Guard {
         self.counter(fd).fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How far from the first of a range there is anything to look at: numbers share counters, so a lap shows all.
-    pub(crate) fn highest(&self) -> u32 {
+    /// How many numbers have counters of their own; further ones share them.
+    pub(crate) fn lap(&self) -> u32 {
         COUNTERS as u32
     }
 
@@ -96,7 +101,7 @@ impl Guard {
 
     /// Waits until the kernel has whatever was submitted on this number. Async-signal-safe.
     pub(crate) fn before_close(&self, fd: RawFd, bell: &Doorbell) {
-        if INSIDE.try_with(Cell::get).unwrap_or(true) {
+        if Inside::is() {
             return;
         }
         let slot = loop {

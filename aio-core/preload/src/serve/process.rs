@@ -63,6 +63,7 @@ pub(crate) fn state() -> State {
     // SAFETY: once it is there it stays.
     match unsafe { page.as_ref() }.map(|word| word.load(Ordering::Acquire)) {
         Some(REFUSED) => State::Refused,
+        None if !ERROR.load(Ordering::Acquire).is_null() => State::Refused,
         _ => State::Absent,
     }
 }
@@ -76,7 +77,10 @@ pub(crate) fn service() -> Result<&'static Service, &'static EngineError> {
     if let Some(service) = running() {
         return Ok(service);
     }
-    let word = page().map_err(|error| leak(EngineError::Os(error)))?;
+    let word = match page() {
+        Ok(word) => word,
+        Err(error) => return Err(refuse_for_good(error)),
+    };
     loop {
         match word.compare_exchange(ABSENT, STARTING, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => break,
@@ -101,7 +105,7 @@ pub(crate) fn service() -> Result<&'static Service, &'static EngineError> {
             // Children that try again find the same, and need not say it again.
             static SAID: AtomicBool = AtomicBool::new(false);
             if !SAID.swap(true, Ordering::Relaxed) {
-                eprintln!("uaio: {error}; using the AIO of the C library and the kernel");
+                say(format!("uaio: {error}; using the AIO of the C library and the kernel\n"));
             }
         }
     }
@@ -110,10 +114,18 @@ pub(crate) fn service() -> Result<&'static Service, &'static EngineError> {
 }
 
 fn start() -> Result<&'static Service, &'static EngineError> {
+    crate::own::none();
+    let _high = crate::own::High::new();
     let service = Service::new().map_err(|error| leak(EngineError::Os(error)))?;
     let service: &'static Service = Box::leak(Box::new(service));
     reactor::start(service).map_err(leak)?;
     Ok(service)
+}
+
+/// Writes a line to stderr, as far as that is possible.
+fn say(line: String) {
+    let at = line.as_ptr().expose_provenance();
+    let _ = crate::real::raw(libc::SYS_write, [2, at, line.len(), 0, 0, 0]);
 }
 
 /// For the rest of the process.
@@ -121,10 +133,28 @@ fn leak(error: EngineError) -> &'static EngineError {
     Box::leak(Box::new(error))
 }
 
+/// There is no page that is wiped in a child (before Linux 4.14): neither this process nor its children get a service.
+fn refuse_for_good(error: std::io::Error) -> &'static EngineError {
+    let old = ERROR.load(Ordering::Acquire);
+    // SAFETY: never freed.
+    if let Some(error) = unsafe { old.as_ref() } {
+        return error;
+    }
+    say(format!(
+        "uaio: no memory that is wiped on fork: {error}; using the AIO of the C library and the kernel\n"
+    ));
+    let error = leak(EngineError::Os(error));
+    ERROR.store(std::ptr::from_ref(error).cast_mut(), Ordering::Release);
+    error
+}
+
 /// The page, which is made once and inherited.
 fn page() -> std::io::Result<&'static AtomicU32> {
     let mut page = PAGE.load(Ordering::Acquire);
     if page.is_null() {
+        if !ERROR.load(Ordering::Acquire).is_null() {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        }
         let new = wiped_page()?;
         match PAGE.compare_exchange(page, new, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => page = new,
@@ -147,7 +177,10 @@ fn wiped_page() -> std::io::Result<*mut AtomicU32> {
     }
     // SAFETY: the page that was just made.
     if unsafe { libc::madvise(at, LEN, libc::MADV_WIPEONFORK) } != 0 {
-        return Err(std::io::Error::last_os_error());
+        let error = std::io::Error::last_os_error();
+        // SAFETY: as above; nobody else knows it.
+        unsafe { libc::munmap(at, LEN) };
+        return Err(error);
     }
     Ok(at.cast())
 }

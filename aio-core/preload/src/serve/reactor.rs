@@ -29,8 +29,10 @@ use crate::user::List;
 const DEPTH: usize = 256;
 /// Requests taken in, or answers, before the other side has its turn.
 const PORTION: usize = 256;
-/// How long it sleeps when nobody wakes it.
-const SLEEP: Duration = Duration::from_secs(60);
+/// How long it sleeps when nobody wakes it; then it looks whether the program is still there.
+const SLEEP: Duration = Duration::from_secs(2);
+/// Its stack, of which the C library takes the thread-local data of the program.
+const STACK: usize = 2 << 20;
 /// How long a cancel waits for the kernel.
 const CANCEL_MAX: Duration = Duration::from_secs(1);
 /// The word of the wait for the bell; no slot has it.
@@ -40,7 +42,7 @@ const BELL: Token = Token { slot: u32::MAX >> 4, generation: u32::MAX };
 pub(super) fn start(service: &'static Service) -> Result<(), EngineError> {
     let (tell, told) = mpsc::sync_channel(1);
     let _quiet = Quiet::new();
-    let thread = std::thread::Builder::new().name("uaio-aio".into()).stack_size(256 << 10);
+    let thread = std::thread::Builder::new().name("uaio-aio".into()).stack_size(STACK);
     thread.spawn(move || {
         // This thread waits for nobody, in a close least of all: it would be for itself.
         let _inside = Inside::enter();
@@ -124,6 +126,8 @@ impl Reactor {
         engine
             .start(BELL, poll.into())
             .map_err(|refused| std::io::Error::from_raw_os_error(refused.reason.errno()))?;
+        crate::own::keep(service.bell.as_fd());
+        crate::own::keep(engine.event_fd());
         Ok(Self {
             service,
             engine,
@@ -204,11 +208,15 @@ impl Reactor {
             let _ = poll(&mut bell, Some(&timeout));
             self.service.bell.hush();
         } else if nothing {
+            let began = Instant::now();
             self.engine.commit_and_wait(if self.cancelling.is_empty() {
                 SLEEP
             } else {
                 CANCEL_MAX
             });
+            if self.flights.is_empty() && began.elapsed() >= SLEEP && crate::end::is_alone() {
+                std::process::exit(0);
+            }
         }
         self.service.bell.revoke_sleep();
     }

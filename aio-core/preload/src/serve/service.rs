@@ -160,6 +160,10 @@ impl Service {
     /// For a process that ends: waits until writes and syncs that were submitted are done, so long at most.
     /// Async-signal-safe.
     pub(crate) fn settle(&self, most: Duration) {
+        if Inside::is() {
+            // The reactor itself, or a handler that interrupted a submission.
+            return;
+        }
         self.last.store(ASKED, Ordering::SeqCst);
         self.bell.wake();
         let step = Duration::from_millis(10);
