@@ -391,6 +391,9 @@ impl<'a> World<'a> {
         assert!(lost || done.data.frames.len() == asked.frames, "its frames did not come back");
         assert!(self.clock.now() - asked.since < PATIENCE, "{token} took too long");
         let ok = done.result.is_ok();
+        // A reset of the subsystem may lose what the volatile cache held, and is told of: blocks hold
+        // what they held at some time before.
+        self.tainted |= self.namespace.controller().error_statistics().subsystem_resets > 0;
         if let Err(error) = done.result
             && error.kind == IoErrorKind::Cancelled
         {
