@@ -107,7 +107,7 @@ impl Context {
     pub(crate) fn for_call(shared: Arc<Shared>) -> Self {
         let kept = shared.calls.pop();
         let queue = kept.unwrap_or_else(|| EventQueue::new(shared.next_context(), 1, None));
-        // It is for volumes, which look at nobody's.
+        // Volumes look at nobody's, and an operation of the host has those of its `Host`.
         Self { queue, shared, credentials: RwLock::default(), given_up: false }
     }
 

@@ -99,7 +99,7 @@
 //!
 //! | what | asked for by | here | tests |
 //! |---|---|---|---|
-//! | submit and complete split | Bhattacharya 2003, LaHaise 2004 | [`Context::submit`], [`Event`] | `submit_and_complete_are_the_two_halves_of_every_operation` |
+//! | submit and complete split | Bhattacharya 2003, LaHaise 2004 | [`Context::submit`], [`Event`] | `submit_and_complete_are_the_two_halves_of_every_operation`; the synchronous calls of [`Handle`] and [`Host::call`]: `tests/calls.rs` |
 //! | retry-based buffered I/O | *Filesystem AIO*, 2003, 2006 | reads and writes of a cached [`Handle`] | `submit_never_blocks`, `buffered_operations_that_need_the_device_never_block_the_submitter`, `writes_that_extend_and_allocate_on_a_file_never_block_the_submitter` |
 //! | fsync, fdatasync, range sync | *aio_fsync* 2004, 2006; LaHaise 2016; Hellwig 2018 | [`Iocb::fsync`], [`Iocb::fdatasync`], [`Iocb::sync_range`]; for the host [`host`] | `many_syncs_at_once_share_one_flush`, `a_file_is_made_stable_as_a_whole_and_by_range` |
 //! | minimum, maximum, timeout | io_getevents(2) | [`Context::get_events`] | `get_events_keeps_to_min_max_and_timeout`, `tests/ends.rs`, `every_event_reaches_exactly_one_of_many_waiting_threads` |
@@ -110,7 +110,7 @@
 //! | sockets and pipes | road map of 2006, part 4 | [`Iocb::host`] | `tests/host_sockets.rs`, `a_descriptor_and_a_volume_share_a_context` |
 //! | operations on names; readahead | LaHaise 2016 | [`Iocb::host`]; [`Iocb::readahead`] | `names_are_made_moved_linked_and_removed`, `readahead_is_done_when_the_pages_are_there` |
 //! | arbitrary system calls | syslets, acall, 2007 to 2016 | [`host::Call`]; [`Context::refresh_credentials`] | `a_system_call_is_made_with_what_its_arguments_own`, `tests/host_settled.rs`, `tests/credentials.rs` |
-//! | cancellation | LaHaise 2016 | [`Context::cancel`], [`Context::cancel_all`], [`Handle::cancel_all`], [`Host::cancel_descriptor`] | `tests/cancel.rs`, `a_cancel_reaches_the_device_for_what_it_does_for_the_command_alone`, `a_call_that_a_worker_has_begun_is_interrupted_where_it_waits`, `tests/ticket_loom.rs`, `what_waits_at_a_descriptor_is_cancelled_by_ticket_by_descriptor_and_by_context` |
+//! | cancellation | LaHaise 2016 | [`Context::cancel`], [`Context::cancel_all`], [`Handle::cancel_all`], [`Host::cancel_descriptor`] | `tests/cancel.rs`, `a_cancel_reaches_the_device_for_what_it_does_for_the_command_alone`, `a_call_that_a_worker_has_begun_is_interrupted_where_it_waits`, `tests/ticket_loom.rs`, `what_waits_at_a_descriptor_is_cancelled_by_ticket_by_descriptor_and_by_context`; a borrow that timed out ([`Handle::pread_within`] and its like): `a_read_whose_time_is_up_is_detached_at_once_from_a_device_that_is_stuck_and_answers_late`, `a_direct_write_whose_time_is_up_returns_when_the_device_has_let_go_of_it_and_not_before` |
 //! | priorities, deadlines, links, timeouts | aio_reqprio; io_uring | [`Iocb::with_priority`], [`Iocb::with_timeout`], [`Iocb::then`] | `tests/chains.rs`, `a_chain_goes_from_the_host_to_a_volume_and_back` |
 //! | a depth that is a promise | io_setup(2), io_submit(2) | [`ContextOptions::events`], [`Context::submit_all`] | `submit_all_takes_as_many_as_there_is_room_for`, `a_chain_has_all_its_slots_or_is_refused_whole` |
 //! | a completion ring in user memory | aio-2.5's mmapped ring | [`Context::get_events`] takes from it | `tests/ring_loom.rs` |
