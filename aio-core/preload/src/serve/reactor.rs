@@ -157,8 +157,7 @@ impl Reactor {
                 (last_work, looked) = (now, false);
             } else if spin.goes_on(last_work.elapsed()) {
                 looked = true;
-                // Others who want this processor have it: a program that has one thread for each, for instance.
-                std::thread::yield_now();
+                std::hint::spin_loop();
             } else {
                 if looked {
                     spin.in_vain();
