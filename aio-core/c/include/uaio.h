@@ -240,7 +240,7 @@ enum uaio_cancel_result {
 int uaio_cancel(uaio_context_t context, struct uaio_iocb *iocb);
 
 /* Cancels all that was submitted to this context on fd, a descriptor of the host or with UAIO_F_VOLUME in flags a
- * volume, and is not over; of two descriptors the one that bytes are from, and nothing that is on names. What is
+ * volume, and is not over; of two descriptors the one that bytes are from, no UAIO_CLOSE, and nothing that is on names. What is
  * linked behind it ends with it. Says how many there were, a chain as one; each has its event, which says whether it was cancelled or
  * how it went. EBADF: fd is not open and nothing is on it, or no such volume. EINVAL: other flags. */
 int uaio_cancel_fd(uaio_context_t context, int fd, unsigned flags);
