@@ -8,6 +8,7 @@ use std::time::Duration;
 use uaio_core::Signal;
 
 use super::control::SigEvent;
+use crate::serve::process;
 
 /// `SIGEV_THREAD` of `<signal.h>`.
 const SIGEV_THREAD: i32 = 2;
@@ -184,11 +185,11 @@ impl Call {
                 return;
             }
             if errno != libc::EAGAIN || waited >= PATIENCE {
-                eprintln!(
-                    "uaio: no thread for SIGEV_THREAD after {} ms: {}",
+                process::say(format!(
+                    "uaio: no thread for SIGEV_THREAD after {} ms: {}\n",
                     waited.as_millis(),
                     std::io::Error::from_raw_os_error(errno)
-                );
+                ));
                 // SAFETY: it is from a box, and no thread has it.
                 drop(unsafe { Box::from_raw(argument) });
                 return;

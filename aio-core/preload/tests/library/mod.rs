@@ -1,7 +1,9 @@
 //! What the tests of the preloaded library share: the library, linked as `cargo ci preload` links it, and programs in C.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 /// A folder of this test's own.
@@ -29,13 +31,17 @@ pub(crate) fn library(name: &str) -> PathBuf {
     library
 }
 
-/// Compiles a program of this folder, with every warning an error.
+/// Compiles a program of this folder, with every warning an error; once for all tests of a process.
 pub(crate) fn compile(source: &str) -> PathBuf {
+    static COMPILED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let program = folder(source).join(source.trim_end_matches(".c"));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut cc = Command::new("cc");
-    cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread"]);
-    done(cc.arg(root.join("tests").join(source)).arg("-o").arg(&program));
+    let mut compiled = COMPILED.lock().unwrap();
+    if compiled.insert(program.clone()) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut cc = Command::new("cc");
+        cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread"]);
+        done(cc.arg(root.join("tests").join(source)).arg("-o").arg(&program));
+    }
     program
 }
 
