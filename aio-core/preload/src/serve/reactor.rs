@@ -46,6 +46,11 @@ pub(super) fn start(service: &'static Service) -> Result<(), EngineError> {
     thread.spawn(move || {
         // This thread waits for nobody, in a close least of all: it would be for itself.
         let _inside = Inside::enter();
+        // The thread that submits first may be bound to a processor, and never leave it to anybody.
+        let all = [u64::MAX; 16];
+        let mask = (&raw const all).expose_provenance();
+        let _ =
+            crate::real::raw(libc::SYS_sched_setaffinity, [0, size_of_val(&all), mask, 0, 0, 0]);
         match Reactor::new(service) {
             Ok(mut reactor) => {
                 drop(tell.send(Ok(())));
@@ -126,6 +131,18 @@ impl Reactor {
         engine
             .start(BELL, poll.into())
             .map_err(|refused| std::io::Error::from_raw_os_error(refused.reason.errno()))?;
+        // A filter may let the ring be made and not be entered.
+        let nop = HostRequest::from(HostOp::Nop);
+        let mut done = Vec::new();
+        if engine.start(Token { slot: 0, generation: 0 }, nop).is_ok() {
+            engine.commit_and_wait(Duration::from_secs(1));
+            engine.poll(1, &mut done);
+        }
+        match done.pop().map(|answer| answer.result) {
+            Some(Ok(_)) => {}
+            Some(Err(errno)) => return Err(std::io::Error::from(errno).into()),
+            None => return Err(std::io::Error::from_raw_os_error(libc::ETIMEDOUT).into()),
+        }
         crate::own::keep(service.bell.as_fd());
         crate::own::keep(engine.event_fd());
         Ok(Self {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uaio_driver::{Doorbell, Wake};
 
@@ -167,11 +167,10 @@ impl Service {
         self.last.store(ASKED, Ordering::SeqCst);
         self.bell.wake();
         let step = Duration::from_millis(10);
-        let mut waited = Duration::ZERO;
-        while self.last.load(Ordering::Acquire) != SETTLED && waited < most {
-            if futex::wait(&self.last, ASKED, step) == futex::Waited::TimedOut {
-                waited += step;
-            }
+        // A timer of the program's may interrupt each wait, so it is the clock that counts.
+        let until = Instant::now() + most;
+        while self.last.load(Ordering::Acquire) != SETTLED && Instant::now() < until {
+            futex::wait(&self.last, ASKED, step);
         }
     }
 
