@@ -100,7 +100,7 @@
 //! | what | asked for by | here | tests |
 //! |---|---|---|---|
 //! | submit and complete split | Bhattacharya 2003, LaHaise 2004 | [`Context::submit`], [`Event`] | `submit_and_complete_are_the_two_halves_of_every_operation`; the synchronous calls of [`Handle`] and [`Host::call`]: `tests/calls.rs` |
-//! | retry-based buffered I/O | *Filesystem AIO*, 2003, 2006 | reads and writes of a cached [`Handle`] | `submit_never_blocks`, `buffered_operations_that_need_the_device_never_block_the_submitter`, `writes_that_extend_and_allocate_on_a_file_never_block_the_submitter` |
+//! | retry-based buffered I/O | *Filesystem AIO*, 2003, 2006 | reads and writes of a cached [`Handle`] | `submit_never_blocks`, `buffered_operations_that_need_the_device_never_block_the_submitter`, `writes_that_extend_and_allocate_on_a_file_never_block_the_submitter`; `a_retry_does_strictly_less_each_time` of the cache |
 //! | fsync, fdatasync, range sync | *aio_fsync* 2004, 2006; LaHaise 2016; Hellwig 2018 | [`Iocb::fsync`], [`Iocb::fdatasync`], [`Iocb::sync_range`]; for the host [`host`] | `many_syncs_at_once_share_one_flush`, `a_file_is_made_stable_as_a_whole_and_by_range` |
 //! | minimum, maximum, timeout | io_getevents(2) | [`Context::get_events`] | `get_events_keeps_to_min_max_and_timeout`, `tests/ends.rs`, `every_event_reaches_exactly_one_of_many_waiting_threads` |
 //! | the first, all, m of n, over several contexts | aio_suspend(3); Drepper 2007 (m of n) | [`suspend()`] | `suspend_waits_for_the_first_for_m_of_n_and_for_all_over_several_contexts`, `suspend_spans_contexts_of_several_reactors`, `many_threads_wait_for_one_context_each_for_its_own`, `tests/watch_loom.rs` |

@@ -351,6 +351,32 @@ fn submit_all_takes_as_many_as_there_is_room_for() {
 
 /// Threads that wait on one context, each for a number of its own, and threads that submit: every
 /// event goes to exactly one of them, and nobody is forgotten. With and without a thread that turns.
+/// Of reads and writes of a volume; those of the host are in `host_cancel.rs`.
+#[test]
+fn ten_thousand_requests_are_in_flight_on_a_volume_at_once() {
+    const COUNT: usize = 10_000;
+    let options = VolumeOptions { inbox: COUNT, ..options() };
+    let stack = stack(64, options);
+    let handle = stack.volume.open(OpenOptions::default());
+    let context = stack.reactor.context(ContextOptions::events(COUNT)).unwrap();
+    stack.gate.stick(true);
+    for id in 0..COUNT as u64 {
+        // Each of a page of its own, up and down the volume, until it begins again: nothing to be cached.
+        let offset = id * 37 % (SIZE / PAGE as u64) * PAGE as u64;
+        let iocb = match id % 4 {
+            0 => Iocb::pwrite(&handle, offset, vec![1; PAGE]),
+            _ => Iocb::pread(&handle, offset, vec![0; PAGE]),
+        };
+        context.submit(iocb.with_user_data(id)).unwrap();
+    }
+    assert!(context.outstanding() > COUNT * 9 / 10, "{} are in flight", context.outstanding());
+    stack.gate.stick(false);
+    let mut events = Vec::new();
+    assert_eq!(context.get_events(COUNT, COUNT, &mut events, None), Ok(COUNT));
+    assert_eq!(names(&events), (0..COUNT as u64).collect::<Vec<_>>());
+    assert!(events.iter().all(|event| event.result == Ok(PAGE)));
+}
+
 #[test]
 fn every_event_reaches_exactly_one_of_many_waiting_threads() {
     const EACH: u64 = 2000;

@@ -120,6 +120,39 @@ fn a_full_cache_reads_nothing_around() {
     assert_eq!(rig.cache.stats().readahead, 0);
 }
 
+/// Ranges that overlap are read by many at once, each of whom waits for pages of the others, is woken and goes on.
+/// What was asked for is not asked for again, whatever the order in which the device answers.
+#[test]
+fn a_retry_does_strictly_less_each_time() {
+    for seed in 0..200 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut rig = Rig::seeded(1 << 20, CacheOptions::frames(1024), seed);
+        let slow = random.u64(0..200) * 8;
+        let fault = Fault::new(FaultOn::Reads, Effect::Slow { steps: random.u32(1..60) });
+        rig.device.set_fault(fault.at(slow..slow + random.u64(8..400)));
+        let mut lens = Vec::new();
+        for id in 0..random.u64(2..16) {
+            let from = random.u64(0..250);
+            let pages = random.u64(1..=(256 - from).min(40));
+            let lane = random.usize(0..2);
+            rig.start_on(lane, id, READ, from * PAGE, vec![1; (pages * PAGE) as usize]);
+            lens.push((pages * PAGE) as usize);
+            if random.bool() {
+                rig.turn_lanes();
+            }
+        }
+        for (id, len) in lens.into_iter().enumerate() {
+            assert_eq!(rig.wait(id as u64), (Ok(()), vec![0; len]), "seed {seed}, read {id}");
+        }
+        rig.turns(100);
+        let mut seen = [0; 256];
+        for (from, to) in pages_read(&rig) {
+            (from..to).for_each(|page| seen[page as usize] += 1);
+        }
+        assert!(seen.iter().all(|count| *count <= 1), "seed {seed}: a page was read twice");
+    }
+}
+
 /// A command takes a while, and the lane has room for four: the rest is asked for by a later read.
 #[test]
 fn what_could_not_be_read_around_at_once_is_asked_for_again() {
