@@ -529,7 +529,7 @@ mod tests {
     use crate::host::HostOp;
     use crate::hosted::HostOptions;
     use crate::reactor::Reactor;
-    use crate::volume::{OpenOptions, VolumeOptions};
+    use crate::volume::{OpenOptions, Volume, VolumeOptions};
 
     /// A thread that ends its call may be preempted when it has given the queue back, and another call
     /// may have it then.
@@ -556,14 +556,19 @@ mod tests {
         assert_eq!(taken, Some(5), "the event is the next call's");
     }
 
-    /// What is answered at once has nothing to be told to a device, and nobody is to be woken for it.
-    #[test]
-    fn a_cached_write_wakes_no_thread() {
+    fn volume_in_memory() -> (Reactor, Volume) {
         let pool = DmaPool::new(PoolOptions::frames(128)).unwrap();
         let device = Arc::new(RamDevice::new(1 << 20, 4096, pool).unwrap());
         let cache = Cache::new(device, CacheOptions::frames(64)).unwrap();
         let reactor = Reactor::new(Arc::new(SystemClock::new())).unwrap();
         let volume = reactor.attach(cache, VolumeOptions::default()).unwrap();
+        (reactor, volume)
+    }
+
+    /// What is answered at once has nothing to be told to a device, and nobody is to be woken for it.
+    #[test]
+    fn a_cached_write_wakes_no_thread() {
+        let (reactor, volume) = volume_in_memory();
         let handle = volume.open(OpenOptions::default());
         let context = reactor.context(ContextOptions::events(4)).unwrap();
         std::thread::scope(|threads| {
@@ -591,11 +596,7 @@ mod tests {
     /// As below, over a device that asks for no turn because of what it has not been told of.
     #[test]
     fn what_a_batch_could_not_commit_reaches_a_device_that_asks_for_nothing() {
-        let pool = DmaPool::new(PoolOptions::frames(128)).unwrap();
-        let device = Arc::new(RamDevice::new(1 << 20, 4096, pool).unwrap());
-        let cache = Cache::new(device, CacheOptions::frames(64)).unwrap();
-        let reactor = Reactor::new(Arc::new(SystemClock::new())).unwrap();
-        let volume = reactor.attach(cache, VolumeOptions::default()).unwrap();
+        let (reactor, volume) = volume_in_memory();
         let handle = volume.open(OpenOptions::default());
         let context = reactor.context(ContextOptions::events(1)).unwrap();
         std::thread::scope(|threads| {

@@ -53,8 +53,8 @@ fn close_but_ours(first: c_uint, last: c_uint, flags: c_int) -> Result<usize, i3
     else {
         return raw(first, last);
     };
-    // Numbers share counters, so a lap of them shows all that anything is in progress on; ours are below that, too.
-    let most = first.saturating_add(service.guard.lap()).max(own::END).min(c_int::MAX as c_uint);
+    // Each number itself, for the reactor is asked for what was submitted on it; beyond these there is nothing.
+    let most = service.guard.highest().max(own::END);
     let mut from = first;
     for number in first..=last.min(most) {
         if !may_change(number.cast_signed()) {

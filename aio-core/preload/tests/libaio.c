@@ -612,6 +612,43 @@ static void numbers(void)
 	IS(0, destroy(context), "destroy after numbers");
 }
 
+/* A range of numbers is closed that begins far below the one that is written to: what waits for its turn goes first. */
+static void high_numbers(void)
+{
+	struct rlimit before, raised;
+	getrlimit(RLIMIT_NOFILE, &before);
+	raised = (struct rlimit){ before.rlim_max, before.rlim_max };
+	setrlimit(RLIMIT_NOFILE, &raised);
+	aio_context_t context = context_of(64);
+	char path[256], data[64];
+	snprintf(path, sizeof path, "%s.high", file_path);
+	memset(data, 'h', sizeof data);
+	int lost = 0;
+	for (int round = 0; round < 20; round++) {
+		int low = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
+		int fd = fcntl(low, F_DUPFD, 6000);
+		close(low);
+		if (fd < 0)
+			break; /* It may not have so many. */
+		struct iocb iocbs[32], *list[32];
+		struct io_event events[32];
+		for (int at = 0; at < 32; at++) {
+			iocbs[at] = iocb_of(IOCB_CMD_PWRITE, fd, data, sizeof data, 0);
+			list[at] = &iocbs[at];
+		}
+		int taken = submit(context, 32, list);
+		close_range(1000, 7000, 0);
+		int came = taken > 0 ? getevents(context, taken, 32, events, NULL) : 0;
+		lost += taken != 32 || came != 32;
+		for (int at = 0; at < came; at++)
+			lost += events[at].res != 64;
+	}
+	IS(0, lost, "what was submitted on a number above the first of a range that is closed is written");
+	unlink(path);
+	IS(0, destroy(context), "destroy after high numbers");
+	setrlimit(RLIMIT_NOFILE, &before);
+}
+
 /* A child of vfork shares the memory, and closes numbers of its own; a stream closes its number without calling close;
    a daemon closes all numbers; a program that becomes another has written what it submitted. */
 static void others_that_close(void)
@@ -909,6 +946,7 @@ int main(int count, char **arguments)
 	polls();
 	notices();
 	numbers();
+	high_numbers();
 	others_that_close();
 	threads();
 	children();

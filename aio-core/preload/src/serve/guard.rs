@@ -57,6 +57,7 @@ impl Drop for Inside {
 #[derive(Debug)]
 pub(crate) struct Guard {
     unanswered: Box<[AtomicU32]>,
+    highest: AtomicU32,
     /// How many of `closes` are taken.
     closing: AtomicUsize,
     /// Zero, or 1 + a number that somebody waits to close, or [`CLAIMED`].
@@ -70,7 +71,8 @@ impl Guard {
     pub(crate) fn new() -> Self {
         let unanswered = (0..COUNTERS).map(|_| AtomicU32::new(0)).collect();
         let closes = std::array::from_fn(|_| AtomicU32::new(0));
-        Self { unanswered, closing: AtomicUsize::new(0), closes }
+        let highest = AtomicU32::new(0);
+        Self { unanswered, highest, closing: AtomicUsize::new(0), closes }
     }
 
     fn counter(&self, fd: RawFd) -> &AtomicU32 {
@@ -81,6 +83,10 @@ impl Guard {
     pub(crate) fn hold(&self, fd: RawFd) {
         // Relaxed: the program's own order of submit and close makes it visible.
         self.counter(fd).fetch_add(1, Ordering::Relaxed);
+        let number = fd.max(0).cast_unsigned();
+        if self.highest.load(Ordering::Relaxed) < number {
+            self.highest.fetch_max(number, Ordering::Relaxed);
+        }
     }
 
     /// One is answered.
@@ -88,9 +94,9 @@ impl Guard {
         self.counter(fd).fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many numbers have counters of their own; further ones share them.
-    pub(crate) fn lap(&self) -> u32 {
-        COUNTERS as u32
+    /// The highest number that anything was ever submitted on.
+    pub(crate) fn highest(&self) -> u32 {
+        self.highest.load(Ordering::Relaxed)
     }
 
     /// Whether nothing on this number is unanswered, and it can be closed as it is.
